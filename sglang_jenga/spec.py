@@ -1,0 +1,99 @@
+"""What a pool is made of: layer groups, and the plan that cuts bytes into large and small pages.
+
+Stdlib only, numbers only: no torch, no SGLang. Everything else (planner, allocator, pool, trees)
+speaks in these terms.
+
+Vocabulary (one meaning each, everywhere in this project):
+
+    entry        one token's bytes over all layers of a group (state group: one request's state)
+    small page   tokens_per_page entries of one group
+    large page   a common multiple of every group's small page; bound to one group at a time
+    slot         SGLang's address of one token in a group's view: small_id * tokens_per_page + offset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LayerType = Literal["full", "window", "state", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers of one type and one per-token size; they share small-page ids.
+
+    ``entry_bytes`` is unpadded: the sum over the group's layers of one token's K and V bytes, or of
+    one request's state for a ``state`` group (whose ``tokens_per_page`` is 1). ``window`` is the
+    number of tokens a ``window`` layer sees, the current one included, and None otherwise.
+    """
+
+    layer_type: LayerType
+    layer_ids: tuple[int, ...]
+    entry_bytes: int
+    tokens_per_page: int = 1
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layer_ids:
+            raise ValueError(f"a {self.layer_type} group needs at least one layer, got none")
+        if self.entry_bytes <= 0 or self.tokens_per_page <= 0:
+            raise ValueError(
+                f"entry_bytes and tokens_per_page must be positive, got {self.entry_bytes} and "
+                f"{self.tokens_per_page}"
+            )
+        if (self.window is not None) != (self.layer_type == "window"):
+            raise ValueError(f"a {self.layer_type} group cannot have window={self.window}")
+        if self.layer_type == "state" and self.tokens_per_page != 1:
+            raise ValueError("a state group has one entry per small page")
+
+    @property
+    def label(self) -> str:
+        """Name for logs and tables: ``full``, ``window(1024)``, ``state``."""
+        return f"window({self.window})" if self.window is not None else self.layer_type
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """A group inside a pool. Ids of its small pages run over the whole buffer.
+
+    Invariant: ``smalls_per_large * small_page_bytes == PoolPlan.large_page_bytes``.
+    """
+
+    group: LayerGroup
+    padded_entry_bytes: int
+    smalls_per_large: int
+
+    @property
+    def small_page_bytes(self) -> int:
+        return self.padded_entry_bytes * self.group.tokens_per_page
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of an entry that holds nothing, in [0, 1)."""
+        return 1 - self.group.entry_bytes / self.padded_entry_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """One buffer of ``num_large`` large pages. Large page 0 holds every group's null page (id 0).
+
+    The allocator hands out large pages ``1 .. num_large - 1`` only, so small ids
+    ``0 .. smalls_per_large - 1`` of every group are padding sinks and never owned.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    large_page_bytes: int
+    num_large: int
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.large_page_bytes * self.num_large
+
+    def num_small(self, group_id: int) -> int:
+        """Length of the id space of a group, the null page included."""
+        return self.num_large * self.groups[group_id].smalls_per_large
+
+    def num_slots(self, group_id: int) -> int:
+        """Rows of the group's view: one per token of every small id."""
+        return self.num_small(group_id) * self.groups[group_id].group.tokens_per_page
