@@ -76,10 +76,13 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """One buffer of ``num_large`` large pages. Large page 0 holds every group's null page (id 0).
+    """One buffer of ``num_large`` large pages.
 
-    The allocator hands out large pages ``1 .. num_large - 1`` only, so small ids
-    ``0 .. smalls_per_large - 1`` of every group are padding sinks and never owned.
+    Small id 0 of every group is its null page, the padding sink of CUDA graphs, and all of them
+    start at byte 0. Large page 0 is therefore bound for life to ``null_group``; only its first
+    ``null_smalls`` small pages, which overlap some group's null page, are never handed out:
+
+        null_smalls * small_page_bytes(null_group) >= max(small_page_bytes of all groups)
     """
 
     groups: tuple[GroupPlan, ...]
@@ -89,6 +92,18 @@ class PoolPlan:
     @property
     def pool_bytes(self) -> int:
         return self.large_page_bytes * self.num_large
+
+    @property
+    def null_group(self) -> int:
+        """Group that large page 0 belongs to: the smallest small page loses the fewest bytes."""
+        sizes = [group.small_page_bytes for group in self.groups]
+        return sizes.index(min(sizes))
+
+    @property
+    def null_smalls(self) -> int:
+        """Small pages of ``null_group`` at the start of large page 0 that are never handed out."""
+        null_bytes = max(group.small_page_bytes for group in self.groups)
+        return -(-null_bytes // self.groups[self.null_group].small_page_bytes)
 
     def num_small(self, group_id: int) -> int:
         """Length of the id space of a group, the null page included."""

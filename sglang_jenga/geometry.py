@@ -1,0 +1,105 @@
+"""SGLang's view of a model turned into layer groups, and the bytes its user asked for.
+
+The only reader of SGLang's ModelConfig for the pool; the planner does the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sglang.srt.runtime_context import get_parallel, get_schedule
+
+from sglang_jenga.planner import PoolTooSmallError, larges_for_requests, plan_pool
+from sglang_jenga.pool import HeadShape
+from sglang_jenga.spec import LayerGroup, PoolPlan
+
+
+class Geometry(NamedTuple):
+    """Layer groups of one rank and, per group, the heads of one layer."""
+
+    groups: tuple[LayerGroup, ...]
+    heads: tuple[HeadShape, ...]
+
+
+def geometry_of(configurator: Any) -> Geometry:
+    """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for."""
+    model, layers = configurator.model_config, configurator.layer_info
+    tp = get_parallel().attn_tp_size
+    itemsize = configurator.kv_cache_dtype.itemsize
+    page_size = configurator.pool_page_size
+    full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
+    if not configurator.is_hybrid_swa:
+        ids = tuple(range(layers.num_effective_layers))
+        return Geometry(
+            (LayerGroup("full", ids, full.entry_bytes(len(ids), itemsize), page_size),), (full,)
+        )
+    window = HeadShape(model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim)
+    full_ids = tuple(layers.full_attention_layer_ids)
+    window_ids = tuple(layers.swa_attention_layer_ids)
+    if not full_ids:
+        raise ValueError(
+            "--memory-backend jenga needs at least one full-attention layer and this model has "
+            "window layers only; drop --memory-backend jenga"
+        )
+    return Geometry(
+        (
+            LayerGroup("full", full_ids, full.entry_bytes(len(full_ids), itemsize), page_size),
+            LayerGroup(
+                "window",
+                window_ids,
+                window.entry_bytes(len(window_ids), itemsize),
+                page_size,
+                # SGLang's number excludes the current token.
+                configurator.sliding_window_size + 1,
+            ),
+        ),
+        (full, window),
+    )
+
+
+def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) -> int:
+    """Bytes that ``--max-total-tokens num_tokens`` takes in stock SGLang for this model.
+
+    Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
+    stores as full KV, gives every layer a row for every token.
+    """
+    total = 0
+    page_size = geometry.groups[0].tokens_per_page
+    for group in geometry.groups:
+        tokens = num_tokens // page_size * page_size
+        if group.layer_type == "window" and stock_is_hybrid:
+            ratio = get_schedule().swa_full_tokens_ratio
+            tokens = int(tokens * ratio) // page_size * page_size
+        total += (tokens + page_size) * group.entry_bytes
+    return total
+
+
+def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
+    """The pool's plan, or one line that says what the smallest request would need."""
+    # A prompt of one page, and a page to answer into.
+    smallest = 2 * geometry.groups[0].tokens_per_page
+    try:
+        return plan_pool(geometry.groups, pool_bytes, max_request_tokens=smallest)
+    except PoolTooSmallError as error:
+        raise PoolTooSmallError(
+            f"--memory-backend jenga: {error}; raise --mem-fraction-static or --max-total-tokens"
+        ) from error
+
+
+def longest_request(plan: PoolPlan) -> int:
+    """Tokens, prompt and answer, of the longest single request the empty pool can hold."""
+    if len(plan.groups) == 1:
+        item = plan.groups[0]
+        smalls = plan.num_large * item.smalls_per_large - plan.null_smalls
+        return smalls * item.group.tokens_per_page
+    low, high = 0, plan.num_slots(0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        # One page more in each group: what SGLang's admission sets aside for alignment.
+        padded = middle + plan.groups[0].group.tokens_per_page
+        if sum(larges_for_requests(plan, 1, padded)) <= plan.num_large:
+            low = middle
+        else:
+            high = middle - 1
+    page_size = plan.groups[0].group.tokens_per_page
+    return low // page_size * page_size

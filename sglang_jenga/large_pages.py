@@ -1,0 +1,173 @@
+"""First level: which large pages are empty, and which group each other one is bound to.
+
+Knows counts, never which small page is where. All of it is host memory; ids are plain integers and
+every choice is a function of the calls made so far, so tensor-parallel ranks stay in step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sglang_jenga.spec import PoolPlan
+
+UNBOUND = -1
+
+
+class LargePages:
+    """State of every large page. For a large page bound to a group with ``k`` small pages in it:
+
+        1 <= used + cached <= k            used: a running request holds the small page
+        empty smalls = k - used - cached   cached: only the prefix cache holds it (evictable)
+
+    and over the pool:
+
+        num_empty == count(owner == UNBOUND)
+        num_idle  == count(owner != UNBOUND and used == 0)            eviction alone can empty it
+        slack[g]  == sum(k - used for large pages of g with used > 0)  obtainable without a new one
+        free[g]   == sum(k - used - cached for large pages of g)       obtainable without evicting
+
+        large 0 [0 A A . . .]   group A, k = 6: null page, two used, three empty   slack 3, free 3
+        large 1 [b b]           group B, k = 2: both cached                        idle
+        large 2                 empty
+    """
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.smalls = [group.smalls_per_large for group in plan.groups]
+        num_groups = len(self.smalls)
+        self.owner = np.full(plan.num_large, UNBOUND, dtype=np.int8)
+        self.used = np.zeros(plan.num_large, dtype=np.int32)
+        self.cached = np.zeros(plan.num_large, dtype=np.int32)
+        self.num_idle = 0
+        self.slack = [0] * num_groups
+        self.free = [0] * num_groups
+        # Empty large pages, a stack: its top is handed out first, lowest ids first after a reset.
+        self._stack = np.arange(plan.num_large - 1, -1, -1, dtype=np.int64)
+        self.num_empty = plan.num_large
+        self.partial = [PartlyFilled(k) for k in self.smalls]
+        self._bind_null(plan.null_group, plan.null_smalls)
+
+    def _bind_null(self, group_id: int, null_smalls: int) -> None:
+        large_id = int(self.take_empty(group_id, 1)[0])
+        assert large_id == 0
+        self.fill(group_id, large_id, null_smalls)
+
+    def take_empty(self, group_id: int, count: int) -> np.ndarray:
+        """Bind ``count`` empty large pages to a group; they hold nothing yet, so fill them next."""
+        assert count <= self.num_empty
+        self.num_empty -= count
+        large_ids = self._stack[self.num_empty : self.num_empty + count][::-1].copy()
+        self.owner[large_ids] = group_id
+        return large_ids
+
+    def fill_whole(self, group_id: int, large_ids: np.ndarray) -> None:
+        """Every small page of these freshly bound large pages becomes used."""
+        self.used[large_ids] = self.smalls[group_id]
+
+    def fill(self, group_id: int, large_id: int, count: int) -> None:
+        """``count`` empty small pages of one large page, bound to this group, become used."""
+        k = self.smalls[group_id]
+        used, cached = int(self.used[large_id]), int(self.cached[large_id])
+        occupied = used + cached
+        assert 0 < count <= k - occupied
+        self.used[large_id] = used + count
+        if used:
+            self.slack[group_id] -= count
+        else:
+            self.slack[group_id] += k - count
+            self.num_idle -= occupied > 0
+        # A large page with nothing in it was not counted in free before this call.
+        self.free[group_id] += (k if occupied == 0 else 0) - count
+        self.partial[group_id].move(large_id, occupied, occupied + count)
+
+    def change(
+        self, group_id: int, large_ids: np.ndarray, used: np.ndarray, cached: np.ndarray
+    ) -> None:
+        """Add ``used[i]`` and ``cached[i]`` (both may be negative) to ``large_ids[i]``, all distinct.
+
+        A large page left with nothing in it is unbound and becomes empty at once.
+        """
+        k = self.smalls[group_id]
+        old_used, old_cached = self.used[large_ids], self.cached[large_ids]
+        new_used, new_cached = old_used + used, old_cached + cached
+        old, new = old_used + old_cached, new_used + new_cached
+        assert (new_used >= 0).all() and (new_cached >= 0).all() and (new <= k).all()
+        self.used[large_ids], self.cached[large_ids] = new_used, new_cached
+
+        self.slack[group_id] += int(
+            ((k - new_used) * (new_used > 0)).sum() - ((k - old_used) * (old_used > 0)).sum()
+        )
+        self.num_idle += int(
+            ((new_used == 0) & (new > 0)).sum() - ((old_used == 0) & (old > 0)).sum()
+        )
+        emptied = new == 0
+        self.free[group_id] += int((old - new).sum()) - k * int(emptied.sum())
+        if k > 1:
+            self.partial[group_id].move_many(large_ids, old, new)
+        if emptied.any():
+            self._unbind(large_ids[emptied])
+
+    def _unbind(self, large_ids: np.ndarray) -> None:
+        self.owner[large_ids] = UNBOUND
+        self._stack[self.num_empty : self.num_empty + large_ids.size] = large_ids
+        self.num_empty += large_ids.size
+
+    def check(self) -> None:
+        """Recount every counter from the per-page state. O(pool), for tests and debugging."""
+        occupied = self.used + self.cached
+        bound = self.owner != UNBOUND
+        assert (bound == (occupied > 0)).all(), "a large page is bound exactly while it holds some"
+        stacked = self._stack[: self.num_empty]
+        assert np.array_equal(np.sort(stacked), np.flatnonzero(~bound)), "lost an empty large page"
+        assert self.num_idle == int((bound & (self.used == 0)).sum())
+        for group_id, k in enumerate(self.smalls):
+            mine = self.owner == group_id
+            assert (occupied[mine] <= k).all()
+            assert self.free[group_id] == int((k - occupied)[mine].sum())
+            assert self.slack[group_id] == int((k - self.used)[mine & (self.used > 0)].sum())
+            self.partial[group_id].check(
+                {int(i): int(occupied[i]) for i in np.flatnonzero(mine & (occupied < k))}
+            )
+
+
+class PartlyFilled:
+    """Large pages of one group that have both filled and empty small pages, by how full they are.
+
+    O(1) per move and per look-up of the fullest (the order inside one fill level is last in, first
+    out). With one small page per large page there are none.
+    """
+
+    def __init__(self, smalls_per_large: int) -> None:
+        self._k = smalls_per_large
+        self._level: list[dict[int, None]] = [{} for _ in range(smalls_per_large + 1)]
+        self._levels_in_use = 0  # bit i: level i is not empty
+
+    def fullest(self) -> int | None:
+        """Large id of the fullest partly filled large page, None if there is none."""
+        if not self._levels_in_use:
+            return None
+        return next(reversed(self._level[self._levels_in_use.bit_length() - 1]))
+
+    def move(self, large_id: int, old: int, new: int) -> None:
+        """The occupancy of a large page went from ``old`` to ``new`` small pages."""
+        if old == new:
+            return
+        if 0 < old < self._k:
+            level = self._level[old]
+            del level[large_id]
+            if not level:
+                self._levels_in_use ^= 1 << old
+        if 0 < new < self._k:
+            self._level[new][large_id] = None
+            self._levels_in_use |= 1 << new
+
+    def move_many(self, large_ids: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        for large_id, before, after in zip(
+            large_ids.tolist(), old.tolist(), new.tolist(), strict=True
+        ):
+            self.move(large_id, before, after)
+
+    def check(self, expected: dict[int, int]) -> None:
+        found = {i: fill for fill, level in enumerate(self._level) for i in level}
+        assert found == expected, f"partly filled pages {found}, expected {expected}"
+        bits = sum(1 << fill for fill, level in enumerate(self._level) if level)
+        assert bits == self._levels_in_use

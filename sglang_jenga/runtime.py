@@ -1,0 +1,226 @@
+"""Where our pools, allocator and cache take the place of SGLang's, in the scheduler process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
+from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule
+
+from sglang_jenga import flags, window_models
+from sglang_jenga.allocator import Allocator
+from sglang_jenga.geometry import (
+    Geometry,
+    geometry_of,
+    longest_request,
+    pinned_bytes,
+    plan_for,
+)
+from sglang_jenga.hooks import Hook
+from sglang_jenga.planner_report import capacity_rows, format_plan
+from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
+from sglang_jenga.token_allocator import (
+    JengaSWAAllocator,
+    JengaTokenAllocator,
+    PageTables,
+    Step,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def _config_from_budget(
+    original: Callable[..., Any],
+    self: Any,
+    budget_bytes: int,
+    *,
+    cap_tokens: int | None = None,
+) -> Any:
+    """Size the pool in bytes; SGLang's configurator would cut them in fixed parts."""
+    if not flags.is_on():
+        return original(self, budget_bytes, cap_tokens=cap_tokens)
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+    geometry = geometry_of(self)
+    pool_bytes = budget_bytes
+    wanted = min(
+        (cap for cap in (get_schedule().max_total_tokens, cap_tokens) if cap is not None),
+        default=None,
+    )
+    if wanted is not None:
+        pinned = pinned_bytes(geometry, wanted, stock_is_hybrid=_stock_is_hybrid(self))
+        if pinned > budget_bytes:
+            logger.warning(
+                "max_total_tokens=%d takes %d bytes in stock SGLang, more than the %d bytes "
+                "profiled; the profiled bytes are used",
+                wanted,
+                pinned,
+                budget_bytes,
+            )
+        pool_bytes = min(pinned, budget_bytes)
+    plan = plan_for(geometry, pool_bytes)
+    tokens = longest_request(plan)
+    return MemoryPoolConfig(
+        max_total_num_tokens=tokens,
+        full_max_total_num_tokens=tokens if self.is_hybrid_swa else None,
+        swa_max_total_num_tokens=plan.num_slots(1) if self.is_hybrid_swa else None,
+        # Read by SGLang's own unified pool only; it carries the budget to _init_pools.
+        unified_total_bytes=pool_bytes,
+    )
+
+
+def _stock_is_hybrid(configurator: Any) -> bool:
+    config = configurator.model_config
+    ours = window_models.window_layers(config.hf_config.architectures, config.hf_text_config)
+    return configurator.is_hybrid_swa and ours is None
+
+
+def _init_pools(
+    original: Callable[..., Any],
+    self: Any,
+    *,
+    sizes: Any,
+    req_to_token_pool: Any,
+    token_to_kv_pool_allocator: Any,
+) -> Any:
+    if not flags.is_on():
+        return original(
+            self,
+            sizes=sizes,
+            req_to_token_pool=req_to_token_pool,
+            token_to_kv_pool_allocator=token_to_kv_pool_allocator,
+        )
+    from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
+
+    geometry = geometry_of(self)
+    plan = plan_for(geometry, sizes.unified_total_bytes)
+    _log_plan(plan, sizes.max_total_num_tokens, self.model_config.context_len)
+    buffer = PoolBuffer(
+        plan, self.device, enable_memory_saver=get_exec().features.enable_memory_saver
+    )
+    rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
+    tables = PageTables(plan, *rows.req_to_token.shape)
+    kvcache = _build_kv_pool(self, buffer, geometry)
+    allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
+    allocator = allocator_class(
+        Allocator(plan),
+        tables,
+        kvcache,
+        dtype=self.kv_cache_dtype,
+        device=self.device,
+        max_tokens=sizes.max_total_num_tokens,
+    )
+    return _InitializedPools(
+        req_to_token_pool=rows,
+        token_to_kv_pool=kvcache,
+        token_to_kv_pool_allocator=allocator,
+        unified_memory_pool=buffer,  # SGLang keeps this alive with the model runner
+    )
+
+
+def _build_kv_pool(configurator: Any, buffer: PoolBuffer, geometry: Geometry) -> Any:
+    alt_stream = not get_disagg().enable_pdmux
+    dtype = configurator.kv_cache_dtype
+    if configurator.is_hybrid_swa:
+        return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
+    return JengaMHAPool(
+        buffer,
+        0,
+        geometry.heads[0],
+        dtype,
+        start_layer=configurator.layer_info.start_layer,
+        end_layer=configurator.layer_info.end_layer,
+        enable_alt_stream=alt_stream,
+    )
+
+
+def _log_plan(plan: Any, longest: int, context_len: int) -> None:
+    text = format_plan(plan, capacity_rows(plan))
+    logger.info("jenga %s", text.replace("\n", "\njenga "))
+    if longest < context_len:
+        logger.warning(
+            "jenga: the pool holds one request of at most %d tokens, the model's context is %d",
+            longest,
+            context_len,
+        )
+
+
+def _is_ours(allocator: Any) -> bool:
+    return isinstance(allocator, (JengaTokenAllocator, JengaSWAAllocator))
+
+
+def _configure(result: Any, self: Any, **_: Any) -> None:
+    """Last line of defence: under the flag, nothing but our pools may serve."""
+    if flags.is_on() and not _is_ours(result.token_to_kv_pool_allocator):
+        raise RuntimeError(
+            "--memory-backend jenga is set but SGLang built "
+            f"{type(result.token_to_kv_pool_allocator).__name__}; refusing to serve with it"
+        )
+
+
+def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not _is_ours(allocator):
+        return original(batch)
+    starts = list(batch.prefix_lens)
+    ends = [start + count for start, count in zip(starts, batch.extend_lens, strict=True)]
+    fresh = [not req.kv.holds_kv for req in batch.reqs]
+    with allocator.allocating(Step(batch.reqs, starts, ends, fresh)):
+        return original(batch)
+
+
+def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not _is_ours(allocator):
+        return original(batch, token_per_req)
+    starts = [req.kv.kv_allocated_len for req in batch.reqs]
+    ends = [start + token_per_req for start in starts]
+    with allocator.allocating(Step(batch.reqs, starts, ends, [False] * len(starts))):
+        return original(batch, token_per_req)
+
+
+def register_cache_backend() -> None:
+    """Make ``radix_cache_backend="jenga"`` known. The name is the guard: SGLang stops at a name
+    nobody registered, so a process without this plugin cannot serve under the flag."""
+    register_radix_cache_backend("jenga", _build_tree_cache)
+
+
+def _build_tree_cache(context: TreeCacheBuildContext) -> BasePrefixCache:
+    from sglang_jenga.tree_cache import JengaRadixCache
+
+    allocator = context.params.token_to_kv_pool_allocator
+    if not _is_ours(allocator):
+        raise RuntimeError(
+            f"the jenga radix cache needs the jenga pool, got {type(allocator).__name__}; "
+            "use --memory-backend jenga instead of --radix-cache-backend jenga"
+        )
+    return JengaRadixCache(context.params)
+
+
+_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+_ALLOCATION = "sglang.srt.mem_cache.allocation"
+HOOKS = (
+    Hook(
+        f"{_CONFIGURATOR}.config_from_budget",
+        "around",
+        "(self, budget_bytes, *, cap_tokens)",
+        _config_from_budget,
+    ),
+    Hook(
+        f"{_CONFIGURATOR}._init_pools",
+        "around",
+        "(self, *, sizes, req_to_token_pool, token_to_kv_pool_allocator)",
+        _init_pools,
+    ),
+    Hook(f"{_CONFIGURATOR}.configure", "after", "(self, *, pre_model_load_memory)", _configure),
+    Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
+    Hook(
+        f"{_ALLOCATION}.alloc_for_decode_default",
+        "around",
+        "(batch, token_per_req)",
+        _alloc_for_decode,
+    ),
+)

@@ -1,0 +1,417 @@
+"""SGLang's allocator face: tokens and slots on its side, small pages on ours.
+
+What every request holds is known on the host, from `PageTables`; the device gets copies. No method
+that a running step calls reads a device tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.prefill_budget import SharedSWAPrefillBudget, estimate_swa_kv_tokens
+from sglang.srt.utils.common import is_pin_memory_available
+
+from sglang_jenga.allocator import Allocator
+from sglang_jenga.spec import PoolPlan
+
+FULL, WINDOW = 0, 1
+
+
+class PageTables:
+    """Host mirror of ``req_to_token``: per group ``[num_rows, pages]`` small ids, int32.
+
+    Untouched rows cost address space only.
+    """
+
+    def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
+        self.tokens_per_page = plan.groups[FULL].group.tokens_per_page
+        pages = -(-max_tokens // self.tokens_per_page)
+        self.rows = [np.zeros((num_rows, pages), dtype=np.int32) for _ in plan.groups]
+
+    def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """Small ids of the pages that hold positions ``[start, end)`` of a row."""
+        step = self.tokens_per_page
+        return self.rows[group_id][row, start // step : -(-end // step)]
+
+    def slots(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """SGLang's slots of positions ``[start, end)``, int64."""
+        return expand(self.pages(group_id, row, start, end), self.tokens_per_page)[
+            start % self.tokens_per_page :
+        ][: end - start]
+
+
+def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
+    """All slots of small pages, in order, int64."""
+    ids = small_ids.astype(np.int64)
+    if tokens_per_page == 1:
+        return ids
+    return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
+
+
+@dataclass(slots=True)
+class Step:
+    """What one SGLang batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``."""
+
+    reqs: Sequence[Any]
+    starts: list[int]
+    ends: list[int]
+    # Requests without a row yet: their matched prefix enters the page tables with this step.
+    fresh: list[bool]
+
+    def pages(self, tokens_per_page: int) -> list[int]:
+        """New small pages per request; the same number in every attention group."""
+        if tokens_per_page == 1:
+            return [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+        return [
+            -(-end // tokens_per_page) - -(-start // tokens_per_page)
+            for start, end in zip(self.starts, self.ends, strict=True)
+        ]
+
+
+class _JengaAllocator:
+    """Common to dense and hybrid models; mixed into SGLang's allocator base classes.
+
+    SGLang asks for tokens without saying whose. The hooks around its two allocation functions put
+    the batch into ``step`` first, so demands are exact and requests have names.
+    """
+
+    def _setup(
+        self,
+        core: Allocator,
+        tables: PageTables,
+        kvcache: Any,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        max_tokens: int,
+    ) -> None:
+        self.core = core
+        self.tables = tables
+        self.page_size = tables.tokens_per_page
+        self.dtype = dtype
+        self.device = device
+        self.max_tokens = max_tokens
+        self.need_sort = False
+        self.free_pages = self.release_pages = self.free_group = None
+        self._kvcache = kvcache
+        self._step: Step | None = None
+        self._num_groups = len(core.plan.groups)
+
+    # ---- capacity ---------------------------------------------------------------------------
+
+    def need(self, *tokens: int) -> list[int]:
+        """Tokens per group to small pages per group; one number means the same for all."""
+        if len(tokens) == 1:
+            tokens *= self._num_groups
+        return [-(-int(count) // self.page_size) for count in tokens]
+
+    def available_size(self) -> int:
+        """Tokens that every group at once could take now, without evicting."""
+        low, high = 0, min(self.core.obtainable(group) for group in range(self._num_groups))
+        if self._num_groups == 1:
+            return high * self.page_size
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.core.fits_now([middle] * self._num_groups):
+                low = middle
+            else:
+                high = middle - 1
+        return low * self.page_size
+
+    def group_available(self, group_id: int) -> int:
+        """Tokens one group alone could take now."""
+        return self.core.obtainable(group_id) * self.page_size
+
+    def group_allocated(self, group_id: int) -> int:
+        """Tokens' worth of small pages handed out to requests or held by the cache."""
+        return (self.core.num_used[group_id] + self.core.num_cached[group_id]) * self.page_size
+
+    def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool:
+        """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
+        need = self.need(num_tokens)
+        if self._step is not None:
+            need = [sum(self._step.pages(self.page_size))] * self._num_groups
+        return self._make_room(tree_cache, need)
+
+    def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
+        if self.core.fits_now(need):
+            return True
+        if tree_cache is not None and tree_cache.supports_prefix_sharing():
+            tree_cache.evict_to_fit(need)
+        return self.core.fits_now(need)
+
+    def check_decode_capacity(
+        self,
+        *,
+        num_tokens: int,
+        tree_cache: Any,
+        requests: Sequence[Any] | None = None,
+        spec_algorithm: Any = None,
+    ) -> bool:
+        """Whether the next decode step fits; False makes SGLang retract a request and ask again."""
+        need = self.need(num_tokens)
+        if self.core.fits_now(need):
+            return True
+        if tree_cache.supports_swa():
+            # The step's own slide frees window pages; without it a full pool that only needs to
+            # slide would retract.
+            for req in requests or ():
+                if req.decode_batch_idx >= 1 and req.kv.holds_kv:
+                    tree_cache.evict_sliding_windows(req, req.seqlen - 1)
+        return self._make_room(tree_cache, need)
+
+    # ---- allocation -------------------------------------------------------------------------
+
+    @contextmanager
+    def allocating(self, step: Step) -> Iterator[None]:
+        """The calls of SGLang's allocation function for one batch happen inside."""
+        assert self._step is None, "two batches cannot be allocated at once"
+        self._step = step
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        return self._serve(need_size)
+
+    def alloc_extend(
+        self,
+        prefix_lens: Any,
+        prefix_lens_cpu: Any,
+        seq_lens: Any,
+        seq_lens_cpu: Any,
+        last_loc: Any,
+        extend_num_tokens: int,
+        num_new_pages: int | None = None,
+    ) -> torch.Tensor | None:
+        return self._serve(extend_num_tokens)
+
+    def alloc_decode(self, seq_lens: Any, seq_lens_cpu: Any, last_loc: Any) -> torch.Tensor | None:
+        return self._serve(len(seq_lens_cpu))
+
+    def _serve(self, num_tokens: int) -> torch.Tensor | None:
+        """Allocate the step in every group; slots of its tokens, ``[num_tokens]`` int64."""
+        step = self._step
+        if step is None:
+            raise RuntimeError(
+                "an allocation outside of SGLang's batch allocation functions has no request to "
+                "belong to; --memory-backend jenga does not carry the feature that made it"
+            )
+        rows = [req.kv.req_pool_idx for req in step.reqs]
+        counts = step.pages(self.page_size)
+        ids = self.core.alloc(rows, [counts] * self._num_groups)
+        if ids is None:
+            return None
+        self._enter_prefixes(step, rows)
+        slots = [
+            self._enter(group_id, step, rows, counts, ids[group_id])
+            for group_id in range(self._num_groups)
+        ]
+        assert slots[FULL].size == num_tokens
+        return self._publish(slots)
+
+    def _enter_prefixes(self, step: Step, rows: list[int]) -> None:
+        for req, row, start, fresh in zip(step.reqs, rows, step.starts, step.fresh, strict=True):
+            if fresh and start:
+                for group_id, table in enumerate(self.tables.rows):
+                    pages = self.prefix_pages(req, group_id)
+                    table[row, : pages.size] = pages
+
+    def _enter(
+        self, group_id: int, step: Step, rows: list[int], counts: list[int], ids: np.ndarray
+    ) -> np.ndarray:
+        """Write new pages into the page tables; slots of the step's tokens."""
+        table = self.tables.rows[group_id]
+        per_page = self.page_size
+        if len(rows) == len(ids) and per_page == 1:  # decode: one token, one small page each
+            table[rows, step.starts] = ids
+            return ids
+        at = 0
+        parts = []
+        for row, start, end, count in zip(rows, step.starts, step.ends, counts, strict=True):
+            first = -(-start // per_page)
+            table[row, first : first + count] = ids[at : at + count]
+            at += count
+            if per_page > 1:
+                parts.append(self.tables.slots(group_id, row, start, end))
+        return np.concatenate(parts) if per_page > 1 else ids
+
+    def prefix_pages(self, req: Any, group_id: int) -> np.ndarray:
+        """Small ids of the request's matched prefix; the tree cache knows them."""
+        return self.tree_cache.trees.pages_to(req.last_node, group_id)
+
+    def _publish(self, slots: list[np.ndarray]) -> torch.Tensor:
+        """The step's slots on the device, and what the kernels need to find the other groups'."""
+        return self.to_device(slots[FULL])
+
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if is_pin_memory_available(self.device):
+            tensor = tensor.pin_memory()  # an unpinned copy would wait for the forward in flight
+        return tensor.to(self.device, non_blocking=True)
+
+    # ---- release ----------------------------------------------------------------------------
+
+    def free_row_pages(self, group_id: int, row: int, start: int, end: int) -> None:
+        """A request gives up its own pages of positions ``[start, end)``; ``start`` is aligned."""
+        if end > start:
+            pages = self.tables.pages(group_id, row, start, end)
+            self.core.free(group_id, pages.astype(np.int64))
+
+    def free(self, free_index: torch.Tensor) -> None:
+        """SGLang's roll-back of a failed allocation: the step's pages go back.
+
+        Everything else is freed by row position, through the tree cache.
+        """
+        step = self._step
+        if step is None:
+            raise RuntimeError("slots are freed by row position under --memory-backend jenga")
+        for req, start, end in zip(step.reqs, step.starts, step.ends, strict=True):
+            first = -(-start // self.page_size) * self.page_size
+            for group_id in range(self._num_groups):
+                self.free_row_pages(group_id, req.kv.req_pool_idx, first, end)
+
+    def free_group_begin(self) -> None:
+        """Frees are host work and done at once; there is nothing to group."""
+
+    def free_group_end(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        self.core.clear()
+
+    def resize(self, config: Any) -> None:
+        raise RuntimeError("the jenga pool has one size for life")
+
+    def get_all_free_pages(self) -> None:
+        return None
+
+    def debug_print(self) -> str:
+        large = self.core.large
+        groups = ", ".join(
+            f"{plan.group.label}: used {used} cached {cached}"
+            for plan, used, cached in zip(
+                self.core.plan.groups, self.core.num_used, self.core.num_cached, strict=True
+            )
+        )
+        return f"#empty large pages {large.num_empty}, evictable {large.num_idle}; {groups}; "
+
+
+class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
+    """Models with one attention group. Holds what stock SGLang holds, in the same bytes."""
+
+    def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
+        self._setup(core, tables, kvcache, **kwargs)
+        self.size = self.max_tokens
+
+
+class JengaPrefillBudget(SharedSWAPrefillBudget):
+    """Admission of hybrid models: one question to the allocator for all groups together."""
+
+    def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
+        core = self.allocator.core
+        if empty_pool:
+            return core.fits_empty_pool(self.allocator.need(full_tokens, swa_tokens))
+        return core.fits_after_evicting(
+            self.allocator.need(full_tokens + self.total_offset, swa_tokens + self.swa_offset)
+        )
+
+
+class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
+    """Models with full and window layers. Row slots are full slots; kernels find the window slot of
+    a token through ``full_to_swa_index_mapping``, one tensor for life (CUDA graphs capture it)."""
+
+    def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
+        self._setup(core, tables, kvcache, **kwargs)
+        num_slots = core.plan.num_slots(FULL)
+        # 0 is the null page; SGLang looks up -1 for "no previous slot" and expects -1.
+        mapping = torch.zeros(num_slots + 1, dtype=torch.int64, device=self.device)
+        mapping[-1] = -1
+        self.full_to_swa_index_mapping = mapping
+        kvcache.register_mapping(mapping)
+
+    def _publish(self, slots: list[np.ndarray]) -> torch.Tensor:
+        both = self.to_device(np.stack(slots))
+        self.full_to_swa_index_mapping[both[FULL]] = both[WINDOW]
+        return both[FULL]
+
+    def remap(self, full_pages: np.ndarray, window_pages: np.ndarray) -> None:
+        """These full pages' tokens have their window KV in those window pages from now on."""
+        slots = np.stack(
+            [expand(full_pages, self.page_size), expand(window_pages, self.page_size)]
+        )
+        both = self.to_device(slots)
+        self.full_to_swa_index_mapping[both[FULL]] = both[WINDOW]
+
+    def create_prefill_budget(
+        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> JengaPrefillBudget:
+        return JengaPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
+    def max_new_tokens_for_memory(
+        self,
+        input_tokens: int,
+        max_new_tokens: int,
+        *,
+        token_capacity: int,
+        sliding_window_size: int | None,
+        chunk_size: int | None,
+    ) -> int | None:
+        """The most new tokens with which the request fits an empty pool, None if it never does.
+
+        Asks what admission will ask, with chunks as small as admission may make them.
+        """
+
+        def fits(new_tokens: int) -> bool:
+            window = estimate_swa_kv_tokens(
+                input_tokens,
+                new_tokens,
+                sliding_window_size=sliding_window_size,
+                page_size=self.page_size,
+                allocation_limit=self.page_size if chunk_size else None,
+            )
+            full = input_tokens + new_tokens + self.page_size
+            return self.core.fits_empty_pool(self.need(full, window))
+
+        if not fits(0):
+            return None
+        low, high = 0, max_new_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    def full_available_size(self) -> int:
+        return self.group_available(FULL)
+
+    def swa_available_size(self) -> int:
+        return self.group_available(WINDOW)
+
+    def swa_capacity_and_available(
+        self, *, full_capacity: int, swa_capacity: int
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The split moves, so a group's capacity is what it has plus what it could still get."""
+        return tuple(
+            (self.group_available(group) + self.group_allocated(group), self.group_available(group))
+            for group in (FULL, WINDOW)
+        )
+
+    @property
+    def size(self) -> int:
+        return self.max_tokens
+
+    @property
+    def size_full(self) -> int:
+        return self.max_tokens
+
+    @property
+    def size_swa(self) -> int:
+        return self.core.plan.num_slots(WINDOW) - self.page_size
