@@ -335,19 +335,38 @@ class RadixTrees:
             begins.append(parts[-1].begin if parts else None)
         return PathLock(node, tuple(begins))
 
-    def unlock(self, lock: PathLock, group_ids: Sequence[int] | None = None) -> None:
-        """Undo a lock, or only some groups' part of it."""
-        for group_id in range(len(self.policies)) if group_ids is None else group_ids:
-            begin = lock.begins[group_id]
-            if begin is None:
+    def unlock(self, lock: PathLock) -> None:
+        """Undo what is left of a lock."""
+        for group_id, begin in enumerate(lock.begins):
+            if begin is not None:
+                for part in self._upwards(lock.node, begin):
+                    self._release(part, group_id)
+
+    def unlock_before(self, lock: PathLock, group_id: int, position: int) -> PathLock:
+        """Give up the part of one group's lock that lies before ``position``: a window slides on.
+
+        Returns the receipt of what is still locked; the old one is void.
+        """
+        begin = lock.begins[group_id]
+        position -= position % self.tokens_per_page
+        if begin is None or position <= begin:
+            return lock
+        position = min(position, lock.node.end)
+        for part in self._upwards(lock.node, begin):
+            if part.begin >= position:
                 continue
-            for part in self._upwards(lock.node, begin):
-                part.locks[group_id] -= 1
-                assert part.locks[group_id] >= 0, "unlocked more often than locked"
-                if part.locks[group_id] == 0 and part.pages[group_id] is not None:
-                    self._states.cache(group_id, part.pages[group_id])
-                    if self._evictable(part, group_id):
-                        self._enqueue(part, group_id)
+            self._release(self._split(part, position) if part.end > position else part, group_id)
+        begins = list(lock.begins)
+        begins[group_id] = position if position < lock.node.end else None
+        return PathLock(lock.node, tuple(begins))
+
+    def _release(self, node: Node, group_id: int) -> None:
+        node.locks[group_id] -= 1
+        assert node.locks[group_id] >= 0, "unlocked more often than locked"
+        if node.locks[group_id] == 0 and node.pages[group_id] is not None:
+            self._states.cache(group_id, node.pages[group_id])
+            if self._evictable(node, group_id):
+                self._enqueue(node, group_id)
 
     # ---- evict ------------------------------------------------------------------------------
 

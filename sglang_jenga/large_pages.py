@@ -101,8 +101,9 @@ class LargePages:
         )
         emptied = new == 0
         self.free[group_id] += int((old - new).sum()) - k * int(emptied.sum())
-        if k > 1:
-            self.partial[group_id].move_many(large_ids, old, new)
+        moved = old != new  # cache() and pin() leave the occupancy as it is
+        if k > 1 and moved.any():
+            self.partial[group_id].move_many(large_ids[moved], old[moved], new[moved])
         if emptied.any():
             self._unbind(large_ids[emptied])
 

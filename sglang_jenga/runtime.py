@@ -178,6 +178,7 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
         return original(batch, token_per_req)
     starts = [req.kv.kv_allocated_len for req in batch.reqs]
     ends = [start + token_per_req for start in starts]
+    allocator.decoding = batch.reqs
     with allocator.allocating(Step(batch.reqs, starts, ends, [False] * len(starts))):
         return original(batch, token_per_req)
 

@@ -102,6 +102,8 @@ class _JengaAllocator:
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
         self._step: Step | None = None
+        # Requests of the last decode step; some may have finished since.
+        self.decoding: Sequence[Any] = ()
         self._num_groups = len(core.plan.groups)
 
     # ---- capacity ---------------------------------------------------------------------------
@@ -160,11 +162,8 @@ class _JengaAllocator:
         if self.core.fits_now(need):
             return True
         if tree_cache.supports_swa():
-            # The step's own slide frees window pages; without it a full pool that only needs to
-            # slide would retract.
-            for req in requests or ():
-                if req.decode_batch_idx >= 1 and req.kv.holds_kv:
-                    tree_cache.evict_sliding_windows(req, req.seqlen - 1)
+            # Slid-out pages cost nothing to give up; a cached prefix does, a retraction more so.
+            tree_cache.slide(requests or ())
         return self._make_room(tree_cache, need)
 
     # ---- allocation -------------------------------------------------------------------------
@@ -316,13 +315,20 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
 class JengaPrefillBudget(SharedSWAPrefillBudget):
     """Admission of hybrid models: one question to the allocator for all groups together."""
 
+    _slid = False
+
     def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
         core = self.allocator.core
         if empty_pool:
             return core.fits_empty_pool(self.allocator.need(full_tokens, swa_tokens))
-        return core.fits_after_evicting(
-            self.allocator.need(full_tokens + self.total_offset, swa_tokens + self.swa_offset)
-        )
+        need = self.allocator.need(full_tokens + self.total_offset, swa_tokens + self.swa_offset)
+        if core.fits_after_evicting(need):
+            return True
+        if self._slid:
+            return False
+        self._slid = True  # once per admission round is enough
+        self.tree_cache.slide(self.allocator.decoding)
+        return core.fits_after_evicting(need)
 
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):

@@ -7,7 +7,7 @@ page tables and evicts host ids, so nothing here waits for the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import coalesce_ranges, free_swa_out_of_window_slots
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.utils.common import ceil_align
 
 from sglang_jenga.radix.policy import FullPolicy, LayerPolicy, WindowPolicy
 from sglang_jenga.radix.tree import Node, PathLock, RadixTrees
@@ -144,6 +145,7 @@ class JengaRadixCache(BasePrefixCache):
                 self.allocator.free_row_pages(WINDOW, row, max(start, dead_end), end)
 
     def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
+        """Let go of window pages that the token at ``pre_len`` and later ones cannot see."""
         row = req.kv.req_pool_idx
 
         def free_segment(slots: torch.Tensor, *, start_pos: int) -> None:
@@ -161,6 +163,18 @@ class JengaRadixCache(BasePrefixCache):
             free_segment=free_segment,
             eviction_interval=eviction_interval,
         )
+        # The matched prefix slides out too. Its pages are the tree's, so they only become evictable.
+        if req.lock is not None:
+            seen_from = pre_len - ceil_align(self.swa_retain_window, self.page_size)
+            req.lock = self.trees.unlock_before(req.lock, WINDOW, max(0, seen_from))
+
+    def slide(self, reqs: Iterable[Any]) -> None:
+        """Slide the windows of decoding requests to where they are. SGLang does it every
+        ``SGLANG_SWA_EVICTION_INTERVAL`` tokens; a pool short of pages cannot wait for that."""
+        for req in reqs:
+            # As in SGLang: a request's last prefill may still be running at its first decode.
+            if req.kv.holds_kv and req.decode_batch_idx >= 1:
+                self.evict_sliding_windows(req, req.seqlen - 1)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
@@ -176,10 +190,8 @@ class JengaRadixCache(BasePrefixCache):
 
     def release_swa_prefix_lock(self, req: Any) -> None:
         """The request's window has left its prefix behind: that part may age and go."""
-        lock = req.lock
-        if lock is not None and lock.begins[WINDOW] is not None:
-            self.trees.unlock(lock, [WINDOW])
-            req.lock = PathLock(lock.node, (lock.begins[FULL], None))
+        if req.lock is not None:
+            req.lock = self.trees.unlock_before(req.lock, WINDOW, req.lock.node.end)
 
     def inc_lock_ref(self, node: Node) -> IncLockRefResult:
         raise RuntimeError("locks are receipts here: use lock() and unlock()")
@@ -213,7 +225,7 @@ class JengaRadixCache(BasePrefixCache):
             swa_num_tokens_evicted=evicted[WINDOW] if self.supports_swa() else 0,
         )
 
-    def _evict_until(self, satisfied: Any) -> list[int]:
+    def _evict_until(self, satisfied: Callable[[], bool]) -> list[int]:
         started = time.perf_counter()
         evicted = self.trees.evict_until(satisfied, self._quantum)
         self.update_eviction_metrics(sum(evicted) * self.page_size, started)
