@@ -232,9 +232,9 @@ class Allocator:
             return
         state = self._state[group_id]
         assert (state[small_ids] == before).all(), "a small page is not in the state it should be"
+        assert _distinct(small_ids), "a small page is listed twice"
         state[small_ids] = after
         large_ids, counts = _count_by_large(small_ids, self._k[group_id])
-        # A small page listed twice would be counted twice here and caught by the occupancy bound.
         used = counts * ((after == USED) - (before == USED))
         cached = counts * ((after == CACHED) - (before == CACHED))
         self.large.change(group_id, large_ids, used, cached)
@@ -256,6 +256,14 @@ class Allocator:
             assert np.array_equal((used + null)[mine], large.used[mine])
             assert np.array_equal(cached[mine], large.cached[mine])
         assert not (large.used + large.cached)[large.owner == UNBOUND].any()
+
+
+def _distinct(small_ids: np.ndarray) -> bool:
+    """Rising ids, the usual case, need no sort."""
+    if (small_ids[1:] > small_ids[:-1]).all():
+        return True
+    ordered = np.sort(small_ids)
+    return bool((ordered[1:] > ordered[:-1]).all())
 
 
 def _count_by_large(small_ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

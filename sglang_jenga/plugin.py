@@ -1,0 +1,122 @@
+"""What SGLang calls in every process, and the two moments at which the flag takes hold.
+
+SGLang logs and swallows what a plugin raises, and then serves with its own pools. So nothing here
+stops by raising in `load()`: the error is kept, and the first process that carries the flag stops.
+
+    load()            every process      the flag itself, and the two hooks below
+    resolve_once()    launcher, Engine   refuse, declare, patch SGLang      (flag only)
+    publish()         scheduler          patch SGLang before anything is built (flag only)
+
+A process in which not even `load()` ran stops as well: `resolve_once` declares the radix cache
+"jenga", a name that only our own registration makes known.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang_jenga import __version__, flags, hooks, validate, window_models
+from sglang_jenga.hooks import Hook
+
+SUPPORTED_SGLANG = "0.5.23"
+LOAD_ERROR: str | None = None
+
+_logger = logging.getLogger(__name__)
+_active = False
+
+
+def load() -> None:
+    """Entry point of the group ``sglang.srt.plugins``."""
+    global LOAD_ERROR
+    LOAD_ERROR = _version_problem()
+    try:
+        hooks.register(flags.HOOKS + HOOKS)
+    except hooks.HookError as error:
+        LOAD_ERROR = LOAD_ERROR or str(error)
+        if flags.from_environment() == "jenga":
+            # Nothing of ours will be asked again; the flag on a command line is now unknown.
+            flags.stop(LOAD_ERROR)
+    else:
+        flags.install_engine_argument()
+    try:
+        if LOAD_ERROR is None:
+            _load_extras()
+    except Exception as error:  # whatever it is, SGLang would only log it
+        LOAD_ERROR = f"{type(error).__name__}: {error}"
+    if LOAD_ERROR is not None:
+        _logger.warning("--memory-backend jenga is not available: %s", LOAD_ERROR)
+
+
+def _version_problem() -> str | None:
+    from sglang.version import __version__ as found
+
+    if found == SUPPORTED_SGLANG:
+        return None
+    return (
+        f"sglang-jenga {__version__} works with SGLang {SUPPORTED_SGLANG} only, "
+        f"and this is SGLang {found}"
+    )
+
+
+def _load_extras() -> None:
+    from sglang_jenga import cpu_ops
+
+    cpu_ops.complete()
+
+
+def activate() -> None:
+    """Patch SGLang for jenga, once per process; raise if anything is not as we know it."""
+    global _active
+    if LOAD_ERROR is not None:
+        raise flags.Refused(f"--memory-backend jenga cannot start: {LOAD_ERROR}")
+    if _active:
+        return
+    try:
+        from sglang_jenga import runtime, torch_native_window
+
+        torch_native_window.register()
+        hooks.apply(validate.HOOKS + window_models.HOOKS + runtime.HOOKS)
+    except (ImportError, hooks.HookError) as error:
+        raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
+    validate.register_model_check()
+    window_models.register_overrides()
+    runtime.register_cache_backend()
+    _active = True
+
+
+def _resolve_once(original: Any, server_args: Any) -> None:
+    if getattr(server_args, "_resolution_finished", False):
+        return original(server_args)
+    with flags.one_line(server_args):
+        # From here on no process asks its own environment: the record carries the answer.
+        server_args._memory_backend = flags.backend_of(server_args)
+        window_models.enable(flags.is_on(server_args))
+        if not flags.is_on(server_args):
+            return original(server_args)
+        activate()
+        validate.before_resolution(server_args)
+        original(server_args)
+        validate.after_resolution(server_args)
+
+
+def _before_publish(server_args: Any, *, role: str, **_: Any) -> None:
+    # Only a scheduler builds pools; patching the others would cost them the imports.
+    if role != "scheduler" or not flags.is_on(server_args):
+        return
+    window_models.enable(True)
+    try:
+        activate()
+    except flags.Refused as refusal:
+        flags.stop(refusal)
+
+
+HOOKS = (
+    Hook("sglang.srt.server_args.ServerArgs.resolve_once", "around", "(self)", _resolve_once),
+    Hook(
+        "sglang.srt.runtime_context.publish",
+        "before",
+        "(server_args, *, role, hf_config, ranks)",
+        _before_publish,
+    ),
+)

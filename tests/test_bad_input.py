@@ -1,0 +1,256 @@
+"""What --memory-backend jenga refuses: one line that says what, why and what to drop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from launcher import environment, shared_launcher, write_model
+
+WITH = "sglang-jenga: --memory-backend jenga does not work with "
+SERVE = "sglang-jenga: --memory-backend jenga does not serve "
+HOST = "jenga pages have no host or remote copy"
+SHARD = "one rank would hold only a part of a page's tokens"
+SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
+SESSION = "a session keeps pages that no running request holds"
+DTYPE = "entries with block scales are not laid out yet"
+ORDER = "jenga evicts by its own balanced order"
+
+BAD_FLAGS = [
+    ("--enable-unified-memory", "both would own the one buffer"),
+    ("--enable-page-major-kv-layout", "jenga brings its own layout"),
+    ("--radix-cache-backend other", "jenga brings its own radix trees"),
+    ("--enable-hierarchical-cache", HOST),
+    ("--hicache-storage-backend file", HOST),
+    ("--enable-lmcache", HOST),
+    ("--enable-flexkv", HOST),
+    ("--enable-unified-cache-external-linker", HOST),
+    ("--enable-hisparse", HOST),
+    ("--disaggregation-mode prefill", "the transfer engines expect SGLang's own pools"),
+    ("--disaggregation-mode decode", "the transfer engines expect SGLang's own pools"),
+    ("--disaggregation-decode-retraction-backup host_pool", HOST),
+    ("--disaggregation-decode-enable-offload-kvcache", HOST),
+    ("--encoder-only", "an encoder has no KV cache, and loads no plugin"),
+    ("--speculative-algorithm NGRAM", "the draft model's KV is not part of the pool yet"),
+    ("--pp-size 2", "pipeline stages would plan different pools"),
+    ("--dcp-size 2", SHARD),
+    ("--attn-cp-size 2", SHARD),
+    ("--enable-kv-cache-sharding", SHARD),
+    ("--use-ray", "Ray workers load no plugin"),
+    ("--enable-two-batch-overlap", "half batches do not see their requests' rows"),
+    ("--enable-pdmux", "two streams would allocate at the same time"),
+    ("--dllm-algorithm LowConfidence", "diffusion steps rewrite tokens that are already cached"),
+    ("--enable-streaming-session", SESSION),
+    ("--enable-session-radix-cache", SESSION),
+    ("--kv-cache-dtype mxfp8", DTYPE),
+    ("--kv-cache-dtype nvfp4", DTYPE),
+    ("--kv-cache-dtype fp4_mx_block16", DTYPE),
+    ("--prefill-only-disable-kv-cache", "there would be no KV cache to manage"),
+    ("--enable-return-routed-experts", SIDE),
+    ("--enable-return-indexer-topk", SIDE),
+    ("--kv-canary log", SIDE),
+    ("--enable-int8-mamba-checkpoint", "state layers are not carried yet"),
+    ("--radix-eviction-policy tlru", ORDER),
+    ("--radix-eviction-policy lfu", ORDER),
+    ("--device xpu", "only CUDA and the CPU engine are known to work"),
+]
+
+STATE = "state layers are not carried yet"
+MLA = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+BAD_MODELS = [
+    ("DeepseekV2ForCausalLM", "deepseek_v2", MLA, "MLA layers are not carried yet"),
+    (
+        "DeepseekV32ForCausalLM",
+        "deepseek_v3",
+        {**MLA, "index_topk": 16, "index_head_dim": 8, "index_n_heads": 2},
+        "it caches more per token than K and V",
+    ),
+    ("FalconH1ForCausalLM", "falcon_h1", {}, STATE),
+    ("Lfm2ForCausalLM", "lfm2", {"layer_types": ["conv", "full_attention"] * 2}, STATE),
+    (
+        "WhisperForConditionalGeneration",
+        "whisper",
+        {"d_model": 64, "decoder_attention_heads": 4, "encoder_attention_heads": 4},
+        "cross-attention is not carried yet",
+    ),
+]
+BACKENDS = "torch_native, triton, flashinfer, fa3, fa4, trtllm_mha"
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    return shared_launcher()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", "llama")
+
+
+def run_python(*argv: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *argv], env=environment(**env), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(("flag", "why"), BAD_FLAGS)
+def test_combination_is_refused_in_one_line(launcher, llama, flag, why):
+    argv = ("--model-path", llama, "--memory-backend", "jenga", *flag.split())
+
+    outcome = launcher.command_line(*argv)
+
+    name = flag.split()[0]
+    line = f"{WITH}{flag}: {why}; drop {name} or --memory-backend"
+    assert outcome[:2] == ("SystemExit", line)
+
+
+def test_two_reasons_are_two_lines(launcher, llama):
+    flags = ("--pp-size", "2", "--enable-lmcache")
+
+    outcome = launcher.command_line("--model-path", llama, "--memory-backend", "jenga", *flags)
+
+    lines = outcome.text.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(WITH) for line in lines)
+
+
+@pytest.mark.parametrize(("architecture", "model_type", "config", "why"), BAD_MODELS)
+def test_model_is_refused_in_one_line(launcher, tmp_path, architecture, model_type, config, why):
+    path = write_model(tmp_path, architecture, model_type, **config)
+
+    outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga")
+
+    assert outcome[:2] == ("SystemExit", f"{SERVE}{architecture}: {why}; drop --memory-backend")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--attention-backend", "--prefill-attention-backend", "--decode-attention-backend"]
+)
+def test_attention_backend_must_be_known_to_read_strided_kv(launcher, llama, flag):
+    argv = ("--model-path", llama, "--memory-backend", "jenga", flag, "flex_attention")
+
+    outcome = launcher.command_line(*argv)
+
+    assert outcome[:2] == (
+        "SystemExit",
+        f"{WITH}{flag} flex_attention: its kernels are not known to read strided KV; "
+        f"use one of {BACKENDS} or drop --memory-backend",
+    )
+
+
+def test_caller_of_an_engine_gets_a_value_error(launcher, llama):
+    outcome = launcher.engine(model_path=llama, memory_backend="jenga", enable_lmcache=True)
+
+    assert outcome.end == "Refused"  # a ValueError
+    assert outcome.text.startswith("--memory-backend jenga does not work with --enable-lmcache")
+
+
+def test_refused_combination_is_fine_without_the_flag(launcher, llama):
+    outcome = launcher.command_line("--model-path", llama, "--enable-return-routed-experts")
+
+    assert outcome.end == "resolved", outcome.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "source"),
+    [
+        (("--memory-backend", "jengo"), {}, "--memory-backend"),
+        ((), {"SGLANG_MEMORY_BACKEND": "jengo"}, "SGLANG_MEMORY_BACKEND"),
+    ],
+)
+def test_unknown_backend_is_one_line(launcher, llama, argv, env, source):
+    outcome = launcher.command_line("--model-path", llama, *argv, **env)
+
+    line = f"sglang-jenga: {source}: unknown memory backend 'jengo', expected default or jenga"
+    assert outcome[:2] == ("SystemExit", line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "sglang.launch_server", "--model-path"),
+        ("-c", "from sglang.cli.main import main; main()", "serve"),
+    ],
+)
+def test_real_launcher_stops_with_the_line_and_no_trace(llama, command):
+    done = run_python(*command, llama, "--enable-lmcache", SGLANG_MEMORY_BACKEND="jenga")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"{WITH}--enable-lmcache: ")
+    assert "Traceback" not in done.stderr
+
+
+OTHER_VERSION = """
+import runpy, sys, sglang.version
+sglang.version.__version__ = "0.5.24"
+sys.argv = ["launch_server", *sys.argv[1:]]
+runpy.run_module("sglang.launch_server", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_other_sglang_version_stops_under_the_flag(llama):
+    done = run_python("-c", OTHER_VERSION, "--model-path", llama, "--memory-backend", "jenga")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "sglang-jenga: --memory-backend jenga cannot start: sglang-jenga 0.1.0 works with "
+        "SGLang 0.5.23 only, and this is SGLang 0.5.24"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_other_sglang_version_only_warns_without_the_flag():
+    done = run_python("-c", OTHER_VERSION, "--help")
+
+    assert done.returncode == 0
+    assert "works with SGLang 0.5.23 only" in done.stderr
+
+
+CHILD = """
+import base64, json, pickle, sys
+server_args = pickle.loads(base64.b64decode(sys.stdin.read()))
+import sglang.version
+sglang.version.__version__ = json.loads(sys.argv[1]) or sglang.version.__version__
+from sglang.srt.plugins import load_plugins
+from sglang.srt import runtime_context
+load_plugins()
+runtime_context.publish(server_args, role="scheduler")
+print("published")
+from sglang.srt.mem_cache.registry import create_tree_cache
+create_tree_cache(None)
+"""
+
+
+def run_child(launcher, llama, version: str | None = None, **env: str):
+    """Receive a record as a scheduler process does."""
+    record = launcher.engine(model_path=llama, memory_backend="jenga").fields["pickle"]
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(version)],
+        env=environment(**env),
+        input=record,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_child_without_the_plugin_stops_at_the_unknown_radix_cache(launcher, llama):
+    done = run_child(launcher, llama, SGLANG_PLUGINS="another")
+
+    assert done.returncode == 1
+    assert "--radix-cache-backend='jenga' is not registered" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_child_with_a_broken_plugin_stops_before_anything_is_built(launcher, llama):
+    done = run_child(launcher, llama, version="0.5.24")
+
+    assert done.returncode == 1
+    assert "published" not in done.stdout
+    assert done.stderr.splitlines()[-1].endswith("and this is SGLang 0.5.24")
