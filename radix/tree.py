@@ -303,10 +303,18 @@ class RadixTrees:
     def _touch(self, node: Node) -> None:
         """Refresh what each group needs of the prefix that ends at ``node``; the rest ages."""
         self._clock += 1
-        for group_id, policy in enumerate(self.policies):
-            needs_from = policy.needs_from(node.end)
-            for part in self._upwards(node, needs_from):
+        for group_id in range(len(self.policies)):
+            for part in self._in_reach(node, group_id):
                 part.used_at[group_id] = self._clock
+
+    def _in_reach(self, node: Node, group_id: int) -> list[Node]:
+        """Nodes that hold, to the page, what a group needs of the prefix that ends at ``node``."""
+        needs_from = self.policies[group_id].needs_from(node.end)
+        parts = self._upwards(node, needs_from)
+        needs_from -= needs_from % self.tokens_per_page
+        if parts and parts[-1].begin < needs_from:
+            self._split(parts[-1], needs_from)  # the front keeps its age and stays evictable
+        return parts
 
     @staticmethod
     def _upwards(node: Node, begin: int) -> list[Node]:
@@ -320,12 +328,8 @@ class RadixTrees:
     def lock(self, node: Node) -> PathLock:
         """Keep what a request running on this prefix needs; `unlock` takes the receipt."""
         begins = []
-        for group_id, policy in enumerate(self.policies):
-            needs_from = policy.needs_from(node.end)
-            parts = self._upwards(node, needs_from)
-            needs_from -= needs_from % self.tokens_per_page
-            if parts and parts[-1].begin < needs_from:
-                self._split(parts[-1], needs_from)  # the front stays evictable
+        for group_id in range(len(self.policies)):
+            parts = self._in_reach(node, group_id)
             for part in parts:
                 part.locks[group_id] += 1
                 if part.locks[group_id] == 1 and part.pages[group_id] is not None:

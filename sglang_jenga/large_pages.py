@@ -22,7 +22,7 @@ class LargePages:
     and over the pool:
 
         num_empty == count(owner == UNBOUND)
-        num_idle  == count(owner != UNBOUND and used == 0)            eviction alone can empty it
+        idle[g]   == count(owner == g and used == 0)                   eviction alone can empty it
         slack[g]  == sum(k - used for large pages of g with used > 0)  obtainable without a new one
         free[g]   == sum(k - used - cached for large pages of g)       obtainable without evicting
 
@@ -37,7 +37,7 @@ class LargePages:
         self.owner = np.full(plan.num_large, UNBOUND, dtype=np.int8)
         self.used = np.zeros(plan.num_large, dtype=np.int32)
         self.cached = np.zeros(plan.num_large, dtype=np.int32)
-        self.num_idle = 0
+        self.idle = [0] * num_groups
         self.slack = [0] * num_groups
         self.free = [0] * num_groups
         # Empty large pages, a stack: its top is handed out first, lowest ids first after a reset.
@@ -50,6 +50,11 @@ class LargePages:
         large_id = int(self.take_empty(group_id, 1)[0])
         assert large_id == 0
         self.fill(group_id, large_id, null_smalls)
+
+    @property
+    def num_idle(self) -> int:
+        """Large pages of any group that eviction alone would empty."""
+        return sum(self.idle)
 
     def take_empty(self, group_id: int, count: int) -> np.ndarray:
         """Bind ``count`` empty large pages to a group; they hold nothing yet, so fill them next."""
@@ -74,7 +79,7 @@ class LargePages:
             self.slack[group_id] -= count
         else:
             self.slack[group_id] += k - count
-            self.num_idle -= occupied > 0
+            self.idle[group_id] -= occupied > 0
         # A large page with nothing in it was not counted in free before this call.
         self.free[group_id] += (k if occupied == 0 else 0) - count
         self.partial[group_id].move(large_id, occupied, occupied + count)
@@ -96,7 +101,7 @@ class LargePages:
         self.slack[group_id] += int(
             ((k - new_used) * (new_used > 0)).sum() - ((k - old_used) * (old_used > 0)).sum()
         )
-        self.num_idle += int(
+        self.idle[group_id] += int(
             ((new_used == 0) & (new > 0)).sum() - ((old_used == 0) & (old > 0)).sum()
         )
         emptied = new == 0
@@ -119,10 +124,10 @@ class LargePages:
         assert (bound == (occupied > 0)).all(), "a large page is bound exactly while it holds some"
         stacked = self._stack[: self.num_empty]
         assert np.array_equal(np.sort(stacked), np.flatnonzero(~bound)), "lost an empty large page"
-        assert self.num_idle == int((bound & (self.used == 0)).sum())
         for group_id, k in enumerate(self.smalls):
             mine = self.owner == group_id
             assert (occupied[mine] <= k).all()
+            assert self.idle[group_id] == int((mine & (self.used == 0)).sum())
             assert self.free[group_id] == int((k - occupied)[mine].sum())
             assert self.slack[group_id] == int((k - self.used)[mine & (self.used > 0)].sum())
             self.partial[group_id].check(

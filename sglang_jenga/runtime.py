@@ -140,6 +140,13 @@ def _build_kv_pool(configurator: Any, buffer: PoolBuffer, geometry: Geometry) ->
 def _log_plan(plan: Any, longest: int, context_len: int) -> None:
     text = format_plan(plan, capacity_rows(plan))
     logger.info("jenga %s", text.replace("\n", "\njenga "))
+    # The same once more for programs: bytes, exact.
+    logger.info(
+        "jenga plan pool_bytes=%d large_page_bytes=%d num_large=%d",
+        plan.pool_bytes,
+        plan.large_page_bytes,
+        plan.num_large,
+    )
     if longest < context_len:
         logger.warning(
             "jenga: the pool holds one request of at most %d tokens, the model's context is %d",

@@ -128,8 +128,14 @@ class _JengaAllocator:
         return low * self.page_size
 
     def group_available(self, group_id: int) -> int:
-        """Tokens one group alone could take now."""
-        return self.core.obtainable(group_id) * self.page_size
+        """Tokens one group alone could take, the cached pages of other groups given up for it.
+
+        Its own cached pages are not in it: SGLang counts them as evictable beside this number.
+        """
+        large = self.core.large
+        larges = large.num_empty + large.num_idle - large.idle[group_id]
+        smalls = large.free[group_id] + larges * self.core.plan.groups[group_id].smalls_per_large
+        return smalls * self.page_size
 
     def group_allocated(self, group_id: int) -> int:
         """Tokens' worth of small pages handed out to requests or held by the cache."""
