@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
-from warm_launcher import Forked, WarmLauncher
+from tests.warm_launcher import Forked, WarmLauncher
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_ENV = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

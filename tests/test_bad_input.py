@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from launcher import environment, shared_launcher, write_model
+from tests.launcher import environment, shared_launcher, write_model
 
 WITH = "sglang-jenga: --memory-backend jenga does not work with "
 SERVE = "sglang-jenga: --memory-backend jenga does not serve "

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from serving import Server
+from tests.serving import Server
 
 from sglang_jenga import cpu_ops
 from sglang_jenga.tiny_models import write_tiny_model

@@ -1,0 +1,39 @@
+# Everything runs in .venv, which .ci/setup.sh makes: an environment with SGLang that is already
+# active is used as it is, otherwise SGLang is installed once per user and shared by all checkouts.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Scripts that the packages bring, ninja for one, are looked up on PATH by the processes we start.
+run = base="$$(cat .venv/base-python)"; \
+	PATH="$$PWD/.venv/bin:$${base%/*}:$$PATH" exec .venv/bin/python
+ARGS ?=
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## make .venv with SGLang and this checkout; quick when it is there
+	@bash .ci/setup.sh
+
+.PHONY: demo
+demo: setup ## multi-turn chats against stock SGLang and against jenga, one table
+	@$(run) -m benchmarks.demo $(ARGS)
+
+.PHONY: test
+test: setup ## all tests, real servers included
+	@$(run) -m pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: setup ## the tests that start no server
+	@$(run) -m pytest -m "not slow" $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff check and ruff format --check
+	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+
+.PHONY: clean
+clean: ## remove .venv, caches and build output of this checkout; the shared SGLang stays
+	rm -rf .venv .cache build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

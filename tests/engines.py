@@ -1,0 +1,161 @@
+"""Run many SGLang engines quickly: import once, fork per engine.
+
+An engine's processes are what they are in production - tokenizer manager, scheduler, detokenizer,
+over ZMQ - except that they are forked from a process that has imported SGLang instead of spawned to
+import it again. A cell of the parity matrix then costs seconds instead of half a minute.
+
+    outputs = run_engine(model, [[prompt, ...], [follow-up, ...]], max_new_tokens=16, page_size=16)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CPU_ARGUMENTS: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "dtype": "float32",
+    "max_total_tokens": 8192,
+    "max_running_requests": 32,
+    "mem_fraction_static": 0.5,  # SGLang guesses a negative one for a CPU without chunked prefill
+    "disable_cuda_graph": True,
+    "skip_tokenizer_init": True,
+    "skip_server_warmup": True,
+    "sleep_on_idle": True,  # SGLang's idle loop would take a core from the others
+    "random_seed": 1,
+    "log_level": "info",
+}
+
+
+class Run(NamedTuple):
+    """Per wave of prompts the answers' token ids, their cached tokens and the wall seconds."""
+
+    outputs: list[list[list[int]]]
+    cached: list[list[int]]
+    seconds: list[float]
+    log: str
+
+    @property
+    def retractions(self) -> int:
+        return self.log.count("KV cache pool is full. Retract requests.")
+
+
+class EngineFailed(RuntimeError):
+    """The engine raised or died; the message ends with its log."""
+
+
+def preload() -> None:
+    """Import what every engine needs, here and once. Starts no thread and no torch kernel."""
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from sglang_jenga import cpu_ops
+
+    cpu_ops.install_if_needed()  # torch may have been imported before the variable was set
+    import sglang.srt.entrypoints.engine
+    import sglang.srt.managers.scheduler
+    import sglang.srt.models.registry  # noqa: F401
+
+
+def run_engine(
+    model: str | Path,
+    waves: Sequence[Sequence[list[int]]],
+    *,
+    max_new_tokens: int = 16,
+    seconds: float = 300.0,
+    env: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    **arguments: Any,
+) -> Run:
+    """Boot an engine, answer each wave greedily (all prompts of a wave at once), shut it down.
+
+    ``prepare`` runs in the engine's process before it boots (to plant a fault).
+    """
+    preload()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix="sglang-engine-") as folder:
+        log_path = Path(folder) / "log"
+        body = (sender, log_path, str(model), waves, max_new_tokens, env or {}, prepare, arguments)
+        process = context.Process(target=_engine_process, args=body)
+        process.start()
+        sender.close()
+        try:
+            if not receiver.poll(seconds):
+                raise EngineFailed(f"no answer in {seconds:.0f} s\n{_tail(log_path)}")
+            try:
+                result = receiver.recv()
+            except EOFError:
+                raise EngineFailed(f"the engine died\n{_tail(log_path)}") from None
+        finally:
+            # The child leads a process group that holds its scheduler and detokenizer.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                process.kill()
+            process.join()
+        log = log_path.read_text(errors="replace")
+    if isinstance(result, str):
+        raise EngineFailed(f"{result}\n{log[-4000:]}")
+    return Run(*result, log)
+
+
+def _engine_process(
+    sender: Any,
+    log_path: Path,
+    model: str,
+    waves: Sequence[Sequence[list[int]]],
+    max_new_tokens: int,
+    env: dict[str, str],
+    prepare: Callable[[], None] | None,
+    arguments: dict[str, Any],
+) -> None:
+    os.setpgid(0, 0)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    with log_path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    os.environ.update(env)
+    try:
+        from sglang.srt.entrypoints import engine
+
+        engine.mp.set_start_method("fork", force=True)
+        engine.mp.set_start_method = lambda *args, **kwargs: None
+        if prepare is not None:
+            prepare()
+        server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
+        sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+        outputs, cached, seconds = [], [], []
+        for wave in waves:
+            start = time.perf_counter()
+            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
+            outputs.append([answer["output_ids"] for answer in answers])
+            cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
+            seconds.append(time.perf_counter() - start)
+        sender.send((outputs, cached, seconds))
+    except BaseException:
+        sender.send(traceback.format_exc())
+    finally:
+        sender.close()
+
+
+def _die_with_parent(parent: int) -> None:
+    """A killed test run must not leave its engines behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-4000:] if path.exists() else ""

@@ -1,0 +1,41 @@
+"""Faults to plant in an engine's process, to see that the parity tests would notice them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def one_wrong_page() -> None:
+    """Every prompt's fourth-last page is found in the null page instead of its own."""
+    from sglang_jenga.token_allocator import FULL, Step, _JengaAllocator
+
+    enter = _JengaAllocator._enter
+
+    def wrong(
+        self: Any, group_id: int, step: Step, rows: list[int], counts: list[int], ids: np.ndarray
+    ) -> np.ndarray:
+        slots = enter(self, group_id, step, rows, counts, ids)
+        if group_id != FULL or len(slots) <= 4 * len(rows):
+            return slots
+        ends = np.cumsum([end - start for start, end in zip(step.starts, step.ends, strict=True)])
+        slots = slots.copy()
+        slots[[end - 4 for end in ends if end >= 4]] = 0
+        return slots
+
+    _JengaAllocator._enter = wrong
+
+
+def one_window_token_too_few() -> None:
+    """Window layers see one token less than they should."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    build = RadixAttention.__init__
+
+    def shortened(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if self.sliding_window_size is not None and self.sliding_window_size > 0:
+            self.sliding_window_size -= 1
+
+    RadixAttention.__init__ = shortened

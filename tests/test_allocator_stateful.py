@@ -1,0 +1,255 @@
+"""The allocator against a model that knows only bytes: who owns each byte of the pool.
+
+The model derives everything it expects (empty large pages, free small pages, capacity) from its map
+of bytes and never reads a counter of the allocator.
+"""
+
+import numpy as np
+from conftest import plan_of
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from sglang_jenga.allocator import Allocator
+
+GEOMETRIES = [(1, 1), (2, 3), (26, 5), (1,), (6, 1), (3, 2, 1)]
+NULL = "null"
+
+
+class ByteModel:
+    """``owner[byte]`` is None, NULL, or the small page ``(group, small_id)`` that lies there."""
+
+    def __init__(self, packings, num_large):
+        self.packings = packings
+        plan = plan_of(packings, num_large)
+        self.large_bytes = plan.large_page_bytes
+        self.small_bytes = [self.large_bytes // k for k in packings]
+        self.owner = [None] * plan.pool_bytes
+        self.cached = {}  # small page -> None; what only the prefix cache holds
+        self.used = {}  # small page -> the request that holds it
+        # Null pages of all groups start at byte 0 and lie in a large page of the finest group.
+        self.null_group = packings.index(max(packings))
+        finest = self.small_bytes[self.null_group]
+        self.null_bytes = -(-max(self.small_bytes) // finest) * finest
+        self.owner[: self.null_bytes] = [NULL] * self.null_bytes
+
+    def span(self, page):
+        group_id, small_id = page
+        begin = small_id * self.small_bytes[group_id]
+        return slice(begin, begin + self.small_bytes[group_id])
+
+    def take(self, page, request):
+        assert page[1] >= 0 and self.span(page).stop <= len(self.owner), f"no such page {page}"
+        taken = {owner for owner in self.owner[self.span(page)] if owner is not None}
+        assert not taken, f"bytes of {page} already belong to {taken}"
+        self.owner[self.span(page)] = [page] * self.small_bytes[page[0]]
+        self.used[page] = request
+
+    def drop(self, page):
+        assert set(self.owner[self.span(page)]) == {page}
+        self.owner[self.span(page)] = [None] * self.small_bytes[page[0]]
+
+    def capacity(self, ignored=()):
+        """(empty large pages, free small pages per group) if the ``ignored`` pages were gone."""
+        empty, free = 0, [0] * len(self.packings)
+        for begin in range(0, len(self.owner), self.large_bytes):
+            held = self.owner[begin : begin + self.large_bytes]
+            held = [None if owner in ignored else owner for owner in held]
+            groups = {self.null_group if owner is NULL else owner[0] for owner in held if owner}
+            assert len(groups) <= 1, f"large page of several groups: {groups}"
+            if not groups:
+                empty += 1
+                continue
+            group_id = groups.pop()
+            free[group_id] += held.count(None) // self.small_bytes[group_id]
+        return empty, free
+
+    def fits(self, need, ignored=()):
+        empty, free = self.capacity(ignored)
+        for wanted, have, k in zip(need, free, self.packings, strict=True):
+            while wanted > have:
+                empty, have = empty - 1, have + k
+        return empty >= 0
+
+
+class AllocatorMachine(RuleBasedStateMachine):
+    @initialize(
+        packings=st.sampled_from(GEOMETRIES),
+        num_large=st.integers(2, 6),
+        order=st.sampled_from(["packed", "paper"]),
+    )
+    def start(self, packings, num_large, order):
+        self.packings, self.num_large = packings, num_large
+        self.allocator = Allocator(plan_of(packings, num_large), order=order)
+        self.model = ByteModel(packings, num_large)
+        self.fresh = self.model.capacity()
+        self.next_request = 0
+
+    # ---- helpers --------------------------------------------------------------------------
+
+    def draw_need(self, data, num_requests):
+        top = [k + 2 if k > 1 else 2 for k in self.packings]
+        counts = st.tuples(*(st.integers(0, most) for most in top))
+        per_request = data.draw(st.lists(counts, min_size=num_requests, max_size=num_requests))
+        return [[row[group_id] for row in per_request] for group_id in range(len(top))]
+
+    def draw_pages(self, data, among):
+        """Some small pages of one group, in some order."""
+        group_id = data.draw(st.sampled_from(sorted({group for group, _ in among})))
+        choices = sorted(small_id for group, small_id in among if group == group_id)
+        first = data.draw(st.integers(0, len(choices) - 1))
+        stop = data.draw(st.integers(first + 1, len(choices)))
+        step = data.draw(st.sampled_from([1, -1, 2]))
+        return group_id, choices[first:stop][::step]
+
+    def tell(self, transition, group_id, small_ids):
+        getattr(self.allocator, transition)(group_id, np.array(small_ids, dtype=np.int64))
+
+    def alloc(self, requests, need):
+        totals = [sum(counts) for counts in need]
+        expected = self.model.fits(totals)
+        assert self.allocator.fits_now(totals) == expected
+        got = self.allocator.alloc(requests, need)
+        assert (got is not None) == expected
+        for group_id, ids in enumerate(got or []):
+            owners = [r for r, n in zip(requests, need[group_id], strict=True) for _ in range(n)]
+            for small_id, request in zip(ids.tolist(), owners, strict=True):
+                self.model.take((group_id, small_id), request)
+        return got
+
+    # ---- rules ----------------------------------------------------------------------------
+
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def alloc_for_new_requests(self, data, count):
+        requests = list(range(self.next_request, self.next_request + count))
+        self.next_request += count
+        self.alloc(requests, self.draw_need(data, count))
+
+    @precondition(lambda self: self.model.used)
+    @rule(data=st.data())
+    def alloc_for_running_requests(self, data):
+        running = sorted(set(self.model.used.values()))
+        self.alloc(running, self.draw_need(data, len(running)))
+
+    @rule(data=st.data())
+    def alloc_one_small_page_more_than_fits(self, data):
+        group_id = data.draw(st.integers(0, len(self.packings) - 1))
+        need = [[0]] * len(self.packings)
+        need[group_id] = [self.allocator.obtainable(group_id) + 1]
+        assert self.alloc(["greedy"], need) is None
+
+    @precondition(lambda self: self.model.cached)
+    @rule(data=st.data())
+    def alloc_after_evicting(self, data):
+        need = self.draw_need(data, 1)
+        totals = [sum(counts) for counts in need]
+        cached = list(self.model.cached)
+        promised = self.model.fits(totals, ignored=self.model.cached)
+        assert self.allocator.fits_after_evicting(totals) == promised
+        while promised and not self.allocator.fits_now(totals):
+            group_id, small_id = cached.pop()
+            self.evict(group_id, [small_id])
+        if promised:
+            assert self.alloc([self.next_request], need) is not None
+            self.next_request += 1
+
+    @precondition(lambda self: self.model.used)
+    @rule(data=st.data())
+    def free_used(self, data):
+        group_id, small_ids = self.draw_pages(data, self.model.used)
+        self.free(group_id, small_ids)
+
+    def free(self, group_id, small_ids):
+        self.tell("free", group_id, small_ids)
+        for small_id in small_ids:
+            del self.model.used[group_id, small_id]
+            self.model.drop((group_id, small_id))
+
+    @precondition(lambda self: self.model.used)
+    @rule(data=st.data())
+    def cache_used(self, data):
+        group_id, small_ids = self.draw_pages(data, self.model.used)
+        self.tell("cache", group_id, small_ids)
+        for small_id in small_ids:
+            del self.model.used[group_id, small_id]
+            self.model.cached[group_id, small_id] = None
+
+    @precondition(lambda self: self.model.cached)
+    @rule(data=st.data())
+    def pin_cached(self, data):
+        group_id, small_ids = self.draw_pages(data, self.model.cached)
+        self.tell("pin", group_id, small_ids)
+        for small_id in small_ids:
+            del self.model.cached[group_id, small_id]
+            self.model.used[group_id, small_id] = -1
+
+    @precondition(lambda self: self.model.cached)
+    @rule(data=st.data())
+    def evict_cached(self, data):
+        self.evict(*self.draw_pages(data, self.model.cached))
+
+    def evict(self, group_id, small_ids):
+        self.tell("evict", group_id, small_ids)
+        for small_id in small_ids:
+            del self.model.cached[group_id, small_id]
+            self.model.drop((group_id, small_id))
+
+    @precondition(lambda self: self.model.used)
+    @rule(data=st.data())
+    def end_a_request(self, data):
+        request = data.draw(st.sampled_from(sorted(set(self.model.used.values()))))
+        for group_id in range(len(self.packings)):
+            mine = [i for (g, i), r in self.model.used.items() if g == group_id and r == request]
+            self.free(group_id, mine)
+        self.allocator.forget(request)
+
+    @precondition(lambda self: len(self.model.used) + len(self.model.cached) > 20)
+    @rule()
+    def clear(self):
+        self.allocator.clear()
+        self.model = ByteModel(self.packings, self.num_large)
+
+    # ---- what must always hold ------------------------------------------------------------
+
+    @invariant()
+    def counters_are_those_of_the_model(self):
+        allocator, model = self.allocator, self.model
+        allocator.check()
+        empty, free = model.capacity()
+        assert allocator.large.num_empty == empty
+        for group_id, k in enumerate(self.packings):
+            assert allocator.num_used[group_id] == sum(g == group_id for g, _ in model.used)
+            assert allocator.num_cached[group_id] == sum(g == group_id for g, _ in model.cached)
+            assert allocator.obtainable(group_id) == free[group_id] + empty * k
+
+    @invariant()
+    def what_eviction_could_free_is_predicted(self):
+        empty, free = self.model.capacity(ignored=self.model.cached)
+        for group_id, k in enumerate(self.packings):
+            need = [0] * len(self.packings)
+            need[group_id] = free[group_id] + empty * k
+            assert self.allocator.fits_after_evicting(need)
+            need[group_id] += 1
+            assert not self.allocator.fits_after_evicting(need)
+
+    def teardown(self):
+        if not hasattr(self, "model"):
+            return
+        for group_id in range(len(self.packings)):
+            self.free(group_id, [i for g, i in self.model.used if g == group_id])
+            self.evict(group_id, [i for g, i in self.model.cached if g == group_id])
+        self.allocator.check()
+        assert self.model.capacity() == self.fresh
+        empty, free = self.fresh
+        assert self.allocator.large.num_empty == empty == self.num_large - 1
+        assert self.allocator.large.free == free == self.allocator.large.slack
+        assert self.allocator.large.num_idle == 0
+        assert self.allocator.num_used == self.allocator.num_cached == [0] * len(free)
+
+
+TestAllocatorMachine = AllocatorMachine.TestCase

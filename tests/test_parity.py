@@ -1,0 +1,91 @@
+"""The part of the parity matrix that every run covers; `python -m tests.parity` runs all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engines import run_engine
+from tests.faults import one_window_token_too_few, one_wrong_page
+from tests.parity import (
+    NEW_TOKENS,
+    PRESSURE,
+    WINDOW,
+    Cell,
+    differing,
+    model_of,
+    reference,
+    run_cell,
+)
+
+pytestmark = pytest.mark.slow
+
+# Every value of every option, every pair of page size with chunking, on the two main families.
+COVER = (
+    Cell(1, chunked=False, overlap=True, radix=True),
+    Cell(16, chunked=True, overlap=False, radix=True),
+    Cell(64, chunked=True, overlap=True, radix=False),
+    PRESSURE[0],
+    PRESSURE[2],
+    PRESSURE[5],
+)
+# One paged, chunked cell with the cache on for the others.
+ONCE = (Cell(16, chunked=True),)
+MAIN = ("gemma3_text", "llama")
+OTHERS = ("qwen2", "qwen3", "mistral", "gemma2", "olmo2", "olmo3", "cohere2", "gemma4")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Model, prompts and stock SGLang's answers of a family, made once."""
+    folder = tmp_path_factory.mktemp("models")
+    cache = {}
+
+    def get(family: str):
+        if family not in cache:
+            model = model_of(family, folder)
+            cache[family] = (model, *reference(family, model))
+        return cache[family]
+
+    return get
+
+
+CASES = [(family, cell) for family in MAIN for cell in COVER]
+CASES += [(family, cell) for family in OTHERS for cell in ONCE]
+
+
+@pytest.mark.parametrize(
+    ("family", "cell"), CASES, ids=[f"{family}: {cell.label}" for family, cell in CASES]
+)
+def test_tokens_are_those_of_stock_sglang(prepared, family: str, cell: Cell):
+    model, waves, expected = prepared(family)
+    assert sum(map(len, waves)) >= 64
+    assert max(len(prompt) for wave in waves for prompt in wave) > 5 * WINDOW
+
+    run = run_cell(family, model, waves, cell)
+
+    assert differing(expected, run) == 0
+    if cell.radix:
+        assert sum(map(sum, run.cached)) > 0
+
+
+def test_the_pressure_cells_retract_requests(prepared):
+    model, waves, _ = prepared("llama")
+
+    assert run_cell("llama", model, waves, PRESSURE[0]).retractions > 0
+
+
+@pytest.mark.parametrize("fault", [one_wrong_page, one_window_token_too_few])
+def test_the_tiny_model_shows_a_memory_fault_in_its_tokens(prepared, fault):
+    """Parity means something only if a fault of this size would break it."""
+    model, waves, expected = prepared("gemma3_text")
+
+    run = run_engine(
+        model,
+        waves[:1],
+        max_new_tokens=NEW_TOKENS,
+        prepare=fault,
+        **PRESSURE[0]._replace(tokens=16384).arguments(),
+    )
+
+    changed = sum(a != b for a, b in zip(expected.outputs[0], run.outputs[0], strict=True))
+    assert changed > len(waves[0]) // 4

@@ -1,0 +1,20 @@
+"""A short run of the stress program; `python -m tests.stress` plays 2,000 requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_jenga.tiny_models import write_tiny_model
+from tests.stress import stress
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", ["1", "16"])
+def test_aborts_and_disconnects_on_a_small_pool_lose_nothing(tmp_path, page_size: str):
+    model = write_tiny_model("gemma3_text", tmp_path / "model", num_layers=6, window=32)
+
+    report = stress(model, 150, "--page-size", page_size)
+
+    assert report.clean, report
+    assert report.retractions > 0
+    assert report.finished >= 100
