@@ -52,8 +52,8 @@ GPT_OSS = {
 MIXES = {
     "gemma-3-27b": Mix("gemma3_text", 62, 64, 512, 16, 16, HEADS),
     "gemma-2-9b": Mix("gemma2", 42, 64, 256, 64, 32, HEADS),
-    # Its 12 full and 12 window layers on Gemma-4's code, hybrid in stock too: SGLang's CPU attention
-    # does not serve gpt-oss itself.
+    # Its 12 full and 12 window layers on Gemma-4's code, which is hybrid in stock too: SGLang's CPU
+    # attention does not serve gpt-oss itself.
     "gpt-oss-20b": Mix("gemma4", 24, 16, 1024, 8, 16, GPT_OSS),
     "llama (dense)": Mix("llama", 8, 0, 512, 16, 24, HEADS),
 }

@@ -5,7 +5,7 @@
 
 Stock and jenga alternate in pairs on the same bytes and prompts; the ratio is the median of
 pairs. Host time is measured inside the real scheduler, around SGLang's own calls: the decode
-capacity check and the decode allocation (window slides, allocator, row and mapping writes), batch 64.
+capacity check and the decode allocation (slides, allocator, row and mapping writes), batch 64.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def compare(title: str, model: Path, pairs: int, **arguments: Any) -> None:
         same = stock_run.outputs == jenga_run.outputs
         print(
             f"  {title}: stock {stock:7.1f} tok/s  jenga {jenga:7.1f} tok/s"
-            f"  ratio {jenga / stock:.3f}  memory calls {stock_micros:.0f} / {jenga_micros:.0f} us per step"
+            f"  ratio {jenga / stock:.3f}"
+            f"  memory calls {stock_micros:.0f} / {jenga_micros:.0f} us per step"
             f"  same tokens {'yes' if same else 'no'}",
             flush=True,
         )

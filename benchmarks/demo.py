@@ -31,11 +31,9 @@ from typing import NamedTuple
 import requests
 
 from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
+from tests.serving import Server, ServerFailed
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests"))
-from serving import Server, ServerFailed  # noqa: E402
-
 MODEL_CACHE = ROOT / ".cache" / "demo"
 WINDOW = 32
 SEED = 0

@@ -11,77 +11,14 @@ Small-page ids are opaque integers here. Page owners are told through `PageState
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from itertools import pairwise
 
 import numpy as np
 
+from sglang_jenga.radix.eviction import EvictionQueues
+from sglang_jenga.radix.node import NO_PAGES, Inserted, Node, PageStates, PathLock
 from sglang_jenga.radix.policy import LayerPolicy
-
-NO_PAGES = np.zeros(0, dtype=np.int64)
-
-
-class PageStates(Protocol):
-    """Told about every change of a page's state; the allocator implements it."""
-
-    def cache(self, group_id: int, small_ids: np.ndarray) -> None: ...
-    def pin(self, group_id: int, small_ids: np.ndarray) -> None: ...
-    def evict(self, group_id: int, small_ids: np.ndarray) -> None: ...
-
-
-class Node:
-    """The tokens ``[begin, end)`` of every path that runs through it.
-
-    Per group: ``pages[g]`` is one small id per ``tokens_per_page`` tokens, or None for a hole;
-    ``locks[g]`` counts the running requests that need it; ``used_at[g]`` is the clock of its last
-    use; ``queued[g]`` says an entry for it is in the eviction queue of the group.
-    """
-
-    __slots__ = (
-        "begin",
-        "children",
-        "edge",
-        "end",
-        "key",
-        "locks",
-        "pages",
-        "parent",
-        "queued",
-        "used_at",
-    )
-
-    def __init__(
-        self, parent: Node | None, edge: Hashable, key: np.ndarray, begin: int, num_groups: int
-    ) -> None:
-        self.parent = parent
-        self.edge = edge  # parent.children[edge] is this node
-        self.key = key
-        self.begin = begin
-        self.end = begin + key.size
-        self.children: dict[Hashable, Node] = {}
-        self.pages: list[np.ndarray | None] = [None] * num_groups
-        self.locks = [0] * num_groups
-        self.used_at = [0] * num_groups
-        self.queued = [False] * num_groups
-
-    def __lt__(self, other: Node) -> bool:  # ties in the queue: any fixed order will do
-        return self.begin < other.begin
-
-
-class PathLock(NamedTuple):
-    """Receipt of a lock: ``node``'s path is locked for group g from position ``begins[g]`` on."""
-
-    node: Node
-    begins: tuple[int | None, ...]
-
-
-class Inserted(NamedTuple):
-    """Outcome of an insert: the node that ends the key, and per group the positions (in small
-    pages) whose pages the tree did not take because it already had its own."""
-
-    node: Node
-    declined: list[list[tuple[int, int]]]
 
 
 class RadixTrees:
@@ -92,7 +29,7 @@ class RadixTrees:
 
         pages[g] is not None and locks[g] > 0   =>  its small pages are USED
         pages[g] is not None and locks[g] == 0  =>  its small pages are CACHED
-        evictable (see `_evictable`)            =>  queued[g]
+        node.evictable(g)                       =>  queued[g]
         num_pages[g] == sum of pages[g] over all nodes
     """
 
@@ -109,7 +46,7 @@ class RadixTrees:
         self.root = Node(None, None, NO_PAGES, 0, len(self.policies))
         self.num_pages = [0] * len(self.policies)
         self._clock = 0
-        self._queue: list[list[tuple[int, int, Node]]] = [[] for _ in self.policies]
+        self._queues = EvictionQueues(len(self.policies))
 
     # ---- hit --------------------------------------------------------------------------------
 
@@ -235,7 +172,7 @@ class RadixTrees:
         """New nodes for ``key[at:]``, cut where a group's pages begin to live."""
         cuts = sorted({at, key.size, *(cut for cut in alive_from if at < cut < key.size)})
         step = self.tokens_per_page
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             # A private copy: the caller's array may be a view of a longer, living one.
             edge = self._edge(namespace, key, begin)
             node = Node(parent, edge, key[begin:end].copy(), begin, len(self.policies))
@@ -276,7 +213,7 @@ class RadixTrees:
         node.used_at[group_id] = self._clock
         if not node.locks[group_id]:
             self._states.cache(group_id, ids)
-            self._enqueue(node, group_id)
+            self._queues.push(node, group_id)
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut a node at position ``at``; the new node takes the front, ``node`` keeps its end (and
@@ -294,8 +231,8 @@ class RadixTrees:
         for group_id, ids in enumerate(node.pages):
             if ids is not None:
                 front.pages[group_id], node.pages[group_id] = ids[:pages_cut], ids[pages_cut:]
-                if self._evictable(front, group_id):
-                    self._enqueue(front, group_id)
+                if front.evictable(group_id):
+                    self._queues.push(front, group_id)
         return front
 
     # ---- recency and locks ------------------------------------------------------------------
@@ -369,8 +306,8 @@ class RadixTrees:
         assert node.locks[group_id] >= 0, "unlocked more often than locked"
         if node.locks[group_id] == 0 and node.pages[group_id] is not None:
             self._states.cache(group_id, node.pages[group_id])
-            if self._evictable(node, group_id):
-                self._enqueue(node, group_id)
+            if node.evictable(group_id):
+                self._queues.push(node, group_id)
 
     # ---- evict ------------------------------------------------------------------------------
 
@@ -383,7 +320,7 @@ class RadixTrees:
         """
         evicted = [0] * len(self.policies)
         while not satisfied():
-            victim = self._pop_oldest()
+            victim = self._queues.pop_oldest()
             if victim is None:
                 break
             group_id, node = victim
@@ -403,49 +340,8 @@ class RadixTrees:
             self._split(node, node.end - quantum * self.tokens_per_page)
             return node
         front = self._split(node, node.begin + quantum * self.tokens_per_page)
-        self._enqueue(node, group_id)
+        self._queues.push(node, group_id)
         return front
-
-    def _pop_oldest(self) -> tuple[int, Node] | None:
-        best: tuple[int, int, int] | None = None
-        for group_id, queue in enumerate(self._queue):
-            self._settle(group_id)
-            if queue and (best is None or (*queue[0][:2], group_id) < best):
-                best = (*queue[0][:2], group_id)
-        if best is None:
-            return None
-        group_id = best[2]
-        node = heapq.heappop(self._queue[group_id])[2]
-        node.queued[group_id] = False
-        return group_id, node
-
-    def _settle(self, group_id: int) -> None:
-        """Bring a true candidate to the front: entries are not moved when their node changes."""
-        queue = self._queue[group_id]
-        while queue:
-            used_at, _, node = queue[0]
-            if not self._evictable(node, group_id):
-                heapq.heappop(queue)
-                node.queued[group_id] = False
-            elif used_at != node.used_at[group_id]:
-                heapq.heapreplace(queue, self._entry(node, group_id))
-            else:
-                return
-
-    def _evictable(self, node: Node, group_id: int) -> bool:
-        """Group 0 gives up leaves only; another group may drop its pages anywhere."""
-        if node.pages[group_id] is None or node.locks[group_id]:
-            return False
-        return group_id != 0 or not node.children
-
-    @staticmethod
-    def _entry(node: Node, group_id: int) -> tuple[int, int, Node]:
-        return (node.used_at[group_id], -node.end, node)
-
-    def _enqueue(self, node: Node, group_id: int) -> None:
-        if not node.queued[group_id]:
-            node.queued[group_id] = True
-            heapq.heappush(self._queue[group_id], self._entry(node, group_id))
 
     def _remove(self, node: Node) -> list[int]:
         """Take a leaf out; with it go every group's pages, which nothing could reach any more."""
@@ -453,8 +349,8 @@ class RadixTrees:
         parent = node.parent
         assert parent is not None and not node.children
         del parent.children[node.edge]
-        if self._evictable(parent, 0):
-            self._enqueue(parent, 0)
+        if parent.evictable(0):
+            self._queues.push(parent, 0)
         return counts
 
     def _drop(self, node: Node, group_id: int) -> int:
@@ -491,8 +387,10 @@ class RadixTrees:
                 if ids is not None:
                     assert ids.size * self.tokens_per_page == node.key.size
                     totals[group_id] += ids.size
-                if self._evictable(node, group_id):
+                if node.evictable(group_id):
                     assert node.queued[group_id], "an evictable node is not in the queue"
                 below = sum(child.locks[group_id] for child in node.children.values())
-                assert group_id != 0 or node.locks[0] >= below, "a locked node under an unlocked one"
+                assert group_id != 0 or node.locks[0] >= below, (
+                    "a locked node under an unlocked one"
+                )
         assert totals == self.num_pages

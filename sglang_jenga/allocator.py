@@ -213,9 +213,7 @@ class Allocator:
             count -= self._take_from(group_id, large_id, count, parts)
         return bound
 
-    def _take_from(
-        self, group_id: int, large_id: int, count: int, parts: list[np.ndarray]
-    ) -> int:
+    def _take_from(self, group_id: int, large_id: int, count: int, parts: list[np.ndarray]) -> int:
         """Take up to ``count`` empty small pages of one large page, lowest ids first."""
         k = self._k[group_id]
         state = self._state[group_id][large_id * k : (large_id + 1) * k]

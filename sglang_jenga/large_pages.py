@@ -87,7 +87,7 @@ class LargePages:
     def change(
         self, group_id: int, large_ids: np.ndarray, used: np.ndarray, cached: np.ndarray
     ) -> None:
-        """Add ``used[i]`` and ``cached[i]`` (both may be negative) to ``large_ids[i]``, all distinct.
+        """Add ``used[i]`` and ``cached[i]``, of either sign, to ``large_ids[i]``, all distinct.
 
         A large page left with nothing in it is unbound and becomes empty at once.
         """

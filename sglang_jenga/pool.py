@@ -46,7 +46,7 @@ class PoolBuffer:
     def layer_views(
         self, group_id: int, heads: HeadShape, dtype: torch.dtype
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """K and V of every layer of a group: ``[num_slots, num_heads, dim]``, row stride = entry."""
+        """K and V of every layer of a group, ``[num_slots, num_heads, dim]``; row stride: entry."""
         group = self.plan.groups[group_id]
         stride, rest = divmod(group.padded_entry_bytes, dtype.itemsize)
         if rest:

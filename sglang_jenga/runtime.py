@@ -20,14 +20,10 @@ from sglang_jenga.geometry import (
     plan_for,
 )
 from sglang_jenga.hooks import Hook
+from sglang_jenga.page_tables import PageTables, Step
 from sglang_jenga.planner_report import capacity_rows, format_plan
 from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
-from sglang_jenga.token_allocator import (
-    JengaSWAAllocator,
-    JengaTokenAllocator,
-    PageTables,
-    Step,
-)
+from sglang_jenga.token_allocator import JengaSWAAllocator, JengaTokenAllocator
 
 logger = logging.getLogger(__name__)
 

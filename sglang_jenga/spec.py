@@ -8,7 +8,7 @@ Vocabulary (one meaning each, everywhere in this project):
     entry        one token's bytes over all layers of a group (state group: one request's state)
     small page   tokens_per_page entries of one group
     large page   a common multiple of every group's small page; bound to one group at a time
-    slot         SGLang's address of one token in a group's view: small_id * tokens_per_page + offset
+    slot         SGLang's address of a token in a group's view: small_id * tokens_per_page + offset
 """
 
 from __future__ import annotations

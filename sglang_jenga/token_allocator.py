@@ -8,71 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
-from sglang.srt.mem_cache.prefill_budget import SharedSWAPrefillBudget, estimate_swa_kv_tokens
+from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
 from sglang.srt.utils.common import is_pin_memory_available
 
+from sglang_jenga.admission import JengaPrefillBudget
 from sglang_jenga.allocator import Allocator
-from sglang_jenga.spec import PoolPlan
+from sglang_jenga.page_tables import PageTables, Step, expand
 
 FULL, WINDOW = 0, 1
-
-
-class PageTables:
-    """Host mirror of ``req_to_token``: per group ``[num_rows, pages]`` small ids, int32.
-
-    Untouched rows cost address space only.
-    """
-
-    def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
-        self.tokens_per_page = plan.groups[FULL].group.tokens_per_page
-        pages = -(-max_tokens // self.tokens_per_page)
-        self.rows = [np.zeros((num_rows, pages), dtype=np.int32) for _ in plan.groups]
-
-    def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
-        """Small ids of the pages that hold positions ``[start, end)`` of a row."""
-        step = self.tokens_per_page
-        return self.rows[group_id][row, start // step : -(-end // step)]
-
-    def slots(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
-        """SGLang's slots of positions ``[start, end)``, int64."""
-        return expand(self.pages(group_id, row, start, end), self.tokens_per_page)[
-            start % self.tokens_per_page :
-        ][: end - start]
-
-
-def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
-    """All slots of small pages, in order, int64."""
-    ids = small_ids.astype(np.int64)
-    if tokens_per_page == 1:
-        return ids
-    return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
-
-
-@dataclass(slots=True)
-class Step:
-    """What one SGLang batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``."""
-
-    reqs: Sequence[Any]
-    starts: list[int]
-    ends: list[int]
-    # Requests without a row yet: their matched prefix enters the page tables with this step.
-    fresh: list[bool]
-
-    def pages(self, tokens_per_page: int) -> list[int]:
-        """New small pages per request; the same number in every attention group."""
-        if tokens_per_page == 1:
-            return [end - start for start, end in zip(self.starts, self.ends, strict=True)]
-        return [
-            -(-end // tokens_per_page) - -(-start // tokens_per_page)
-            for start, end in zip(self.starts, self.ends, strict=True)
-        ]
 
 
 class _JengaAllocator:
@@ -318,25 +267,6 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
         self.size = self.max_tokens
 
 
-class JengaPrefillBudget(SharedSWAPrefillBudget):
-    """Admission of hybrid models: one question to the allocator for all groups together."""
-
-    _slid = False
-
-    def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
-        core = self.allocator.core
-        if empty_pool:
-            return core.fits_empty_pool(self.allocator.need(full_tokens, swa_tokens))
-        need = self.allocator.need(full_tokens + self.total_offset, swa_tokens + self.swa_offset)
-        if core.fits_after_evicting(need):
-            return True
-        if self._slid:
-            return False
-        self._slid = True  # once per admission round is enough
-        self.tree_cache.slide(self.allocator.decoding)
-        return core.fits_after_evicting(need)
-
-
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
     """Models with full and window layers. Row slots are full slots; kernels find the window slot of
     a token through ``full_to_swa_index_mapping``, one tensor for life (CUDA graphs capture it)."""
@@ -357,9 +287,7 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
 
     def remap(self, full_pages: np.ndarray, window_pages: np.ndarray) -> None:
         """These full pages' tokens have their window KV in those window pages from now on."""
-        slots = np.stack(
-            [expand(full_pages, self.page_size), expand(window_pages, self.page_size)]
-        )
+        slots = np.stack([expand(full_pages, self.page_size), expand(window_pages, self.page_size)])
         both = self.to_device(slots)
         self.full_to_swa_index_mapping[both[FULL]] = both[WINDOW]
 
@@ -391,7 +319,12 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
                 allocation_limit=self.page_size if chunk_size else None,
             )
             full = input_tokens + new_tokens + self.page_size
-            return self.core.fits_empty_pool(self.need(full, window))
+            need = self.need(full, window)
+            # A long prompt comes in chunks, and each may leave a large page partly filled.
+            slack = [group.smalls_per_large - 1 for group in self.core.plan.groups]
+            return self.core.fits_empty_pool(
+                [n + more for n, more in zip(need, slack, strict=True)]
+            )
 
         if not fits(0):
             return None

@@ -28,9 +28,11 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.utils.common import ceil_align
 
+from sglang_jenga.page_tables import expand
+from sglang_jenga.radix.node import Node, PathLock
 from sglang_jenga.radix.policy import FullPolicy, LayerPolicy, WindowPolicy
-from sglang_jenga.radix.tree import Node, PathLock, RadixTrees
-from sglang_jenga.token_allocator import FULL, WINDOW, expand
+from sglang_jenga.radix.tree import RadixTrees
+from sglang_jenga.token_allocator import FULL, WINDOW
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +168,7 @@ class JengaRadixCache(BasePrefixCache):
             free_segment=free_segment,
             eviction_interval=eviction_interval,
         )
-        # The matched prefix slides out too. Its pages are the tree's, so they only become evictable.
+        # The matched prefix slides out too; its pages are the tree's, so they become evictable.
         if req.lock is not None:
             seen_from = pre_len - ceil_align(self.swa_retain_window, self.page_size)
             req.lock = self.trees.unlock_before(req.lock, WINDOW, max(0, seen_from))

@@ -9,7 +9,8 @@ import numpy as np
 
 def one_wrong_page() -> None:
     """Every prompt's fourth-last page is found in the null page instead of its own."""
-    from sglang_jenga.token_allocator import FULL, Step, _JengaAllocator
+    from sglang_jenga.page_tables import Step
+    from sglang_jenga.token_allocator import FULL, _JengaAllocator
 
     enter = _JengaAllocator._enter
 

@@ -6,8 +6,8 @@
 
 The reference of a family is stock SGLang with the same weights, full KV for every layer (SGLang's
 CPU attention cannot read hybrid window pools), page size 1 and no pressure. Every cell must give
-the same tokens: page size x chunked prefill x overlap x radix cache, and a pool so small that requests
-are evicted and retracted.
+the same tokens: page size x chunked prefill x overlap x radix cache, and a pool so small that
+requests are evicted and retracted.
 """
 
 from __future__ import annotations

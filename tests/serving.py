@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
+
 from tests.warm_launcher import Forked, WarmLauncher
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,9 +4,9 @@
     python -m tests.stress --requests 200
 
 A real server over HTTP. Every third request is aborted or its connection dropped at a random
-moment. The server must live, every finished answer must equal the unpressured one, and at the end the pool
-must be entirely empty or evictable and every large page must come back from /flush_cache, with
-SGLang's strict leak checks on all the time.
+moment. The server must live, every finished answer must equal the unpressured one, and at the end
+the pool must be entirely empty or evictable and every large page must come back from /flush_cache,
+with SGLang's strict leak checks on all the time.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.launcher import environment, shared_launcher, write_model
 
 WITH = "sglang-jenga: --memory-backend jenga does not work with "

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 import torch
-from tests.serving import Server
 
 from sglang_jenga import cpu_ops
 from sglang_jenga.tiny_models import write_tiny_model
+from tests.serving import Server
 
 needs_sglang = pytest.mark.skipif(
     importlib.util.find_spec("sgl_kernel") is None, reason="needs SGLang"

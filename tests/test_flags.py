@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.launcher import environment, shared_launcher, write_model
 
 # Exaone-4 insists on a GPU's backend, the others do not mind one.

@@ -10,12 +10,12 @@ import torch
 
 pytest.importorskip("sglang")
 
-from tests.serving import FAMILY_FLAGS, Server
 from sglang.srt.mem_cache.base_swa_memory_pool import BaseSWAKVPool
-from tests.warm_launcher import WarmLauncher
 
 from sglang_jenga import torch_native_window
 from sglang_jenga.tiny_models import write_tiny_model
+from tests.serving import FAMILY_FLAGS, Server
+from tests.warm_launcher import WarmLauncher
 
 FULL_LAYER, WINDOW_LAYER = 0, 1
 

@@ -1,0 +1,62 @@
+"""What every request holds, on the host: SGLang's ``req_to_token`` mirrored in small pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sglang_jenga.spec import PoolPlan
+
+
+class PageTables:
+    """Host mirror of ``req_to_token``: per group ``[num_rows, pages]`` small ids, int32.
+
+    Untouched rows cost address space only.
+    """
+
+    def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
+        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        pages = -(-max_tokens // self.tokens_per_page)
+        self.rows = [np.zeros((num_rows, pages), dtype=np.int32) for _ in plan.groups]
+
+    def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """Small ids of the pages that hold positions ``[start, end)`` of a row."""
+        step = self.tokens_per_page
+        return self.rows[group_id][row, start // step : -(-end // step)]
+
+    def slots(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """SGLang's slots of positions ``[start, end)``, int64."""
+        return expand(self.pages(group_id, row, start, end), self.tokens_per_page)[
+            start % self.tokens_per_page :
+        ][: end - start]
+
+
+def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
+    """All slots of small pages, in order, int64."""
+    ids = small_ids.astype(np.int64)
+    if tokens_per_page == 1:
+        return ids
+    return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
+
+
+@dataclass(slots=True)
+class Step:
+    """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``."""
+
+    reqs: Sequence[Any]
+    starts: list[int]
+    ends: list[int]
+    # Requests without a row yet: their matched prefix enters the page tables with this step.
+    fresh: list[bool]
+
+    def pages(self, tokens_per_page: int) -> list[int]:
+        """New small pages per request; the same number in every attention group."""
+        if tokens_per_page == 1:
+            return [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+        return [
+            -(-end // tokens_per_page) - -(-start // tokens_per_page)
+            for start, end in zip(self.starts, self.ends, strict=True)
+        ]
