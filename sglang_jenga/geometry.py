@@ -26,12 +26,22 @@ def geometry_of(configurator: Any) -> Geometry:
     model, layers = configurator.model_config, configurator.layer_info
     tp = get_parallel().attn_tp_size
     itemsize = configurator.kv_cache_dtype.itemsize
+    element = str(configurator.kv_cache_dtype)
     page_size = configurator.pool_page_size
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
     if not configurator.is_hybrid_swa:
         ids = tuple(range(layers.num_effective_layers))
         return Geometry(
-            (LayerGroup("full", ids, full.entry_bytes(len(ids), itemsize), page_size),), (full,)
+            (
+                LayerGroup(
+                    "full",
+                    ids,
+                    full.entry_bytes(len(ids), itemsize),
+                    page_size,
+                    element=element,
+                ),
+            ),
+            (full,),
         )
     window = HeadShape(model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim)
     full_ids = tuple(layers.full_attention_layer_ids)
@@ -43,7 +53,13 @@ def geometry_of(configurator: Any) -> Geometry:
         )
     return Geometry(
         (
-            LayerGroup("full", full_ids, full.entry_bytes(len(full_ids), itemsize), page_size),
+            LayerGroup(
+                "full",
+                full_ids,
+                full.entry_bytes(len(full_ids), itemsize),
+                page_size,
+                element=element,
+            ),
             LayerGroup(
                 "window",
                 window_ids,
@@ -51,6 +67,7 @@ def geometry_of(configurator: Any) -> Geometry:
                 page_size,
                 # SGLang's number excludes the current token.
                 configurator.sliding_window_size + 1,
+                element,
             ),
         ),
         (full, window),

@@ -44,6 +44,12 @@ class LargePages:
         self._stack = np.arange(plan.num_large - 1, -1, -1, dtype=np.int64)
         self.num_empty = plan.num_large
         self.partial = [PartlyFilled(k) for k in self.smalls]
+        elements = [group.group.element for group in plan.groups]
+        self._format = [elements.index(element) for element in elements]
+        # Format of the bytes in every large page; the pool starts zeroed, which reads as any.
+        self._written = np.full(plan.num_large, UNBOUND, dtype=np.int8)
+        self._mixed = len(set(elements)) > 1
+        self._stale: list[int] = []
         self._bind_null(plan.null_group, plan.null_smalls)
 
     def _bind_null(self, group_id: int, null_smalls: int) -> None:
@@ -62,7 +68,16 @@ class LargePages:
         self.num_empty -= count
         large_ids = self._stack[self.num_empty : self.num_empty + count][::-1].copy()
         self.owner[large_ids] = group_id
+        if self._mixed:
+            written, new = self._written[large_ids], self._format[group_id]
+            self._stale += large_ids[(written != UNBOUND) & (written != new)].tolist()
+            self._written[large_ids] = new
         return large_ids
+
+    def take_stale(self) -> list[int]:
+        """Large pages bound since the last call whose bytes are of another format: zero them."""
+        stale, self._stale = self._stale, []
+        return stale
 
     def fill_whole(self, group_id: int, large_ids: np.ndarray) -> None:
         """Every small page of these freshly bound large pages becomes used."""

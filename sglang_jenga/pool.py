@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
@@ -67,13 +68,14 @@ class PoolBuffer:
                 views.append(typed.as_strided(shape, (stride, dim, 1), at))
         return keys, values
 
-    def zero_large_pages(self, large_ids: list[int], stream: torch.Stream | None) -> None:
-        """Clear large pages that change element format, ordered on the stream of the forwards."""
+    def zero_large_pages(self, large_ids: list[int], stream: Any) -> None:
+        """Clear large pages that change element format, ordered on the stream of the forwards: one
+        in flight may still write there for the old owner."""
         if not large_ids:
             return
         rows = self.bytes.view(self.plan.num_large, self.plan.large_page_bytes)
         index = torch.tensor(large_ids, dtype=torch.int64).to(self.device, non_blocking=True)
-        if stream is None:
+        if self.bytes.device.type == "cpu" or stream is None:
             rows[index] = 0
             return
         module = torch.get_device_module(self.device)

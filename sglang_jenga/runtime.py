@@ -38,6 +38,13 @@ def _config_from_budget(
     """Size the pool in bytes; SGLang's configurator would cut them in fixed parts."""
     if not flags.is_on():
         return original(self, budget_bytes, cap_tokens=cap_tokens)
+    try:
+        return _plan_budget(self, budget_bytes, cap_tokens)
+    except ValueError as error:
+        flags.stop(error)  # the user's to mend: one line, no trace
+
+
+def _plan_budget(self: Any, budget_bytes: int, cap_tokens: int | None) -> Any:
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 
     geometry = geometry_of(self)
@@ -105,6 +112,8 @@ def _init_pools(
         Allocator(plan),
         tables,
         kvcache,
+        buffer=buffer,
+        forward_stream=self.forward_stream,
         dtype=self.kv_cache_dtype,
         device=self.device,
         max_tokens=sizes.max_total_num_tokens,

@@ -26,6 +26,8 @@ class LayerGroup:
     ``entry_bytes`` is unpadded: the sum over the group's layers of one token's K and V bytes, or of
     one request's state for a ``state`` group (whose ``tokens_per_page`` is 1). ``window`` is the
     number of tokens a ``window`` layer sees, the current one included, and None otherwise.
+    ``element`` names the number format of the bytes: a large page that goes from one format to
+    another must be zeroed, because masked rows still enter ``0 * x`` and x may read as NaN.
     """
 
     layer_type: LayerType
@@ -33,6 +35,7 @@ class LayerGroup:
     entry_bytes: int
     tokens_per_page: int = 1
     window: int | None = None
+    element: str = ""
 
     def __post_init__(self) -> None:
         if not self.layer_ids:

@@ -20,6 +20,7 @@ from sglang.srt.utils.common import is_pin_memory_available
 from sglang_jenga.admission import JengaPrefillBudget
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.page_tables import PageTables, Step, expand
+from sglang_jenga.pool import PoolBuffer
 
 FULL, WINDOW = 0, 1
 
@@ -37,12 +38,16 @@ class _JengaAllocator:
         tables: PageTables,
         kvcache: Any,
         *,
+        buffer: PoolBuffer,
+        forward_stream: Any,
         dtype: torch.dtype,
         device: str,
         max_tokens: int,
     ) -> None:
         self.core = core
         self.tables = tables
+        self.buffer = buffer
+        self.forward_stream = forward_stream
         self.page_size = tables.tokens_per_page
         self.dtype = dtype
         self.device = device
@@ -164,6 +169,7 @@ class _JengaAllocator:
         ids = self.core.alloc(rows, [counts] * self._num_groups)
         if ids is None:
             return None
+        self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         self._enter_prefixes(step, rows)
         slots = [
             self._enter(group_id, step, rows, counts, ids[group_id])
