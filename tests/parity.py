@@ -67,8 +67,9 @@ MATRIX = tuple(
     )
 )
 # Stock's bytes for this many tokens: fewer than half of the prompts' tokens fit at once.
+PRESSURE_TOKENS = 640
 PRESSURE = tuple(
-    Cell(page_size, chunked=True, radix=radix, tokens=640)
+    Cell(page_size, chunked=True, radix=radix, tokens=PRESSURE_TOKENS)
     for page_size in (1, 16, 64)
     for radix in (True, False)
 )
@@ -141,7 +142,21 @@ def run_cell(family: str, model: Path, waves: list[list[list[int]]], cell: Cell)
         "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     }
     arguments = cell.arguments() | FAMILY_ARGUMENTS.get(family, {})
-    return run_engine(model, waves, max_new_tokens=NEW_TOKENS, env=strict, **arguments)
+    return run_engine(
+        model,
+        waves,
+        max_new_tokens=NEW_TOKENS,
+        env=strict,
+        prepare=_admit_too_many if cell.tokens == PRESSURE_TOKENS else None,
+        **arguments,
+    )
+
+
+def _admit_too_many() -> None:
+    """Let admission count one answer token per request, so that decoding runs out of memory."""
+    from sglang.srt.managers import schedule_policy
+
+    schedule_policy.CLIP_MAX_NEW_TOKENS = 1
 
 
 def main(argv: list[str] | None = None) -> int:
