@@ -128,8 +128,10 @@ def _engine_process(
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
     os.environ.update(env)
     try:
+        import torch
         from sglang.srt.entrypoints import engine
 
+        torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
         engine.mp.set_start_method("fork", force=True)
         engine.mp.set_start_method = lambda *args, **kwargs: None
         if prepare is not None:
