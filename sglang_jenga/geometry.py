@@ -5,13 +5,14 @@ The only reader of SGLang's ModelConfig for the pool; the planner does the arith
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
 from sglang_jenga.planner import PoolTooSmallError, larges_for_requests, plan_pool
 from sglang_jenga.pool import HeadShape
-from sglang_jenga.spec import LayerGroup, PoolPlan
+from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan
 
 
 class Geometry(NamedTuple):
@@ -25,52 +26,32 @@ def geometry_of(configurator: Any) -> Geometry:
     """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for."""
     model, layers = configurator.model_config, configurator.layer_info
     tp = get_parallel().attn_tp_size
-    itemsize = configurator.kv_cache_dtype.itemsize
-    element = str(configurator.kv_cache_dtype)
-    page_size = configurator.pool_page_size
+    dtype = configurator.kv_cache_dtype
+
+    def group(
+        kind: LayerType, layer_ids: Sequence[int], heads: HeadShape, window: int | None = None
+    ) -> LayerGroup:
+        entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize)
+        page_size = configurator.pool_page_size
+        return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
+
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
     if not configurator.is_hybrid_swa:
-        ids = tuple(range(layers.num_effective_layers))
-        return Geometry(
-            (
-                LayerGroup(
-                    "full",
-                    ids,
-                    full.entry_bytes(len(ids), itemsize),
-                    page_size,
-                    element=element,
-                ),
-            ),
-            (full,),
-        )
-    window = HeadShape(model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim)
-    full_ids = tuple(layers.full_attention_layer_ids)
-    window_ids = tuple(layers.swa_attention_layer_ids)
-    if not full_ids:
+        return Geometry((group("full", range(layers.num_effective_layers), full),), (full,))
+    if not layers.full_attention_layer_ids:
         raise ValueError(
             "--memory-backend jenga needs at least one full-attention layer and this model has "
             "window layers only; drop --memory-backend jenga"
         )
+    sliding = HeadShape(model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim)
+    # SGLang's window excludes the current token, ours includes it.
+    window = configurator.sliding_window_size + 1
     return Geometry(
         (
-            LayerGroup(
-                "full",
-                full_ids,
-                full.entry_bytes(len(full_ids), itemsize),
-                page_size,
-                element=element,
-            ),
-            LayerGroup(
-                "window",
-                window_ids,
-                window.entry_bytes(len(window_ids), itemsize),
-                page_size,
-                # SGLang's number excludes the current token.
-                configurator.sliding_window_size + 1,
-                element,
-            ),
+            group("full", layers.full_attention_layer_ids, full),
+            group("window", layers.swa_attention_layer_ids, sliding, window),
         ),
-        (full, window),
+        (full, sliding),
     )
 
 

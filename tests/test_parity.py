@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.engines import run_engine
@@ -89,6 +91,24 @@ def test_the_pressure_cells_retract_requests(prepared):
     model, waves, _ = prepared("llama")
 
     assert run_cell("llama", model, waves, PRESSURE[0]).retractions > 0
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_a_dense_model_holds_as_many_tokens_as_in_stock(prepared, page_size: int):
+    model, waves, _ = prepared("llama")
+    capacity = []
+    for backend in ("default", "jenga"):
+        run = run_engine(
+            model,
+            [waves[0][:1]],
+            max_new_tokens=1,
+            memory_backend=backend,
+            page_size=page_size,
+            max_total_tokens=1000,
+        )
+        capacity.append(int(re.search(r"max_total_num_tokens=(\d+)", run.log).group(1)))
+
+    assert capacity[0] == capacity[1] == 1000 // page_size * page_size
 
 
 @pytest.mark.parametrize("fault", [one_wrong_page, one_window_token_too_few])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
 import pytest
 
+from sglang_jenga.hf_config import read_geometry
+from sglang_jenga.planner import plan_pool
 from sglang_jenga.tiny_models import write_tiny_model
 from tests.engines import run_engine
 from tests.parity import FULL_KV, first_wave
@@ -78,6 +81,18 @@ def test_the_log_tells_the_plan_and_the_bytes_that_stock_would_take(server):
     stock_bytes = (POOL_TOKENS // 16 * 16 + 16) * token_bytes
 
     assert 0.98 * stock_bytes <= pool_bytes <= stock_bytes
+
+
+def test_the_planner_plans_from_the_config_alone_what_the_server_builds(server, model):
+    built = re.search(
+        r"jenga plan pool_bytes=(\d+) large_page_bytes=(\d+) num_large=(\d+)", server.log()
+    )
+    pool_bytes, large_page_bytes, num_large = map(int, built.groups())
+    config = json.loads((model / "config.json").read_text())
+
+    plan = plan_pool(read_geometry(config, page_size=16).groups, pool_bytes)
+
+    assert (plan.large_page_bytes, plan.num_large) == (large_page_bytes, num_large)
 
 
 def test_a_pool_too_small_for_one_request_is_refused_in_one_line(model):
