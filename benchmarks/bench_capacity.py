@@ -82,7 +82,7 @@ def measure(name: str, mix: Mix, folder: Path) -> dict[str, Any]:
     }
     stock = run_engine(model, [prompts], prepare=_read_windows, **common)
     jenga = run_engine(model, [prompts], memory_backend="jenga", **common)
-    geometry = read_geometry(json.loads((model / "config.json").read_text()))
+    geometry = read_geometry(json.loads((model / "config.json").read_text()), dtype="fp32")
     pool_bytes = _pool_bytes(jenga)
     plan = plan_pool(geometry.groups, pool_bytes)
     bound = byte_bound(plan, total)
