@@ -1,14 +1,55 @@
-"""Admission of models with full and window layers: one question to the allocator for all groups."""
+"""Admission: what a round of prefills may promise, asked of the allocator for all groups together.
+
+Where a prompt's next chunk does not fit it is parked, and then nobody else is admitted in that
+round. Not only for fairness: SGLang counts a chunk in flight for the parked request as soon as a
+batch is made, and would later drop the first token of its answer.
+"""
 
 from __future__ import annotations
 
-from sglang.srt.mem_cache.prefill_budget import SharedSWAPrefillBudget
+from typing import Any
+
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
 
 
-class JengaPrefillBudget(SharedSWAPrefillBudget):
-    """Admission of hybrid models: one question to the allocator for all groups together."""
+class _Parking:
+    """Remembers in one round of admission that a chunk had to wait."""
+
+    _parked = False
+
+    def fit_chunk(self, **demand: Any) -> int | None:
+        limit = self._fit_chunk(**demand)
+        self._parked = limit is None
+        return limit
+
+    def check_prefill(self, **demand: Any) -> tuple[bool, int | None]:
+        return (False, None) if self._parked else super().check_prefill(**demand)
+
+    def can_allocate_prefill(self, **demand: Any) -> bool:
+        return not self._parked and super().can_allocate_prefill(**demand)
+
+
+class JengaDenseBudget(_Parking, PrefillBudget):
+    """Models with one attention group. SGLang's budget lets a prompt's next chunk run in any case
+    and dies if decoding has taken the room meanwhile; here it is cut or parked."""
+
+    def _fit_chunk(
+        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
+    ) -> int | None:
+        room = int(self.remaining_current) - self.page_size
+        if min(extend_input_len, chunk_limit) <= room:
+            return chunk_limit
+        room -= room % self.page_size
+        return room if room > 0 else None
+
+
+class JengaSWABudget(_Parking, SharedSWAPrefillBudget):
+    """Models with full and window layers, which compete for the same large pages."""
 
     _slid = False
+
+    def _fit_chunk(self, **demand: Any) -> int | None:
+        return SharedSWAPrefillBudget.fit_chunk(self, **demand)
 
     def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
         core = self.allocator.core

@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
 from sglang.srt.utils.common import is_pin_memory_available
 
-from sglang_jenga.admission import JengaPrefillBudget
+from sglang_jenga.admission import JengaDenseBudget, JengaSWABudget
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.page_tables import PageTables, Step, expand
 from sglang_jenga.pool import PoolBuffer
@@ -272,6 +272,11 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
         self._setup(core, tables, kvcache, **kwargs)
         self.size = self.max_tokens
 
+    def create_prefill_budget(
+        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> JengaDenseBudget:
+        return JengaDenseBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
     """Models with full and window layers. Row slots are full slots; kernels find the window slot of
@@ -299,8 +304,8 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
 
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> JengaPrefillBudget:
-        return JengaPrefillBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+    ) -> JengaSWABudget:
+        return JengaSWABudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def max_new_tokens_for_memory(
         self,
