@@ -11,7 +11,6 @@ take in stock SGLang. Concurrency is the most running requests that SGLang's own
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -19,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_jenga.hf_config import read_geometry
-from sglang_jenga.planner import byte_bound, plan_pool
+from sglang_jenga.planner import smalls_for_request
+from sglang_jenga.spec import LayerGroup
 from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
 from tests.engines import Run, run_engine
 from tests.parity import FAMILY_ARGUMENTS
@@ -82,10 +81,10 @@ def measure(name: str, mix: Mix, folder: Path) -> dict[str, Any]:
     }
     stock = run_engine(model, [prompts], prepare=_read_windows, **common)
     jenga = run_engine(model, [prompts], memory_backend="jenga", **common)
-    geometry = read_geometry(json.loads((model / "config.json").read_text()), dtype="fp32")
-    pool_bytes = _pool_bytes(jenga)
-    plan = plan_pool(geometry.groups, pool_bytes)
-    bound = byte_bound(plan, total)
+    pool_bytes, groups = _pool(jenga, mix)
+    bound = pool_bytes / sum(
+        smalls_for_request(group, total) * group.entry_bytes for group in groups
+    )
     held, reached = _concurrency(stock), _concurrency(jenga)
     return {
         "mix": name,
@@ -116,8 +115,15 @@ def _concurrency(run: Run) -> int:
     return max(int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", run.log))
 
 
-def _pool_bytes(run: Run) -> int:
-    return int(re.search(r"jenga plan pool_bytes=(\d+)", run.log).group(1))
+def _pool(run: Run, mix: Mix) -> tuple[int, list[LayerGroup]]:
+    """Bytes of the pool and its layer groups, as the server logged them."""
+    pool_bytes, entries = re.search(
+        r"jenga plan pool_bytes=(\d+) .*entry_bytes=([\d,]+)", run.log
+    ).groups()
+    full, *window = (int(entry) for entry in entries.split(","))
+    groups = [LayerGroup("full", (0,), full)]
+    groups += [LayerGroup("window", (1,), entry, window=mix.window) for entry in window]
+    return int(pool_bytes), groups
 
 
 def main(argv: list[str] | None = None) -> int:

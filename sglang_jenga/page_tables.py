@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,21 +41,26 @@ def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
     return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
 
 
-@dataclass(slots=True)
 class Step:
-    """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``."""
+    """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
-    reqs: Sequence[Any]
-    starts: list[int]
-    ends: list[int]
-    # Requests without a row yet: their matched prefix enters the page tables with this step.
-    fresh: list[bool]
+    ``pages[i]``: new small pages of a request, the same number in every attention group.
+    ``fresh``: requests without a row yet, by index; their matched prefix enters the page tables.
+    """
 
-    def pages(self, tokens_per_page: int) -> list[int]:
-        """New small pages per request; the same number in every attention group."""
-        if tokens_per_page == 1:
-            return [end - start for start, end in zip(self.starts, self.ends, strict=True)]
-        return [
-            -(-end // tokens_per_page) - -(-start // tokens_per_page)
-            for start, end in zip(self.starts, self.ends, strict=True)
+    __slots__ = ("ends", "fresh", "num_pages", "pages", "reqs", "starts")
+
+    def __init__(
+        self,
+        reqs: Sequence[Any],
+        starts: list[int],
+        ends: list[int],
+        fresh: Sequence[int],
+        tokens_per_page: int,
+    ) -> None:
+        self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
+        step = tokens_per_page
+        self.pages = [
+            -(-end // step) - -(-start // step) for start, end in zip(starts, ends, strict=True)
         ]
+        self.num_pages = sum(self.pages)

@@ -47,7 +47,11 @@ class PoolBuffer:
     def layer_views(
         self, group_id: int, heads: HeadShape, dtype: torch.dtype
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """K and V of every layer of a group, ``[num_slots, num_heads, dim]``; row stride: entry."""
+        """K and V of every layer of a group, ``[num_slots, num_heads, dim]``.
+
+        Row stride: an entry. A lone group shares its bytes with nobody, so there each layer's rows
+        lie together, exactly as in stock SGLang, and a dense model runs at stock's speed.
+        """
         group = self.plan.groups[group_id]
         stride, rest = divmod(group.padded_entry_bytes, dtype.itemsize)
         if rest:
@@ -57,15 +61,14 @@ class PoolBuffer:
         typed = self.bytes.view(dtype)
         num_slots = self.plan.num_slots(group_id)
         k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
+        alone = len(self.plan.groups) == 1
         keys, values = [], []
-        for index in range(len(group.group.layer_ids)):
-            offset = index * (k_row + v_row)
-            for views, dim, at in (
-                (keys, heads.k_dim, offset),
-                (values, heads.v_dim, offset + k_row),
-            ):
+        offset = 0
+        for _ in group.group.layer_ids:
+            for views, dim, row in ((keys, heads.k_dim, k_row), (values, heads.v_dim, v_row)):
                 shape = (num_slots, heads.num_heads, dim)
-                views.append(typed.as_strided(shape, (stride, dim, 1), at))
+                views.append(typed.as_strided(shape, (row if alone else stride, dim, 1), offset))
+                offset += row * num_slots if alone else row
         return keys, values
 
     def zero_large_pages(self, large_ids: list[int], stream: Any) -> None:

@@ -147,10 +147,11 @@ def _log_plan(plan: Any, longest: int, context_len: int) -> None:
     logger.info("jenga %s", text.replace("\n", "\njenga "))
     # The same once more for programs: bytes, exact.
     logger.info(
-        "jenga plan pool_bytes=%d large_page_bytes=%d num_large=%d",
+        "jenga plan pool_bytes=%d large_page_bytes=%d num_large=%d entry_bytes=%s",
         plan.pool_bytes,
         plan.large_page_bytes,
         plan.num_large,
+        ",".join(str(item.group.entry_bytes) for item in plan.groups),
     )
     if longest < context_len:
         logger.warning(
@@ -179,8 +180,8 @@ def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
         return original(batch)
     starts = list(batch.prefix_lens)
     ends = [start + count for start, count in zip(starts, batch.extend_lens, strict=True)]
-    fresh = [not req.kv.holds_kv for req in batch.reqs]
-    with allocator.allocating(Step(batch.reqs, starts, ends, fresh)):
+    fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
+    with allocator.allocating(Step(batch.reqs, starts, ends, fresh, allocator.page_size)):
         return original(batch)
 
 
@@ -191,7 +192,7 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
     starts = [req.kv.kv_allocated_len for req in batch.reqs]
     ends = [start + token_per_req for start in starts]
     allocator.decoding = batch.reqs
-    with allocator.allocating(Step(batch.reqs, starts, ends, [False] * len(starts))):
+    with allocator.allocating(Step(batch.reqs, starts, ends, (), allocator.page_size)):
         return original(batch, token_per_req)
 
 

@@ -99,7 +99,7 @@ class _JengaAllocator:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
         need = self.need(num_tokens)
         if self._step is not None:
-            need = [sum(self._step.pages(self.page_size))] * self._num_groups
+            need = [self._step.num_pages] * self._num_groups
         return self._make_room(tree_cache, need)
 
     def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
@@ -165,29 +165,25 @@ class _JengaAllocator:
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
         rows = [req.kv.req_pool_idx for req in step.reqs]
-        counts = step.pages(self.page_size)
-        ids = self.core.alloc(rows, [counts] * self._num_groups)
+        ids = self.core.alloc(rows, [step.pages] * self._num_groups)
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         self._enter_prefixes(step, rows)
         slots = [
-            self._enter(group_id, step, rows, counts, ids[group_id])
-            for group_id in range(self._num_groups)
+            self._enter(group_id, step, rows, ids[group_id]) for group_id in range(self._num_groups)
         ]
         assert slots[FULL].size == num_tokens
         return self._publish(slots)
 
     def _enter_prefixes(self, step: Step, rows: list[int]) -> None:
-        for req, row, start, fresh in zip(step.reqs, rows, step.starts, step.fresh, strict=True):
-            if fresh and start:
+        for index in step.fresh:
+            if step.starts[index]:
                 for group_id, table in enumerate(self.tables.rows):
-                    pages = self.prefix_pages(req, group_id)
-                    table[row, : pages.size] = pages
+                    pages = self.prefix_pages(step.reqs[index], group_id)
+                    table[rows[index], : pages.size] = pages
 
-    def _enter(
-        self, group_id: int, step: Step, rows: list[int], counts: list[int], ids: np.ndarray
-    ) -> np.ndarray:
+    def _enter(self, group_id: int, step: Step, rows: list[int], ids: np.ndarray) -> np.ndarray:
         """Write new pages into the page tables; slots of the step's tokens."""
         table = self.tables.rows[group_id]
         per_page = self.page_size
@@ -196,7 +192,7 @@ class _JengaAllocator:
             return ids
         at = 0
         parts = []
-        for row, start, end, count in zip(rows, step.starts, step.ends, counts, strict=True):
+        for row, start, end, count in zip(rows, step.starts, step.ends, step.pages, strict=True):
             first = -(-start // per_page)
             table[row, first : first + count] = ids[at : at + count]
             at += count

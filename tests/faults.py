@@ -14,10 +14,8 @@ def one_wrong_page() -> None:
 
     enter = _JengaAllocator._enter
 
-    def wrong(
-        self: Any, group_id: int, step: Step, rows: list[int], counts: list[int], ids: np.ndarray
-    ) -> np.ndarray:
-        slots = enter(self, group_id, step, rows, counts, ids)
+    def wrong(self: Any, group_id: int, step: Step, rows: list[int], ids: np.ndarray) -> np.ndarray:
+        slots = enter(self, group_id, step, rows, ids)
         if group_id != FULL or len(slots) <= 4 * len(rows):
             return slots
         ends = np.cumsum([end - start for start, end in zip(step.starts, step.ends, strict=True)])

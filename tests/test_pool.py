@@ -72,6 +72,16 @@ def test_every_byte_of_an_entry_belongs_to_a_layer():
     assert len(keys) * per_layer * 4 == buffer.plan.groups[0].group.entry_bytes
 
 
+def test_a_lone_group_has_the_layout_of_stock_sglang():
+    plan = plan_pool([LayerGroup("full", (0, 1), FULL.entry_bytes(2, 4), 16)], 1 << 20)
+    keys, values = PoolBuffer(plan, "cpu", enable_memory_saver=False).layer_views(
+        0, FULL, torch.float32
+    )
+
+    assert all(view.is_contiguous() for view in (*keys, *values))
+    assert sum(view.numel() * 4 for view in (*keys, *values)) == plan.pool_bytes
+
+
 def test_a_large_page_that_changes_format_is_zeroed_before_its_new_owner_writes():
     buffer = buffer_of(1, torch.float32, other=torch.bfloat16)
     core = Allocator(buffer.plan)
