@@ -26,7 +26,8 @@ from tests.parity import FAMILY_ARGUMENTS
 
 
 class Mix(NamedTuple):
-    """A real model's layers; ``window`` and ``prompt`` in tokens, the real ones over ``scale``.
+    """A real model's layers; ``window`` and ``prompt`` in tokens, the real ones scaled down
+    alike.
 
     ``stock_requests``: how many such requests the pool should hold in stock SGLang.
     """
@@ -35,7 +36,6 @@ class Mix(NamedTuple):
     layers: int
     window: int
     prompt: int
-    scale: int
     stock_requests: int
     overrides: dict[str, Any]
 
@@ -49,12 +49,12 @@ GPT_OSS = {
     "swa_num_key_value_heads": 1,
 }
 MIXES = {
-    "gemma-3-27b": Mix("gemma3_text", 62, 64, 512, 16, 16, HEADS),
-    "gemma-2-9b": Mix("gemma2", 42, 64, 256, 64, 32, HEADS),
+    "gemma-3-27b": Mix("gemma3_text", 62, 64, 512, 16, HEADS),
+    "gemma-2-9b": Mix("gemma2", 42, 64, 256, 32, HEADS),
     # Its 12 full and 12 window layers on Gemma-4's code, which is hybrid in stock too: SGLang's CPU
     # attention does not serve gpt-oss itself.
-    "gpt-oss-20b": Mix("gemma4", 24, 16, 1024, 8, 16, GPT_OSS),
-    "llama (dense)": Mix("llama", 8, 0, 512, 16, 24, HEADS),
+    "gpt-oss-20b": Mix("gemma4", 24, 16, 1024, 16, GPT_OSS),
+    "llama (dense)": Mix("llama", 8, 0, 512, 24, HEADS),
 }
 NEW_TOKENS = 32
 

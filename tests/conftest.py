@@ -9,11 +9,13 @@ if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
+from tests.launcher import shared_launcher, write_model
 
 settings.register_profile(
     "ci",
@@ -33,6 +35,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    """A process with the real plugins that resolves SGLang configurations."""
+    return shared_launcher()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a Llama's config and no weights: enough for whatever stops before loading."""
+    return write_model(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", "llama")
 
 
 def plan_of(packings: tuple[int, ...], num_large: int) -> PoolPlan:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.launcher import environment, shared_launcher, write_model
+from tests.launcher import environment, write_model
 
 WITH = "sglang-jenga: --memory-backend jenga does not work with "
 SERVE = "sglang-jenga: --memory-backend jenga does not serve "
@@ -79,16 +79,6 @@ BAD_MODELS = [
     ),
 ]
 BACKENDS = "torch_native, triton, flashinfer, fa3, fa4, trtllm_mha"
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    return shared_launcher()
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", "llama")
 
 
 def run_python(*argv: str, **env: str) -> subprocess.CompletedProcess:

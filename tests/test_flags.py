@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.launcher import environment, shared_launcher, write_model
+from tests.launcher import environment, write_model
 
 # Exaone-4 insists on a GPU's backend, the others do not mind one.
 ON = ("--memory-backend", "jenga", "--attention-backend", "triton")
@@ -38,16 +38,6 @@ WINDOW_FAMILIES = {
     ),
     "cohere2": ("Cohere2ForCausalLM", {**SLIDING, **FULL}, [0, 2]),
 }
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    return shared_launcher()
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", "llama")
 
 
 @pytest.fixture(params=WINDOW_FAMILIES)

@@ -12,7 +12,7 @@ from sglang_jenga.hf_config import read_geometry
 from sglang_jenga.planner import plan_pool
 from sglang_jenga.tiny_models import write_tiny_model
 from tests.engines import run_engine
-from tests.parity import FULL_KV, first_wave
+from tests.parity import first_wave
 from tests.serving import Server, ServerFailed
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def server(model):
 
 def test_the_answers_are_those_of_a_stock_engine(server, model):
     prompts = first_wave()
-    expected = run_engine(model, [prompts], max_new_tokens=8, **FULL_KV.get("gemma3_text", {}))
+    expected = run_engine(model, [prompts], max_new_tokens=8)
 
     answers = server.generate(prompts, 8)
 
