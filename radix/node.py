@@ -1,29 +1,60 @@
-"""What a radix tree is made of, and the receipts that it hands out."""
+"""What a radix tree is made of, whom it tells about pages, and the receipts that it hands out."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import NamedTuple, Protocol
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from sglang_jenga.radix.policy import Range
 
 NO_PAGES = np.zeros(0, dtype=np.int64)
 
 
-class PageStates(Protocol):
+class Extent(Protocol):
+    """The small pages of one node in one group. Ids are opaque integers here."""
+
+    ids: np.ndarray
+    pinned: bool
+    node: Any  # for the trees to set
+    num_whole: int  # large pages that it fills alone
+
+    @property
+    def size(self) -> int: ...
+    def last_wholes(self, count: int) -> int: ...
+    def first_in(self, large_id: int) -> int: ...
+
+
+class LargePages(Protocol):
+    """How extents share large pages."""
+
+    num_empty: int
+
+    def extents_in(self, large_id: int) -> tuple[Extent, ...]: ...
+    def is_idle(self, large_id: int) -> bool: ...
+    def take_turned_idle(self) -> list[int]: ...
+
+
+class PageOwner(Protocol):
     """Told about every change of a page's state; the allocator implements it."""
 
-    def cache(self, group_id: int, small_ids: np.ndarray) -> None: ...
-    def pin(self, group_id: int, small_ids: np.ndarray) -> None: ...
-    def evict(self, group_id: int, small_ids: np.ndarray) -> None: ...
+    @property
+    def large(self) -> LargePages: ...
+    def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent: ...
+    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]: ...
+    def pin(self, extent: Extent) -> None: ...
+    def unpin(self, extent: Extent) -> None: ...
+    def evict(self, extent: Extent) -> None: ...
 
 
 class Node:
     """The tokens ``[begin, end)`` of every path that runs through it.
 
-    Per group: ``pages[g]`` is one small id per ``tokens_per_page`` tokens, or None for a hole;
-    ``locks[g]`` counts the running requests that need it; ``used_at[g]`` is the clock of its last
-    use; ``queued[g]`` says an entry for it is in the eviction queue of the group.
+    Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
+    one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
+    counts the running requests that need it; ``used_at[g]`` is the clock of its last use;
+    ``queued[g]`` is the eviction queue of the group that has an entry for it.
     """
 
     __slots__ = (
@@ -31,48 +62,87 @@ class Node:
         "children",
         "edge",
         "end",
+        "extents",
         "key",
         "locks",
-        "pages",
+        "namespace",
         "parent",
         "queued",
         "used_at",
     )
 
     def __init__(
-        self, parent: Node | None, edge: Hashable, key: np.ndarray, begin: int, num_groups: int
+        self,
+        parent: Node | None,
+        edge: Hashable,
+        namespace: Hashable,
+        key: np.ndarray,
+        begin: int,
+        num_groups: int,
     ) -> None:
         self.parent = parent
         self.edge = edge  # parent.children[edge] is this node
+        self.namespace = namespace
         self.key = key
         self.begin = begin
         self.end = begin + key.size
         self.children: dict[Hashable, Node] = {}
-        self.pages: list[np.ndarray | None] = [None] * num_groups
+        self.extents: list[Extent | None] = [None] * num_groups
         self.locks = [0] * num_groups
         self.used_at = [0] * num_groups
-        self.queued = [False] * num_groups
-
-    def __lt__(self, other: Node) -> bool:  # ties in the queue: any fixed order will do
-        return self.begin < other.begin
+        self.queued = [0] * num_groups
 
     def evictable(self, group_id: int) -> bool:
-        """Group 0 gives up leaves only; another group may drop its pages anywhere."""
-        if self.pages[group_id] is None or self.locks[group_id]:
-            return False
-        return group_id != 0 or not self.children
+        return self.extents[group_id] is not None and not self.locks[group_id]
+
+
+class TreeObserver(Protocol):
+    """Told how the tree of keys changes, for those who publish what is cached."""
+
+    def stored(self, node: Node) -> None: ...
+    def split(self, front: Node, back: Node) -> None: ...
+    def removed(self, node: Node) -> None: ...
+    def cleared(self) -> None: ...
+
+
+class TokenPages(NamedTuple):
+    """A request's own pages of the tokens from ``begin`` on, one per ``tokens_per_page``."""
+
+    begin: int
+    ids: np.ndarray
+
+
+PrefixPages = Mapping[int, int]  # length of a prefix: the request's own page for it
 
 
 class PathLock(NamedTuple):
-    """Receipt of a lock: ``node``'s path is locked for group g from position ``begins[g]`` on."""
+    """Receipt of a lock: for group g the path to ``node`` is locked in the token ``ranges[g]``."""
 
     node: Node
-    begins: tuple[int | None, ...]
+    ranges: tuple[tuple[Range, ...], ...]
+
+
+class Miss(NamedTuple):
+    """Group ``group_id`` cut a hit from ``before`` to ``after`` tokens, for want of ``lost``."""
+
+    group_id: int
+    before: int
+    after: int
+    lost: Range
+
+
+class Match(NamedTuple):
+    """``node`` ends the longest joint hit; ``misses`` says what made it shorter than the keys'
+    agreement of ``agreed`` tokens."""
+
+    node: Node
+    agreed: int
+    misses: tuple[Miss, ...]
 
 
 class Inserted(NamedTuple):
-    """Outcome of an insert: the node that ends the key, and per group the positions (in small
-    pages) whose pages the tree did not take because it already had its own."""
+    """The node that ends the key, and per group the small ids that the tree did not take, because
+    it already had pages there."""
 
     node: Node
-    declined: list[list[tuple[int, int]]]
+    declined: list[list[np.ndarray]]

@@ -1,24 +1,40 @@
 """Radix trees over token keys, one per layer group, on one shared skeleton of keys.
 
 The keys of all groups are the same tokens, so a node is stored and compared once; what belongs to
-one group alone - its small pages, its locks, its recency, its rule for hits and evictions - is kept
-per group, and a group may have dropped a node's pages (a *hole*) while another still has them.
-Small-page ids are opaque integers here. Page owners are told through `PageStates`.
+one group alone - its small pages, its locks, its recency, its policy - is kept per group, and a
+group may have dropped a node's pages (a *hole*) while another still has them. Small-page ids are
+opaque integers here; `PageOwner` is told what becomes of them.
 
     root - [0..8) - [8..12)          full    |xxxxxxxx|xxxx|
-                  \\ [8..20)          window  |......xx|xxxx|     (positions 0-5 slid out: holes)
+                  \\ [8..20)          window  |......xx|xxxx|     (0-5 evicted: holes)
+                                     state   |       x|    |     (one page: of the prefix of 8)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import NO_PAGES, Inserted, Node, PageStates, PathLock
-from sglang_jenga.radix.policy import LayerPolicy
+from sglang_jenga.radix.hits import joint_hit
+from sglang_jenga.radix.node import (
+    NO_PAGES,
+    Extent,
+    Inserted,
+    Match,
+    Node,
+    PageOwner,
+    PathLock,
+    PrefixPages,
+    TokenPages,
+    TreeObserver,
+)
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+
+# Pages that no step reads when they are cached go before all that were read, oldest first.
+_OUT_OF_REACH = -(1 << 48)
 
 
 class RadixTrees:
@@ -27,42 +43,46 @@ class RadixTrees:
     Group 0 is prefix-closed (full attention): a node exists exactly while group 0 has its pages, so
     nothing in the trees is unreachable. Invariants, for every node and group:
 
-        pages[g] is not None and locks[g] > 0   =>  its small pages are USED
-        pages[g] is not None and locks[g] == 0  =>  its small pages are CACHED
-        node.evictable(g)                       =>  queued[g]
-        num_pages[g] == sum of pages[g] over all nodes
+        extents[g] is not None  =>  extents[g].pinned == (locks[g] > 0)
+        node.evictable(g)       =>  queued[g]
+        locks[0] of a node      >=  sum of its children's
+        num_pages[g]            ==  sum of the sizes of extents[g] over all nodes
     """
 
     def __init__(
-        self, policies: Sequence[LayerPolicy], tokens_per_page: int, states: PageStates
+        self,
+        policies: Sequence[LayerPolicy],
+        tokens_per_page: int,
+        owner: PageOwner,
+        *,
+        observer: TreeObserver | None = None,
+        balanced: bool = True,
+        aligned: bool = True,
     ) -> None:
+        assert not policies[0].per_prefix
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
-        self._states = states
-        self.clear()
+        self._groups = range(len(self.policies))
+        self._owner = owner
+        self._observer = observer
+        self._order = {"balanced": balanced, "aligned": aligned}
+        self._start_empty()
 
-    def clear(self) -> None:
-        """Forget every node without a word to the page owners."""
-        self.root = Node(None, None, NO_PAGES, 0, len(self.policies))
+    def _start_empty(self) -> None:
+        self.root = Node(None, None, None, NO_PAGES, 0, len(self.policies))
         self.num_pages = [0] * len(self.policies)
         self._clock = 0
-        self._queues = EvictionQueues(len(self.policies))
+        self._queues = EvictionQueues(self.policies, self._owner, **self._order)
 
-    # ---- hit --------------------------------------------------------------------------------
+    def clear(self) -> None:
+        """Evict everything; nothing may be locked."""
+        for child in list(self.root.children.values()):
+            self._remove(child)
+        self._start_empty()
+        if self._observer is not None:
+            self._observer.cleared()
 
-    def match(self, namespace: Hashable, key: np.ndarray) -> Node:
-        """Longest prefix of ``key`` that is a hit in every group; returns the node that ends it.
-
-        Splits a node where the hit ends inside it. Refreshes what each group needs of the hit.
-        """
-        path, end = self._walk(namespace, key)
-        node, length = self._joint_hit(path, end)
-        if length == 0:
-            return self.root
-        if length < node.end:
-            node = self._split(node, length)
-        self._touch(node)
-        return node
+    # ---- keys -------------------------------------------------------------------------------
 
     def _walk(self, namespace: Hashable, key: np.ndarray) -> tuple[list[Node], int]:
         """Nodes along ``key`` and the page-aligned length up to which their keys agree."""
@@ -81,50 +101,87 @@ class RadixTrees:
 
     def _edge(self, namespace: Hashable, key: np.ndarray, at: int) -> Hashable:
         """Key of a child: its first small page, under the root with the namespace."""
-        first = key[at : at + self.tokens_per_page]
-        token_or_bytes = int(first[0]) if self.tokens_per_page == 1 else first.tobytes()
-        return token_or_bytes if at else (namespace, token_or_bytes)
+        if self.tokens_per_page == 1:
+            first: Hashable = int(key[at])
+        else:
+            first = key[at : at + self.tokens_per_page].tobytes()
+        return first if at else (namespace, first)
 
     def _agreement(self, node: Node, key: np.ndarray, at: int) -> int:
         """Tokens, in whole small pages, that a node shares with ``key[at:]``."""
         length = min(node.key.size, key.size - at)
         differs = node.key[:length] != key[at : at + length]
-        same = int(differs.argmax()) if differs.any() else length
+        same = int(differs.argmax())
+        if not same and not differs[0]:
+            same = length
         return same - same % self.tokens_per_page
 
-    def _joint_hit(self, path: list[Node], end: int) -> tuple[Node, int]:
-        """Shrink ``end`` until every group accepts it. It only falls, so this ends."""
-        last = len(path) - 1
-        while end:
-            while path[last].begin >= end:
-                last -= 1
-            shorter = min(
-                self._accepted(group_id, path, last, end) for group_id in range(len(self.policies))
-            )
-            if shorter == end:
-                return path[last], end
-            end = shorter
-        return self.root, 0
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut a node in two at token ``at``; the back stays this object. Returns the new front."""
+        assert node.parent is not None and node.begin < at < node.end
+        index = at - node.begin
+        assert index % self.tokens_per_page == 0
+        front = Node(
+            node.parent,
+            node.edge,
+            node.namespace,
+            node.key[:index],
+            node.begin,
+            len(self.policies),
+        )
+        front.used_at = list(node.used_at)
+        node.parent.children[front.edge] = front
+        node.key, node.begin, node.parent = node.key[index:], at, front
+        node.edge = self._edge(None, node.key, 0)[1]
+        front.children[node.edge] = node
+        for group_id, extent in enumerate(node.extents):
+            if self.policies[group_id].per_prefix:
+                continue  # the page and its locks are those of the whole prefix
+            front.locks[group_id] = node.locks[group_id]
+            if extent is not None:
+                halves = self._owner.split(extent, index // self.tokens_per_page)
+                for part, half in zip((front, node), halves, strict=True):
+                    part.extents[group_id], half.node = half, part
+                if not front.locks[group_id]:
+                    self._queues.push(front, group_id)
+        if self._observer is not None:
+            self._observer.split(front, node)
+        return front
 
-    def _accepted(self, group_id: int, path: list[Node], last: int, end: int) -> int:
-        """``end`` if this group has all it needs for it, else the next length worth a try: the
-        begin of the latest hole in reach."""
-        needs_from = self.policies[group_id].needs_from(end)
-        for node in reversed(path[: last + 1]):
-            if node.end <= needs_from:
-                break
-            if node.pages[group_id] is None:
-                return node.begin
-        return end
+    # ---- hit --------------------------------------------------------------------------------
+
+    def match(self, namespace: Hashable, key: np.ndarray) -> Match:
+        """Longest prefix of ``key`` that is a hit in every group, and what made it shorter.
+
+        Splits a node where the hit ends inside it. Refreshes what each group reads of the hit.
+        """
+        path, agreed = self._walk(namespace, key)
+        end, misses = joint_hit(path, agreed, self.policies, self.tokens_per_page)
+        if not end:
+            return Match(self.root, agreed, misses)
+        while path[-1].begin >= end:
+            path.pop()
+        node = path[-1] if path[-1].end == end else self._split(path[-1], end)
+        self._clock += 1
+        self._touch(node)
+        return Match(node, agreed, misses)
+
+    def _touch(self, node: Node) -> None:
+        """Refresh what each group reads of the prefix that ends at ``node``; the rest ages."""
+        for group_id in self._groups:
+            for part in self._parts_read(node, self._ranges_read(group_id, node.end), group_id):
+                part.used_at[group_id] = self._clock
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
         """Small ids of ``[0, node.end)``, 0 (the null page) where there is a hole."""
+        assert not self.policies[group_id].per_prefix
         parts = []
         while node.parent is not None:
-            pages = node.pages[group_id]
-            if pages is None:
-                pages = np.zeros(node.key.size // self.tokens_per_page, dtype=np.int64)
-            parts.append(pages)
+            extent = node.extents[group_id]
+            if extent is None:
+                parts.append(np.zeros(node.key.size // self.tokens_per_page, dtype=np.int64))
+            else:
+                parts.append(extent.ids)
             node = node.parent
         return np.concatenate(parts[::-1]) if parts else NO_PAGES
 
@@ -132,30 +189,28 @@ class RadixTrees:
 
     def insert(
         self,
+        start: Node,
         namespace: Hashable,
         key: np.ndarray,
-        pages: Sequence[np.ndarray],
-        alive_from: Sequence[int],
-        skip: int,
+        offers: Sequence[TokenPages | PrefixPages],
     ) -> Inserted:
-        """Offer a request's pages for ``key``; the tree adopts what it lacks.
+        """Offer a request's own pages for ``key``; the trees adopt what they lack.
 
-        ``pages[g]``: one small id per page of the key. The request owns group g's pages from
-        position ``alive_from[g]`` (tokens, page-aligned) on; before it there is nothing to offer.
-        Positions below ``skip`` are the tree's own already. Adopted pages become CACHED.
+        ``start`` ends the part of the key that the trees have for this request already; it must be
+        locked, or the root. Adopted pages are evictable until somebody locks them.
         """
-        declined: list[list[tuple[int, int]]] = [[] for _ in self.policies]
-        node, at = self.root, 0
+        self._clock += 1
+        declined: list[list[np.ndarray]] = [[] for _ in self.policies]
+        node, at = start, start.end
         while at < key.size:
             child = node.children.get(self._edge(namespace, key, at))
             if child is None:
-                node = self._append(namespace, node, key, at, pages, alive_from)
+                node = self._append(namespace, node, key, offers)
                 break
             at += self._agreement(child, key, at)
             if at < child.end:
                 child = self._split(child, at)
-            if at > skip:
-                self._offer(child, pages, alive_from, skip, declined)
+            self._offer(child, offers, declined)
             node = child
         self._touch(node)
         return Inserted(node, declined)
@@ -165,203 +220,241 @@ class RadixTrees:
         namespace: Hashable,
         parent: Node,
         key: np.ndarray,
-        at: int,
-        pages: Sequence[np.ndarray],
-        alive_from: Sequence[int],
+        offers: Sequence[TokenPages | PrefixPages],
     ) -> Node:
-        """New nodes for ``key[at:]``, cut where a group's pages begin to live."""
-        cuts = sorted({at, key.size, *(cut for cut in alive_from if at < cut < key.size)})
-        step = self.tokens_per_page
-        for begin, end in pairwise(cuts):
+        """New nodes for the key behind ``parent``, cut where a group's pages begin or end."""
+        cuts = self._cuts(offers, parent.end, key.size)
+        for begin, end in pairwise([parent.end, *cuts, key.size]):
             # A private copy: the caller's array may be a view of a longer, living one.
+            part = key[begin:end].copy()
             edge = self._edge(namespace, key, begin)
-            node = Node(parent, edge, key[begin:end].copy(), begin, len(self.policies))
+            node = Node(parent, edge, namespace, part, begin, len(self.policies))
             parent.children[edge] = node
-            for group_id, ids in enumerate(pages):
-                if alive_from[group_id] <= begin:
-                    self._adopt(node, group_id, ids[begin // step : end // step])
+            for group_id, offer in enumerate(offers):
+                ids = self._ids_for(node, offer)
+                if ids is not None:
+                    self._adopt(node, group_id, ids)
+            if self._observer is not None:
+                self._observer.stored(node)
             parent = node
         return parent
 
     def _offer(
         self,
         node: Node,
-        pages: Sequence[np.ndarray],
-        alive_from: Sequence[int],
-        skip: int,
-        declined: list[list[tuple[int, int]]],
+        offers: Sequence[TokenPages | PrefixPages],
+        declined: list[list[np.ndarray]],
     ) -> None:
         """The request brings its own copy of an existing node: fill holes, decline the rest."""
-        step = self.tokens_per_page
-        starts = [max(node.begin, skip, begin) for begin in alive_from]
-        # A hole that the request can fill only from some position on is cut there first.
-        cuts = {at for at, ids in zip(starts, node.pages, strict=True) if ids is None}
-        parts = [self._split(node, at) for at in sorted(cuts) if node.begin < at < node.end]
-        for part in [*parts, node]:
-            for group_id, ids in enumerate(pages):
-                begin = max(part.begin, starts[group_id])
-                if begin >= part.end:
+        lacking = [
+            offer
+            for group_id, offer in enumerate(offers)
+            if node.extents[group_id] is None or self.policies[group_id].per_prefix
+        ]
+        cuts = self._cuts(lacking, node.begin, node.end)
+        for part in [*(self._split(node, cut) for cut in cuts), node]:
+            for group_id, offer in enumerate(offers):
+                ids = self._ids_for(part, offer)
+                if ids is None:
                     continue
-                if part.pages[group_id] is None:
-                    self._adopt(part, group_id, ids[part.begin // step : part.end // step])
+                if part.extents[group_id] is None:
+                    self._adopt(part, group_id, ids)
                 else:
-                    declined[group_id].append((begin // step, part.end // step))
-
-    def _adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
-        node.pages[group_id] = ids.copy()
-        self.num_pages[group_id] += ids.size
-        node.used_at[group_id] = self._clock
-        if not node.locks[group_id]:
-            self._states.cache(group_id, ids)
-            self._queues.push(node, group_id)
-
-    def _split(self, node: Node, at: int) -> Node:
-        """Cut a node at position ``at``; the new node takes the front, ``node`` keeps its end (and
-        with it every receipt that names it). Returns the new node."""
-        cut = at - node.begin
-        pages_cut = cut // self.tokens_per_page
-        assert 0 < cut < node.key.size and node.parent is not None
-        front = Node(node.parent, node.edge, node.key[:cut], node.begin, len(self.policies))
-        front.locks = list(node.locks)
-        front.used_at = list(node.used_at)
-        node.parent.children[front.edge] = front
-        node.key, node.begin, node.parent = node.key[cut:], at, front
-        node.edge = self._edge(None, node.key, 0)[1]
-        front.children[node.edge] = node
-        for group_id, ids in enumerate(node.pages):
-            if ids is not None:
-                front.pages[group_id], node.pages[group_id] = ids[:pages_cut], ids[pages_cut:]
-                if front.evictable(group_id):
-                    self._queues.push(front, group_id)
-        return front
-
-    # ---- recency and locks ------------------------------------------------------------------
-
-    def _touch(self, node: Node) -> None:
-        """Refresh what each group needs of the prefix that ends at ``node``; the rest ages."""
-        self._clock += 1
-        for group_id in range(len(self.policies)):
-            for part in self._in_reach(node, group_id):
-                part.used_at[group_id] = self._clock
-
-    def _in_reach(self, node: Node, group_id: int) -> list[Node]:
-        """Nodes that hold, to the page, what a group needs of the prefix that ends at ``node``."""
-        needs_from = self.policies[group_id].needs_from(node.end)
-        parts = self._upwards(node, needs_from)
-        needs_from -= needs_from % self.tokens_per_page
-        if parts and parts[-1].begin < needs_from:
-            self._split(parts[-1], needs_from)  # the front keeps its age and stays evictable
-        return parts
+                    declined[group_id].append(ids)
 
     @staticmethod
-    def _upwards(node: Node, begin: int) -> list[Node]:
-        """Nodes from ``node`` up that hold a position at or after ``begin``."""
+    def _cuts(offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> list[int]:
+        """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
+        cuts: set[int] = set()
+        for offer in offers:
+            cuts.update((offer.begin,) if isinstance(offer, TokenPages) else offer)
+        return sorted(cut for cut in cuts if begin < cut < end)
+
+    def _ids_for(self, node: Node, offer: TokenPages | PrefixPages) -> np.ndarray | None:
+        """What an offer holds for a node: pages of its tokens, all or its last; or its prefix's."""
+        if not isinstance(offer, TokenPages):
+            return np.array([offer[node.end]]) if node.end in offer else None
+        begin = max(node.begin, offer.begin)
+        if begin >= node.end:
+            return None
+        step = self.tokens_per_page
+        return offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
+
+    def _adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
+        extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
+        extent.node = node
+        self.num_pages[group_id] += ids.size
+        per_prefix = self.policies[group_id].per_prefix
+        node.used_at[group_id] = self._clock + (0 if per_prefix else _OUT_OF_REACH)
+        if node.locks[group_id]:  # a hole inside what a running request has locked
+            self._owner.pin(extent)
+        else:
+            self._queues.push(node, group_id)
+
+    # ---- locks ------------------------------------------------------------------------------
+
+    def _ranges_read(self, group_id: int, length: int, most: int | None = None) -> list[Range]:
+        """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
+        step = self.tokens_per_page
+        most = length if most is None else most
+        ranges = []
+        for begin, end in self.policies[group_id].update_last_access(Prefix(length)):
+            begin, end = begin - begin % step, min(end + -end % step, most)
+            if begin < end:
+                ranges.append((begin, end))
+        return ranges
+
+    def _parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
+        """Nodes of the path to ``node`` that hold exactly these ranges; splits at their edges."""
+        if self.policies[group_id].per_prefix:
+            return [
+                part
+                for begin, end in ranges
+                for part in self._upwards(node, begin)
+                if part.end <= end
+            ]
         found = []
-        while node.parent is not None and node.end > begin:
-            found.append(node)
-            node = node.parent
+        for begin, end in ranges:
+            for part in self._upwards(node, begin):
+                if part.begin >= end:
+                    continue
+                if part.end > end:
+                    part = self._split(part, end)
+                if part.begin < begin:
+                    self._split(part, begin)  # the front keeps its age and stays evictable
+                found.append(part)
         return found
 
+    @staticmethod
+    def _upwards(node: Node, begin: int) -> Iterator[Node]:
+        """Nodes from ``node`` up that hold a position at or after ``begin``."""
+        while node.parent is not None and node.end > begin:
+            above = node.parent
+            yield node
+            node = above
+
     def lock(self, node: Node) -> PathLock:
-        """Keep what a request running on this prefix needs; `unlock` takes the receipt."""
-        begins = []
-        for group_id in range(len(self.policies)):
-            parts = self._in_reach(node, group_id)
-            for part in parts:
+        """Keep what a request running on this prefix reads; `unlock` takes the receipt."""
+        # Splits may cut nodes later, so the receipt names tokens, not nodes.
+        lock = PathLock(
+            node, tuple(tuple(self._ranges_read(group_id, node.end)) for group_id in self._groups)
+        )
+        for group_id, ranges in enumerate(lock.ranges):
+            for part in self._parts_read(node, ranges, group_id):
                 part.locks[group_id] += 1
-                if part.locks[group_id] == 1 and part.pages[group_id] is not None:
-                    self._states.pin(group_id, part.pages[group_id])
-            # Splits may cut these nodes later, so the receipt says where they begin, not which
-            # they are.
-            begins.append(parts[-1].begin if parts else None)
-        return PathLock(node, tuple(begins))
+                extent = part.extents[group_id]
+                if part.locks[group_id] == 1 and extent is not None:
+                    self._owner.pin(extent)
+        return lock
 
     def unlock(self, lock: PathLock) -> None:
         """Undo what is left of a lock."""
-        for group_id, begin in enumerate(lock.begins):
-            if begin is not None:
-                for part in self._upwards(lock.node, begin):
-                    self._release(part, group_id)
+        for group_id, ranges in enumerate(lock.ranges):
+            for part in self._parts_read(lock.node, ranges, group_id):
+                self._release(part, group_id)
 
-    def unlock_before(self, lock: PathLock, group_id: int, position: int) -> PathLock:
-        """Give up the part of one group's lock that lies before ``position``: a window slides on.
+    def advance(self, lock: PathLock, group_id: int, length: int) -> PathLock:
+        """Give up what one group does not read any more now that the request is at ``length``.
 
-        Returns the receipt of what is still locked; the old one is void.
+        A request before the end of what it has locked gives up nothing. Returns the receipt of
+        what is still locked; the old one is void.
         """
-        begin = lock.begins[group_id]
-        position -= position % self.tokens_per_page
-        if begin is None or position <= begin:
+        node, before = lock.node, lock.ranges[group_id]
+        length = max(length, node.end)
+        gone = _minus(before, self._ranges_read(group_id, length, most=node.end))
+        if not gone:
             return lock
-        position = min(position, lock.node.end)
-        for part in self._upwards(lock.node, begin):
-            if part.begin >= position:
-                continue
-            self._release(self._split(part, position) if part.end > position else part, group_id)
-        begins = list(lock.begins)
-        begins[group_id] = position if position < lock.node.end else None
-        return PathLock(lock.node, tuple(begins))
+        for part in self._parts_read(node, gone, group_id):
+            self._release(part, group_id)
+        ranges = list(lock.ranges)
+        ranges[group_id] = tuple(_minus(before, gone))
+        return PathLock(node, tuple(ranges))
 
     def _release(self, node: Node, group_id: int) -> None:
         node.locks[group_id] -= 1
         assert node.locks[group_id] >= 0, "unlocked more often than locked"
-        if node.locks[group_id] == 0 and node.pages[group_id] is not None:
-            self._states.cache(group_id, node.pages[group_id])
-            if node.evictable(group_id):
-                self._queues.push(node, group_id)
+        extent = node.extents[group_id]
+        if node.locks[group_id] == 0 and extent is not None:
+            self._owner.unpin(extent)
+            self._queues.push(node, group_id)
 
     # ---- evict ------------------------------------------------------------------------------
 
-    def evict_until(self, satisfied: Callable[[], bool], quantum: Sequence[int]) -> list[int]:
-        """Evict, oldest first whatever the group, until satisfied or nothing is evictable.
+    def evict_large(self, count: int) -> bool:
+        """Empty ``count`` large pages, the least recently used of any group first.
 
-        Balanced: one clock for all groups. Aligned: of equally old pages the longer prefix goes
-        first. At most ``quantum[g]`` small pages go at a time. Returns small pages evicted per
-        group.
+        Only large pages that can become empty are considered (paper section 5.4, step 3). False if
+        there were not enough of them.
         """
-        evicted = [0] * len(self.policies)
-        while not satisfied():
-            victim = self._queues.pop_oldest()
+        large = self._owner.large
+        goal = large.num_empty + count
+        while large.num_empty < goal:
+            victim = self._queues.pop_large()
             if victim is None:
-                break
-            group_id, node = victim
-            size = node.key.size // self.tokens_per_page
-            if size > quantum[group_id]:
-                node = self._cut_victim(node, group_id, quantum[group_id])
-            if group_id == 0:
-                for each, count in enumerate(self._remove(node)):
-                    evicted[each] += count
+                return False
+            group_id, item = victim
+            if isinstance(item, Node):
+                count = self._wholes_to_cut(item, group_id, goal - large.num_empty)
+                self._cut(item, group_id, item.extents[group_id].last_wholes(count))
             else:
-                evicted[group_id] += self._drop(node, group_id)
-        return evicted
+                while extents := large.extents_in(item):
+                    # Behind it in the same node lie pages as old as it and of longer prefixes.
+                    self._cut(extents[0].node, group_id, extents[0].first_in(item))
+        return True
 
-    def _cut_victim(self, node: Node, group_id: int, quantum: int) -> Node:
-        """Split off what goes first: a leaf loses its tail, a window its oldest tokens."""
+    @staticmethod
+    def _wholes_to_cut(node: Node, group_id: int, missing: int) -> int:
+        """How many large pages of one group to take from a node when ``missing`` are wanted.
+
+        With a leaf's tokens go the other groups' pages, so fewer of group 0 will do; never more
+        than are wanted, and the rest comes in the next round.
+        """
+        if group_id != 0:
+            return missing
+        wholes = [extent.num_whole for extent in node.extents if extent is not None]
+        return max(1, missing * node.extents[0].num_whole // sum(wholes))
+
+    def evict_small(self, group_id: int, count: int) -> int:
+        """Evict ``count`` small pages of one group, the least recently used first (step 5).
+
+        Returns how many it were; fewer if no more is evictable.
+        """
+        before = self.num_pages[group_id]
+        while (missing := count - (before - self.num_pages[group_id])) > 0:
+            node = self._queues.pop_node(group_id)
+            if node is None:
+                break
+            self._cut(node, group_id, max(0, node.extents[group_id].size - missing))
+        return before - self.num_pages[group_id]
+
+    def _cut(self, node: Node, group_id: int, index: int) -> None:
+        """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
+        if index:
+            self._split(node, node.begin + index * self.tokens_per_page)
         if group_id == 0:
-            self._split(node, node.end - quantum * self.tokens_per_page)
-            return node
-        front = self._split(node, node.begin + quantum * self.tokens_per_page)
-        self._queues.push(node, group_id)
-        return front
+            self._remove(node)
+        else:
+            self._drop(node, group_id)
 
-    def _remove(self, node: Node) -> list[int]:
-        """Take a leaf out; with it go every group's pages, which nothing could reach any more."""
-        counts = [self._drop(node, group_id) for group_id in range(len(self.policies))]
-        parent = node.parent
-        assert parent is not None and not node.children
-        del parent.children[node.edge]
-        if parent.evictable(0):
-            self._queues.push(parent, 0)
-        return counts
+    def _remove(self, top: Node) -> None:
+        """Take out a node and all below it; with it go every group's pages, which nothing could
+        reach any more."""
+        del top.parent.children[top.edge]
+        stack = [top]
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            for group_id in self._groups:
+                self._drop(node, group_id)
+            if self._observer is not None:
+                self._observer.removed(node)
 
-    def _drop(self, node: Node, group_id: int) -> int:
-        ids = node.pages[group_id]
-        if ids is None:
-            return 0
-        assert not node.locks[group_id], "evicting what a running request needs"
-        self._states.evict(group_id, ids)
-        node.pages[group_id] = None
-        self.num_pages[group_id] -= ids.size
-        return ids.size
+    def _drop(self, node: Node, group_id: int) -> None:
+        extent = node.extents[group_id]
+        if extent is not None:
+            self._owner.evict(extent)
+            node.extents[group_id] = None
+            self.num_pages[group_id] -= extent.size
 
     # ---- checks -----------------------------------------------------------------------------
 
@@ -374,6 +467,9 @@ class RadixTrees:
             found.append(node)
         return found
 
+    def extents(self) -> list[Extent]:
+        return [extent for node in self.nodes() for extent in node.extents if extent is not None]
+
     def check(self) -> None:
         """Recount everything. O(tree)."""
         totals = [0] * len(self.policies)
@@ -382,15 +478,31 @@ class RadixTrees:
             assert node.key.size % self.tokens_per_page == 0
             assert node.parent is not None and node.parent.end == node.begin
             assert node.parent.children[node.edge] is node
-            assert node.pages[0] is not None, "a node without its full-attention pages"
-            for group_id, ids in enumerate(node.pages):
-                if ids is not None:
-                    assert ids.size * self.tokens_per_page == node.key.size
-                    totals[group_id] += ids.size
+            assert node.extents[0] is not None, "a node without its full-attention pages"
+            for group_id, extent in enumerate(node.extents):
+                if extent is not None:
+                    per_prefix = self.policies[group_id].per_prefix
+                    pages = 1 if per_prefix else node.key.size // self.tokens_per_page
+                    assert extent.size == pages
+                    assert extent.node is node
+                    assert extent.pinned == (node.locks[group_id] > 0)
+                    totals[group_id] += extent.size
                 if node.evictable(group_id):
-                    assert node.queued[group_id], "an evictable node is not in the queue"
-                below = sum(child.locks[group_id] for child in node.children.values())
-                assert group_id != 0 or node.locks[0] >= below, (
-                    "a locked node under an unlocked one"
-                )
+                    assert node.queued[group_id], "an evictable node is in no queue"
+            below = sum(child.locks[0] for child in node.children.values())
+            assert node.locks[0] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages
+
+
+def _minus(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """What of the ranges lies in none of the others; both in rising order."""
+    left = []
+    for begin, end in ranges:
+        for low, high in others:
+            if low < end and high > begin:
+                if low > begin:
+                    left.append((begin, low))
+                begin = high
+        if begin < end:
+            left.append((begin, end))
+    return left

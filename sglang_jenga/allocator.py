@@ -6,29 +6,30 @@ recency: the prefix cache decides what to evict and tells the outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
+from sglang_jenga.extent import Extent
 from sglang_jenga.large_pages import UNBOUND, LargePages
 from sglang_jenga.spec import PoolPlan
 
-EMPTY, USED, CACHED, NULL = 0, 1, 2, 3
-Order = Literal["packed", "paper"]
+EMPTY, USED, HELD, NULL = 0, 1, 2, 3
+Order = Literal["packed", "paper", "fullest"]
 
 
 class Allocator:
     """Two-level, request-aware allocator (paper section 5.4). A small page is in one state:
 
-        EMPTY --alloc--> USED --cache--> CACHED --evict--> EMPTY
-                         USED <--pin---- CACHED
-                         USED --free---> EMPTY
+        EMPTY --alloc--> USED --free---> EMPTY
+                         USED --adopt--> HELD --evict--> EMPTY
 
-    Invariants, for every group g with k small pages per large page:
+    A HELD one belongs to an `Extent` of the prefix cache, which is pinned while a running request
+    needs it and evictable otherwise. Invariants, for every group g:
 
-        num_used[g]   == count(state[g] == USED)
-        num_cached[g] == count(state[g] == CACHED)
+        num_used[g]   == count(state[g] == USED) + sum(size of g's pinned extents)
+        num_cached[g] == sum(size of g's other extents)
         a byte of the pool lies in at most one small page that is not EMPTY
 
     ``order`` says where a request's demand of n small pages goes:
@@ -37,11 +38,12 @@ class Allocator:
       fullest partly filled large page of the group.
     * ``paper``: section 5.4 to the letter: a large page the request already fills, then an empty
       large page bound to it, then somebody else's partly filled large page.
+    * ``fullest``: no affinity at all, for comparison: everything into the fullest one.
     """
 
     def __init__(self, plan: PoolPlan, *, order: Order = "packed") -> None:
-        if order not in ("packed", "paper"):
-            raise ValueError(f"order must be 'packed' or 'paper', got {order!r}")
+        if order not in get_args(Order):
+            raise ValueError(f"order must be one of {get_args(Order)}, got {order!r}")
         self.plan = plan
         self.order = order
         self.clear()
@@ -65,7 +67,19 @@ class Allocator:
 
     def fits_now(self, need: Sequence[int]) -> bool:
         """Whether ``need[g]`` small pages of every group g can be handed out without evicting."""
-        return self._large_needed(need, self.large.free) <= self.large.num_empty
+        return not self.larges_missing(need)
+
+    def larges_missing(self, need: Sequence[int]) -> int:
+        """How many more empty large pages it takes before ``need`` can be handed out."""
+        return max(0, self._large_needed(need, self.large.free) - self.large.num_empty)
+
+    def smalls_to_spare_a_large(self, need: Sequence[int]) -> list[int]:
+        """Per group how many more free small pages would make it need one large page less."""
+        missing = [count - free for count, free in zip(need, self.large.free, strict=True)]
+        return [
+            (count - 1) % k + 1 if count > 0 else 0
+            for count, k in zip(missing, self._k, strict=True)
+        ]
 
     def fits_after_evicting(self, need: Sequence[int]) -> bool:
         """Whether they could be handed out if every cached small page were evicted.
@@ -114,35 +128,62 @@ class Allocator:
                 [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
             )
             room = self.large.num_empty - later
-            if self.order == "packed":
-                ids = self._alloc_packed(group_id, counts, room)
-            else:
+            if self.order == "paper":
                 ids = self._alloc_paper(group_id, requests, counts, room)
+            else:
+                ids = self._alloc_packed(group_id, counts, room)
             self.num_used[group_id] += totals[group_id]
             result.append(ids)
         return result
 
     def free(self, group_id: int, small_ids: np.ndarray) -> None:
         """The requests that used these small pages are done with them."""
-        self._move(group_id, small_ids, USED, EMPTY)
+        if not small_ids.size:
+            return
+        self._mark(group_id, small_ids, USED, EMPTY)
         self.num_used[group_id] -= small_ids.size
+        large_ids, counts = _count_by_large(small_ids, self._k[group_id])
+        self.large.change(group_id, large_ids, -counts, -counts)
 
-    def cache(self, group_id: int, small_ids: np.ndarray) -> None:
-        """No running request holds these small pages any more, the prefix cache still does."""
-        self._move(group_id, small_ids, USED, CACHED)
-        self.num_used[group_id] -= small_ids.size
-        self.num_cached[group_id] += small_ids.size
+    def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent:
+        """The prefix cache takes small pages over from the request that used them.
 
-    def pin(self, group_id: int, small_ids: np.ndarray) -> None:
-        """A running request took cached small pages into use."""
-        self._move(group_id, small_ids, CACHED, USED)
-        self.num_used[group_id] += small_ids.size
-        self.num_cached[group_id] -= small_ids.size
+        The extent is not pinned, so its pages are evictable from now on.
+        """
+        self._mark(group_id, small_ids, USED, HELD)
+        extent = Extent(group_id, small_ids.copy(), self._k[group_id])
+        self.large.adopt(extent)
+        self._count(extent, -1)
+        return extent
 
-    def evict(self, group_id: int, small_ids: np.ndarray) -> None:
-        """The prefix cache gave these small pages up."""
-        self._move(group_id, small_ids, CACHED, EMPTY)
-        self.num_cached[group_id] -= small_ids.size
+    def pin(self, extent: Extent) -> None:
+        """A running request needs the extent."""
+        assert not extent.pinned
+        self.large.pin(extent)
+        extent.pinned = True
+        self._count(extent, +1)
+
+    def unpin(self, extent: Extent) -> None:
+        """No running request needs the extent any more."""
+        assert extent.pinned
+        self.large.unpin(extent)
+        extent.pinned = False
+        self._count(extent, -1)
+
+    def _count(self, extent: Extent, used: int) -> None:
+        self.num_used[extent.group_id] += used * extent.size
+        self.num_cached[extent.group_id] -= used * extent.size
+
+    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]:
+        """Cut an extent before its small page ``index``."""
+        return self.large.split(extent, index)
+
+    def evict(self, extent: Extent) -> None:
+        """The prefix cache gives the extent up."""
+        assert not extent.pinned, "evicting what a running request needs"
+        self._state[extent.group_id][extent.ids] = EMPTY
+        self.large.evict(extent)
+        self.num_cached[extent.group_id] -= extent.size
 
     # ---- allocation orders ------------------------------------------------------------------
 
@@ -152,7 +193,7 @@ class Allocator:
             return self._take_whole(group_id, sum(counts))
         wholes = []
         for count in counts:
-            wholes.append(min(count // k, room))
+            wholes.append(min(count // k, room) if self.order == "packed" else 0)
             room -= wholes[-1]
         loose: list[np.ndarray] = []
         tails = [count - whole * k for count, whole in zip(counts, wholes, strict=True)]
@@ -225,35 +266,34 @@ class Allocator:
         parts.append(offsets + large_id * k)
         return offsets.size
 
-    def _move(self, group_id: int, small_ids: np.ndarray, before: int, after: int) -> None:
-        if not small_ids.size:
-            return
+    def _mark(self, group_id: int, small_ids: np.ndarray, before: int, after: int) -> None:
         state = self._state[group_id]
         assert (state[small_ids] == before).all(), "a small page is not in the state it should be"
         assert _distinct(small_ids), "a small page is listed twice"
         state[small_ids] = after
-        large_ids, counts = _count_by_large(small_ids, self._k[group_id])
-        used = counts * ((after == USED) - (before == USED))
-        cached = counts * ((after == CACHED) - (before == CACHED))
-        self.large.change(group_id, large_ids, used, cached)
 
-    def check(self) -> None:
-        """Recount everything from the state of single small pages. O(pool)."""
+    def check(self, extents: Iterable[Extent]) -> None:
+        """Recount everything from the state of single small pages. O(pool).
+
+        ``extents``: all that the prefix cache holds.
+        """
         plan, large = self.plan, self.large
-        large.check()
+        extents = list(extents)
+        large.check(extents)
         for group_id, state in enumerate(self._state):
-            k = self._k[group_id]
-            by_large = state.reshape(plan.num_large, k)
-            null = (by_large == NULL).sum(axis=1)
-            assert null.sum() == (plan.null_smalls if group_id == plan.null_group else 0)
-            used, cached = (by_large == USED).sum(axis=1), (by_large == CACHED).sum(axis=1)
-            assert self.num_used[group_id] == used.sum()
-            assert self.num_cached[group_id] == cached.sum()
-            mine = large.owner == group_id
-            assert not (used + cached)[~mine].any(), "a small page in a large page of another group"
-            assert np.array_equal((used + null)[mine], large.used[mine])
-            assert np.array_equal(cached[mine], large.cached[mine])
-        assert not (large.used + large.cached)[large.owner == UNBOUND].any()
+            mine = [extent for extent in extents if extent.group_id == group_id]
+            held = np.concatenate([np.zeros(0, dtype=np.int64), *(item.ids for item in mine)])
+            assert _distinct(held), "a small page in two extents"
+            assert np.array_equal(np.sort(held), np.flatnonzero(state == HELD))
+            cached = sum(extent.size for extent in mine if not extent.pinned)
+            assert self.num_cached[group_id] == cached
+            assert self.num_used[group_id] == (state == USED).sum() + held.size - cached
+            by_large = (state != EMPTY).reshape(plan.num_large, self._k[group_id]).sum(axis=1)
+            null = plan.null_smalls if group_id == plan.null_group else 0
+            assert (state == NULL).sum() == null
+            bound = large.owner == group_id
+            assert not by_large[~bound].any(), "a small page in a large page of another group"
+            assert np.array_equal(by_large[bound], large.occupied[bound])
 
 
 def _distinct(small_ids: np.ndarray) -> bool:

@@ -6,8 +6,11 @@ every choice is a function of the calls made so far, so tensor-parallel ranks st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from sglang_jenga.extent import Extent
 from sglang_jenga.spec import PoolPlan
 
 UNBOUND = -1
@@ -16,19 +19,22 @@ UNBOUND = -1
 class LargePages:
     """State of every large page. For a large page bound to a group with ``k`` small pages in it:
 
-        1 <= used + cached <= k            used: a running request holds the small page
-        empty smalls = k - used - cached   cached: only the prefix cache holds it (evictable)
+        1 <= occupied <= k      small pages that a running request or the prefix cache holds
+        0 <= used <= occupied   small pages that a running request holds; the others are cached
 
     and over the pool:
 
         num_empty == count(owner == UNBOUND)
         idle[g]   == count(owner == g and used == 0)                   eviction alone can empty it
         slack[g]  == sum(k - used for large pages of g with used > 0)  obtainable without a new one
-        free[g]   == sum(k - used - cached for large pages of g)       obtainable without evicting
+        free[g]   == sum(k - occupied for large pages of g)            obtainable without evicting
 
         large 0 [0 A A . . .]   group A, k = 6: null page, two used, three empty   slack 3, free 3
         large 1 [b b]           group B, k = 2: both cached                        idle
         large 2                 empty
+
+    ``used`` of a large page that one extent fills alone is not kept: it is k or 0, as the extent is
+    pinned or not. Of the others, `extents_in` lists the extents that have small pages there.
     """
 
     def __init__(self, plan: PoolPlan) -> None:
@@ -36,7 +42,7 @@ class LargePages:
         num_groups = len(self.smalls)
         self.owner = np.full(plan.num_large, UNBOUND, dtype=np.int8)
         self.used = np.zeros(plan.num_large, dtype=np.int32)
-        self.cached = np.zeros(plan.num_large, dtype=np.int32)
+        self.occupied = np.zeros(plan.num_large, dtype=np.int32)
         self.idle = [0] * num_groups
         self.slack = [0] * num_groups
         self.free = [0] * num_groups
@@ -44,6 +50,8 @@ class LargePages:
         self._stack = np.arange(plan.num_large - 1, -1, -1, dtype=np.int64)
         self.num_empty = plan.num_large
         self.partial = [PartlyFilled(k) for k in self.smalls]
+        self._extents: dict[int, dict[Extent, None]] = {}
+        self._turned_idle: dict[int, None] = {}
         elements = [group.group.element for group in plan.groups]
         self._format = [elements.index(element) for element in elements]
         # Format of the bytes in every large page; the pool starts zeroed, which reads as any.
@@ -61,6 +69,8 @@ class LargePages:
     def num_idle(self) -> int:
         """Large pages of any group that eviction alone would empty."""
         return sum(self.idle)
+
+    # ---- requests ---------------------------------------------------------------------------
 
     def take_empty(self, group_id: int, count: int) -> np.ndarray:
         """Bind ``count`` empty large pages to a group; they hold nothing yet, so fill them next."""
@@ -81,15 +91,14 @@ class LargePages:
 
     def fill_whole(self, group_id: int, large_ids: np.ndarray) -> None:
         """Every small page of these freshly bound large pages becomes used."""
-        self.used[large_ids] = self.smalls[group_id]
+        self.used[large_ids] = self.occupied[large_ids] = self.smalls[group_id]
 
     def fill(self, group_id: int, large_id: int, count: int) -> None:
         """``count`` empty small pages of one large page, bound to this group, become used."""
         k = self.smalls[group_id]
-        used, cached = int(self.used[large_id]), int(self.cached[large_id])
-        occupied = used + cached
+        used, occupied = int(self.used[large_id]), int(self.occupied[large_id])
         assert 0 < count <= k - occupied
-        self.used[large_id] = used + count
+        self.used[large_id], self.occupied[large_id] = used + count, occupied + count
         if used:
             self.slack[group_id] -= count
         else:
@@ -100,28 +109,27 @@ class LargePages:
         self.partial[group_id].move(large_id, occupied, occupied + count)
 
     def change(
-        self, group_id: int, large_ids: np.ndarray, used: np.ndarray, cached: np.ndarray
+        self, group_id: int, large_ids: np.ndarray, used: np.ndarray, occupied: np.ndarray
     ) -> None:
-        """Add ``used[i]`` and ``cached[i]``, of either sign, to ``large_ids[i]``, all distinct.
+        """Add ``used[i]`` and ``occupied[i]``, of either sign, to ``large_ids[i]``, all distinct.
 
         A large page left with nothing in it is unbound and becomes empty at once.
         """
         k = self.smalls[group_id]
-        old_used, old_cached = self.used[large_ids], self.cached[large_ids]
-        new_used, new_cached = old_used + used, old_cached + cached
-        old, new = old_used + old_cached, new_used + new_cached
-        assert (new_used >= 0).all() and (new_cached >= 0).all() and (new <= k).all()
-        self.used[large_ids], self.cached[large_ids] = new_used, new_cached
+        old_used, old = self.used[large_ids], self.occupied[large_ids]
+        new_used, new = old_used + used, old + occupied
+        assert ((new_used >= 0) & (new_used <= new) & (new <= k)).all()
+        self.used[large_ids], self.occupied[large_ids] = new_used, new
 
         self.slack[group_id] += int(
             ((k - new_used) * (new_used > 0)).sum() - ((k - old_used) * (old_used > 0)).sum()
         )
-        self.idle[group_id] += int(
-            ((new_used == 0) & (new > 0)).sum() - ((old_used == 0) & (old > 0)).sum()
-        )
+        was_idle, is_idle = (old_used == 0) & (old > 0), (new_used == 0) & (new > 0)
+        self.idle[group_id] += int(is_idle.sum()) - int(was_idle.sum())
+        self._turned_idle.update(dict.fromkeys(large_ids[is_idle & ~was_idle].tolist()))
         emptied = new == 0
         self.free[group_id] += int((old - new).sum()) - k * int(emptied.sum())
-        moved = old != new  # cache() and pin() leave the occupancy as it is
+        moved = old != new  # pinning leaves the occupancy as it is
         if k > 1 and moved.any():
             self.partial[group_id].move_many(large_ids[moved], old[moved], new[moved])
         if emptied.any():
@@ -132,9 +140,94 @@ class LargePages:
         self._stack[self.num_empty : self.num_empty + large_ids.size] = large_ids
         self.num_empty += large_ids.size
 
-    def check(self) -> None:
-        """Recount every counter from the per-page state. O(pool), for tests and debugging."""
-        occupied = self.used + self.cached
+    # ---- the prefix cache -------------------------------------------------------------------
+
+    def adopt(self, extent: Extent) -> None:
+        """Small pages that a request used are now cached."""
+        self.idle[extent.group_id] += extent.num_whole
+        self._change_shared(extent, -1, 0)
+        self._enlist(extent)
+
+    def pin(self, extent: Extent) -> None:
+        self.idle[extent.group_id] -= extent.num_whole
+        self._change_shared(extent, +1, 0)
+
+    def unpin(self, extent: Extent) -> None:
+        self.idle[extent.group_id] += extent.num_whole
+        self._change_shared(extent, -1, 0)
+
+    def evict(self, extent: Extent) -> None:
+        """The small pages of an extent that is not pinned become empty."""
+        if extent.num_whole:
+            wholes = extent.wholes
+            self.used[wholes] = self.occupied[wholes] = 0
+            self.idle[extent.group_id] -= wholes.size
+            self._unbind(wholes)
+        self._delist(extent)
+        self._change_shared(extent, 0, -1)
+
+    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]:
+        """Cut an extent in two; a whole large page that the cut goes through is shared then."""
+        large_id = extent.run_around(index)
+        if large_id is not None:
+            self.used[large_id] = extent.k if extent.pinned else 0
+            if not extent.pinned:
+                self._turned_idle[large_id] = None
+        front, back = extent.cut(index)
+        self._delist(extent)
+        self._enlist(front)
+        self._enlist(back)
+        return front, back
+
+    def _change_shared(self, extent: Extent, used: int, occupied: int) -> None:
+        if extent.shared.size:
+            counts = extent.shared_counts
+            self.change(extent.group_id, extent.shared, used * counts, occupied * counts)
+
+    def _enlist(self, extent: Extent) -> None:
+        for large_id in extent.shared.tolist():
+            self._extents.setdefault(large_id, {})[extent] = None
+
+    def _delist(self, extent: Extent) -> None:
+        for large_id in extent.shared.tolist():
+            extents = self._extents[large_id]
+            del extents[extent]
+            if not extents:
+                del self._extents[large_id]
+
+    def extents_in(self, large_id: int) -> tuple[Extent, ...]:
+        """Extents that share a large page, oldest first; none if nobody shares it."""
+        return tuple(self._extents.get(large_id, ()))
+
+    def is_idle(self, large_id: int) -> bool:
+        """Whether eviction alone would empty a shared large page."""
+        return self.used[large_id] == 0 and self.occupied[large_id] > 0
+
+    def take_turned_idle(self) -> list[int]:
+        """Shared large pages that became idle since the last call; some may not be any more."""
+        turned, self._turned_idle = self._turned_idle, {}
+        return list(turned)
+
+    # ---- checks -----------------------------------------------------------------------------
+
+    def check(self, extents: Iterable[Extent]) -> None:
+        """Recount every counter from the per-page state. O(pool), for tests and debugging.
+
+        ``extents``: all that the prefix cache holds.
+        """
+        used = self.used.copy()
+        shared: dict[int, set[Extent]] = {}
+        for extent in extents:
+            wholes = extent.wholes
+            assert (self.owner[wholes] == extent.group_id).all()
+            assert (self.occupied[wholes] == extent.k).all()
+            assert extent.num_whole == wholes.size
+            assert extent.size == wholes.size * extent.k + extent.shared_counts.sum()
+            used[wholes] = extent.k if extent.pinned else 0
+            for large_id in extent.shared.tolist():
+                shared.setdefault(large_id, set()).add(extent)
+        assert shared == {large_id: set(found) for large_id, found in self._extents.items()}
+        occupied = self.occupied
         bound = self.owner != UNBOUND
         assert (bound == (occupied > 0)).all(), "a large page is bound exactly while it holds some"
         stacked = self._stack[: self.num_empty]
@@ -142,9 +235,9 @@ class LargePages:
         for group_id, k in enumerate(self.smalls):
             mine = self.owner == group_id
             assert (occupied[mine] <= k).all()
-            assert self.idle[group_id] == int((mine & (self.used == 0)).sum())
+            assert self.idle[group_id] == int((mine & (used == 0)).sum())
             assert self.free[group_id] == int((k - occupied)[mine].sum())
-            assert self.slack[group_id] == int((k - self.used)[mine & (self.used > 0)].sum())
+            assert self.slack[group_id] == int((k - used)[mine & (used > 0)].sum())
             self.partial[group_id].check(
                 {int(i): int(occupied[i]) for i in np.flatnonzero(mine & (occupied < k))}
             )

@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
 from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule
 
-from sglang_jenga import flags, window_models
+from sglang_jenga import ablation, flags, window_models
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.geometry import (
     Geometry,
@@ -109,7 +109,7 @@ def _init_pools(
     kvcache = _build_kv_pool(self, buffer, geometry)
     allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
     allocator = allocator_class(
-        Allocator(plan),
+        Allocator(plan, order="packed" if ablation.policy().affinity else "fullest"),
         tables,
         kvcache,
         buffer=buffer,

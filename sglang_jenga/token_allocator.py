@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
@@ -103,11 +104,18 @@ class _JengaAllocator:
         return self._make_room(tree_cache, need)
 
     def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
-        if self.core.fits_now(need):
-            return True
-        if tree_cache is not None and tree_cache.supports_prefix_sharing():
-            tree_cache.evict_to_fit(need)
-        return self.core.fits_now(need)
+        """Free what costs least to lose until ``need`` fits: slid-out pages, then cached prefixes,
+        then the last few slid-out pages, before SGLang retracts a request."""
+        if self.core.fits_now(need) or tree_cache is None:
+            return self.core.fits_now(need)
+        for interval in (envs.SGLANG_SWA_EVICTION_INTERVAL.get(), 1):
+            if tree_cache.supports_swa():
+                tree_cache.slide(self.decoding, interval)
+            if tree_cache.supports_prefix_sharing():
+                tree_cache.evict_to_fit(need)
+            if self.core.fits_now(need):
+                return True
+        return False
 
     def check_decode_capacity(
         self,
@@ -118,13 +126,9 @@ class _JengaAllocator:
         spec_algorithm: Any = None,
     ) -> bool:
         """Whether the next decode step fits; False makes SGLang retract a request and ask again."""
-        need = self.need(num_tokens)
-        if self.core.fits_now(need):
-            return True
-        if tree_cache.supports_swa():
-            # Slid-out pages cost nothing to give up; a cached prefix does, a retraction more so.
-            tree_cache.slide(requests or ())
-        return self._make_room(tree_cache, need)
+        if requests is not None:
+            self.decoding = requests
+        return self._make_room(tree_cache, self.need(num_tokens))
 
     # ---- allocation -------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,16 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import coalesce_ranges, free_swa_out_of_window_slots
+from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.utils.common import ceil_align
 
+from sglang_jenga.ablation import policy
+from sglang_jenga.kv_events import EventPublisher
+from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
-from sglang_jenga.radix.node import Node, PathLock
-from sglang_jenga.radix.policy import FullPolicy, LayerPolicy, WindowPolicy
+from sglang_jenga.radix.node import Node, PathLock, TokenPages
+from sglang_jenga.radix.policy import Prefix, policy_of
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.token_allocator import FULL, WINDOW
 
@@ -49,15 +52,32 @@ class JengaRadixCache(BasePrefixCache):
         self.allocator = params.token_to_kv_pool_allocator
         self.core = self.allocator.core
         self.tables = self.allocator.tables
-        policies: list[LayerPolicy] = [FullPolicy()]
-        if self.supports_swa():
-            policies.append(WindowPolicy(self.sliding_window_size))
-        self.trees = RadixTrees(policies, self.page_size, self.core)
-        # One large page's worth at a time, but not so little that a long eviction crawls.
-        self._quantum = [max(group.smalls_per_large, 64) for group in self.core.plan.groups]
+        self._part = policy()
+        groups = [item.group for item in self.core.plan.groups]
+        self.trees = RadixTrees(
+            [policy_of(group.layer_type, group.window) for group in groups],
+            self.page_size,
+            self.core,
+            observer=self._event_publisher(params),
+            balanced=self._part.balanced,
+            aligned=self._part.aligned,
+        )
         self.allocator.tree_cache = self
         if params.enable_metrics:
             self.init_metrics_collector()
+        metric_labels = self.metrics_collector.labels if self.metrics_collector else None
+        self.misses = MissReport([group.label for group in groups], metric_labels)
+
+    def _event_publisher(self, params: CacheInitParams) -> EventPublisher | None:
+        if not params.enable_kv_cache_events or self.disable:
+            return None
+        self.kv_events = KVCacheEventRecorder(
+            enabled=True,
+            page_size=self.page_size,
+            dynamo_format=params.dynamo_kv_event_format,
+            lora_names=params.kv_event_lora_names,
+        )
+        return EventPublisher(self.kv_events)
 
     # ---- match ------------------------------------------------------------------------------
 
@@ -69,7 +89,10 @@ class JengaRadixCache(BasePrefixCache):
         node = self.trees.root
         if not self.disable:
             key = params.key
-            node = self.trees.match(_namespace(key), _tokens(key.token_ids, len(key)))
+            length = len(key)
+            match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
+            self.misses.record(match, length, params.req)
+            node = match.node
         return MatchResult(
             device_prefix_len=node.end,
             last_device_node=node,
@@ -92,23 +115,19 @@ class JengaRadixCache(BasePrefixCache):
         if self.disable or end <= protected:
             return
         row = kv.req_pool_idx
-        alive_from = [protected]
-        if self.supports_swa():
-            alive_from.append(max(protected, kv.get_evicted_seqlen(ComponentType.SWA)))
-        pages = [
-            self.tables.pages(group_id, row, 0, end).astype(np.int64)
-            for group_id in range(len(alive_from))
-        ]
         node, declined = self.trees.insert(
+            # What lies before has been walked and locked already.
+            self.trees.root if req.lock is None else req.lock.node,
             (req.extra_key, req.cache_salt or None),
             _tokens(req.full_untruncated_fill_ids, end),
-            pages,
-            alive_from,
-            protected,
+            [
+                TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
+                for group_id, begin in enumerate(self._own_from(kv))
+            ],
         )
-        for group_id, ranges in enumerate(declined):
-            for begin, stop in ranges:
-                self.core.free(group_id, pages[group_id][begin:stop])
+        for group_id, parts in enumerate(declined):
+            for ids in parts:
+                self.core.free(group_id, ids)
         # Before the old lock goes: otherwise the shared part would be evictable for a moment.
         lock = self.trees.lock(node)
         self.unlock(req.lock)
@@ -117,6 +136,14 @@ class JengaRadixCache(BasePrefixCache):
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
+
+    def _own_from(self, kv: Any) -> list[int]:
+        """Per group the position from which on the request's row holds pages of its own."""
+        begins = [kv.cache_protected_len]
+        if self.supports_swa():
+            slid = kv.get_evicted_seqlen(ComponentType.SWA)
+            begins.append(max(kv.cache_protected_len, slid))
+        return begins
 
     def _repoint_row(self, row: int, node: Node, start: int) -> None:
         """The row's positions from ``start`` on now lie in the tree's pages, not in the request's
@@ -150,8 +177,31 @@ class JengaRadixCache(BasePrefixCache):
                 self.allocator.free_row_pages(WINDOW, row, max(start, dead_end), end)
 
     def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
-        """Let go of window pages that the token at ``pre_len`` and later ones cannot see."""
+        """The token at ``pre_len`` and later ones cannot see all of the request's window pages.
+
+        Those that are the trees' become evictable. The request's own stay until memory is short
+        (`slide`) or the request ends and the trees get them: a later branch may hit behind the
+        window.
+        """
+        if not (self._part.keep_behind_window and self.supports_prefix_sharing()):
+            self._free_behind_window(req, pre_len, eviction_interval)
+        if req.lock is not None:
+            req.lock = self.trees.advance(req.lock, WINDOW, pre_len)
+
+    def slide(self, reqs: Iterable[Any], interval: int) -> None:
+        """Give back what the windows of decoding requests have left behind, if at least
+        ``interval`` tokens of a request."""
+        for req in reqs:
+            # As in SGLang: a request's last prefill may still be running at its first decode.
+            if req.kv.holds_kv and req.decode_batch_idx >= 1:
+                self._free_behind_window(req, req.seqlen - 1, max(1, interval))
+                if req.lock is not None:
+                    req.lock = self.trees.advance(req.lock, WINDOW, req.seqlen - 1)
+
+    def _free_behind_window(self, req: Any, pre_len: int, eviction_interval: int) -> None:
         row = req.kv.req_pool_idx
+        own_from = req.kv.swa_dead_lo(self.page_size)
+        read = self.trees.policies[WINDOW].update_last_access(Prefix(pre_len))
 
         def free_segment(slots: torch.Tensor, *, start_pos: int) -> None:
             # The device's copy of the slots serves only to say how many.
@@ -165,21 +215,10 @@ class JengaRadixCache(BasePrefixCache):
             req_to_token_pool=self.req_to_token_pool,
             token_to_kv_pool_allocator=self.allocator,
             supports_prefix_sharing=self.supports_prefix_sharing(),
+            retain_floor=min((begin for begin, end in read if end > own_from), default=pre_len),
             free_segment=free_segment,
             eviction_interval=eviction_interval,
         )
-        # The matched prefix slides out too; its pages are the tree's, so they become evictable.
-        if req.lock is not None:
-            seen_from = pre_len - ceil_align(self.swa_retain_window, self.page_size)
-            req.lock = self.trees.unlock_before(req.lock, WINDOW, max(0, seen_from))
-
-    def slide(self, reqs: Iterable[Any]) -> None:
-        """Slide the windows of decoding requests to where they are. SGLang does it every
-        ``SGLANG_SWA_EVICTION_INTERVAL`` tokens; a pool short of pages cannot wait for that."""
-        for req in reqs:
-            # As in SGLang: a request's last prefill may still be running at its first decode.
-            if req.kv.holds_kv and req.decode_batch_idx >= 1:
-                self.evict_sliding_windows(req, req.seqlen - 1)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
@@ -193,11 +232,6 @@ class JengaRadixCache(BasePrefixCache):
         if lock is not None:
             self.trees.unlock(lock)
 
-    def release_swa_prefix_lock(self, req: Any) -> None:
-        """The request's window has left its prefix behind: that part may age and go."""
-        if req.lock is not None:
-            req.lock = self.trees.unlock_before(req.lock, WINDOW, req.lock.node.end)
-
     def inc_lock_ref(self, node: Node) -> IncLockRefResult:
         raise RuntimeError("locks are receipts here: use lock() and unlock()")
 
@@ -207,38 +241,39 @@ class JengaRadixCache(BasePrefixCache):
     # ---- evict ------------------------------------------------------------------------------
 
     def evict_to_fit(self, need: Sequence[int]) -> None:
-        """Evict, oldest first over all groups, until ``need`` small pages per group can be had.
+        """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
 
         Evicts nothing when even everything would not be enough: the caller will retract.
         """
-        if self.core.fits_after_evicting(need):
-            self._evict_until(lambda: self.core.fits_now(need))
+        if not self.core.fits_after_evicting(need):
+            return
+        started, before = time.perf_counter(), sum(self.trees.num_pages)
+        while (missing := self.core.larges_missing(need)) and self.trees.evict_large(missing):
+            pass  # an emptied large page may have had small pages that were counted on
+        while self.core.larges_missing(need):
+            # No large page can be emptied any more: single small pages, of groups that are short.
+            wanted = self.core.smalls_to_spare_a_large(need)
+            if not sum(self.trees.evict_small(*short) for short in enumerate(wanted)):
+                raise RuntimeError("the allocator promised more than the prefix cache can evict")
+        evicted = before - sum(self.trees.num_pages)
+        self.update_eviction_metrics(evicted * self.page_size, started)
 
     def evict(self, params: EvictParams) -> EvictResult:
+        """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
+        started = time.perf_counter()
         wanted = self.allocator.need(params.num_tokens, params.swa_num_tokens)
-        before = list(self.core.num_cached)
-
-        def satisfied() -> bool:
-            return all(
-                was - now >= count
-                for was, now, count in zip(before, self.core.num_cached, wanted, strict=False)
-            )
-
-        evicted = [count * self.page_size for count in self._evict_until(satisfied)]
+        evicted = [
+            self.trees.evict_small(group_id, count) * self.page_size
+            for group_id, count in enumerate(wanted[: len(self.trees.policies)])
+        ]
+        self.update_eviction_metrics(sum(evicted), started)
         return EvictResult(
             num_tokens_evicted=evicted[FULL],
             swa_num_tokens_evicted=evicted[WINDOW] if self.supports_swa() else 0,
         )
 
-    def _evict_until(self, satisfied: Callable[[], bool]) -> list[int]:
-        started = time.perf_counter()
-        evicted = self.trees.evict_until(satisfied, self._quantum)
-        self.update_eviction_metrics(sum(evicted) * self.page_size, started)
-        return evicted
-
     def reset(self) -> None:
         """Drop every cached prefix. SGLang calls it only while no request runs."""
-        self.trees.evict_until(lambda: False, [1 << 62] * len(self.trees.policies))
         self.trees.clear()
         # Counted before SGLang clears the allocator: what is missing here was lost by somebody.
         large = self.core.large
@@ -284,7 +319,7 @@ class JengaRadixCache(BasePrefixCache):
 
     def sanity_check(self) -> None:
         self.trees.check()
-        self.core.check()
+        self.core.check(self.trees.extents())
 
     def pretty_print(self) -> None:
         print(self.available_and_evictable_str())
@@ -298,5 +333,5 @@ def _namespace(key: RadixKey) -> tuple[str | None, str | None]:
 
 
 def _tokens(token_ids: Any, count: int) -> np.ndarray:
-    """A private copy: a view would forbid SGLang's array to grow while it lives."""
-    return np.frombuffer(token_ids, dtype=np.int64, count=count).copy()
+    """A view: SGLang's array cannot grow while it lives, so nobody may keep it."""
+    return np.frombuffer(token_ids, dtype=np.int64, count=count)

@@ -69,7 +69,6 @@ FLAG_RULES = (
     FlagRule("enable_return_routed_experts", _OFF, _SIDE),
     FlagRule("enable_return_indexer_topk", _OFF, _SIDE),
     FlagRule("kv_canary", (None, "none"), _SIDE),
-    FlagRule("kv_events_config", (None,), "jenga's trees publish no KV events yet"),
     FlagRule("enable_int8_mamba_checkpoint", _OFF, "state layers are not carried yet"),
     FlagRule("device", (None, *DEVICES), "only CUDA and the CPU engine are known to work"),
 )

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sglang_jenga.allocator import Allocator
+from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
@@ -63,79 +65,85 @@ def plan_of(packings: tuple[int, ...], num_large: int) -> PoolPlan:
     return PoolPlan(groups, large_page_bytes, num_large)
 
 
-class Pages:
-    """Plays the allocator: hands out ids, checks every transition, remembers what was evicted."""
+class RecordingAllocator(Allocator):
+    """Remembers what was evicted, in order."""
 
-    def __init__(self):
-        self.state = {}
+    def __init__(self, plan):
+        super().__init__(plan)
         self.evicted = []
 
-    def fresh(self, group_id, count):
-        first = len(self.state) + 1
-        for small_id in range(first, first + count):
-            self.state[group_id, small_id] = "used"
-        return np.arange(first, first + count, dtype=np.int64)
-
-    def _move(self, group_id, small_ids, before, after):
-        for small_id in small_ids.tolist():
-            assert self.state[group_id, small_id] == before
-            self.state[group_id, small_id] = after
-
-    def cache(self, group_id, small_ids):
-        self._move(group_id, small_ids, "used", "cached")
-
-    def pin(self, group_id, small_ids):
-        self._move(group_id, small_ids, "cached", "used")
-
-    def evict(self, group_id, small_ids):
-        self._move(group_id, small_ids, "cached", "evicted")
-        self.evicted.extend((group_id, small_id) for small_id in small_ids.tolist())
+    def evict(self, extent):
+        super().evict(extent)
+        self.evicted += [(extent.group_id, small_id) for small_id in extent.ids.tolist()]
 
 
 class World:
-    """Trees of one full group and the given windows (their reach, in tokens)."""
+    """Trees of one full group and the given policies; every small page is a large page alone.
 
-    def __init__(self, *reaches, tokens_per_page=1):
+    A number stands for a window of that reach, in tokens.
+    """
+
+    def __init__(self, *policies, tokens_per_page=1, **options):
         self.tpp = tokens_per_page
-        self.pages = Pages()
-        policies = [FullPolicy(), *(WindowPolicy(reach) for reach in reaches)]
-        self.trees = RadixTrees(policies, tokens_per_page, self.pages)
+        policies = [WindowPolicy(item) if isinstance(item, int) else item for item in policies]
+        self.allocator = RecordingAllocator(plan_of((1,) * (1 + len(policies)), 4096))
+        self.trees = RadixTrees(
+            [FullPolicy(), *policies], tokens_per_page, self.allocator, **options
+        )
 
-    def insert(self, key, alive_from=None, skip=0, namespace=None):
-        """Insert a key with fresh pages; ``alive_from`` and ``skip`` count small pages."""
-        alive_from = alive_from or [skip] * len(self.trees.policies)
-        pages = [self.pages.fresh(g, key.size // self.tpp) for g in range(len(alive_from))]
-        starts = [begin * self.tpp for begin in alive_from]
-        outcome = self.trees.insert(namespace, key, pages, starts, skip * self.tpp)
-        self.trees.check()
+    def fresh(self, group_id, count):
+        need = [[count if group == group_id else 0] for group in range(len(self.trees.policies))]
+        return self.allocator.alloc(["request"], need)[group_id]
+
+    def insert(self, key, alive_from=None, start=None, namespace=None, states=()):
+        """Insert a key with fresh pages from ``alive_from[g]`` small pages on, behind ``start``;
+        a state group offers pages for the prefix lengths ``states``."""
+        start = self.trees.root if start is None else start
+        pages, offers = [], []
+        for group_id, policy in enumerate(self.trees.policies):
+            if policy.per_prefix:
+                ids = self.fresh(group_id, len(states))
+                offers.append(dict(zip(states, ids.tolist(), strict=True)))
+                pages.append(ids)
+                continue
+            first = max(alive_from[group_id] if alive_from else 0, start.end // self.tpp)
+            ids = self.fresh(group_id, key.size // self.tpp - first)
+            offers.append(TokenPages(first * self.tpp, ids))
+            pages.append(np.concatenate([np.zeros(first, dtype=np.int64), ids]))
+        outcome = self.trees.insert(start, namespace, key, offers)
+        self.check()
         return outcome, pages
 
     def cache(self, key, *maps):
         """Leave the window groups with the pages marked ``x`` in ``maps`` along ``key``."""
+        node = None
         for at in range(len(maps[0])):
             alive = [at] + [at if marks[at] == "x" else at + 1 for marks in maps]
-            self.insert(key[: (at + 1) * self.tpp], alive, skip=at)
+            node = self.insert(key[: (at + 1) * self.tpp], alive, start=node)[0].node
 
     def hit(self, key, namespace=None):
         """Length of the joint hit in tokens."""
-        node = self.trees.match(namespace, key)
-        self.trees.check()
+        node = self.trees.match(namespace, key).node
+        self.check()
         return node.end
 
-    def evict(self, count=None, quantum=1):
-        """Evict ``count`` small pages of any group; return them as (group, first position)."""
+    def evict(self, count=1 << 20):
+        """Empty ``count`` large pages; return what went as (group, small page of the key)."""
         position_of = {
             (group_id, small_id): node.begin // self.tpp + i
             for node in self.trees.nodes()
-            for group_id, ids in enumerate(node.pages)
-            if ids is not None
-            for i, small_id in enumerate(ids.tolist())
+            for group_id, extent in enumerate(node.extents)
+            if extent is not None
+            for i, small_id in enumerate(extent.ids.tolist())
         }
-        before = len(self.pages.evicted)
-        goal = 1 << 40 if count is None else before + count
-        self.trees.evict_until(lambda: len(self.pages.evicted) >= goal, [quantum] * 9)
+        before = len(self.allocator.evicted)
+        self.trees.evict_large(count)
+        self.check()
+        return [(group, position_of[group, i]) for group, i in self.allocator.evicted[before:]]
+
+    def check(self):
         self.trees.check()
-        return [(group, position_of[group, i]) for group, i in self.pages.evicted[before:]]
+        self.allocator.check(self.trees.extents())
 
 
 def tokens(count, seed=0):

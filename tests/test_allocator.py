@@ -11,6 +11,7 @@ import pytest
 from conftest import plan_of
 
 from sglang_jenga.allocator import EMPTY, Allocator
+from sglang_jenga.extent import Extent
 
 BOTH_ORDERS = pytest.mark.parametrize("order", ["packed", "paper"])
 
@@ -34,7 +35,7 @@ def snapshot(allocator):
     large = allocator.large
     state = [state.tolist() for state in allocator._state]
     counters = (large.num_empty, large.num_idle, *large.slack, *large.free, *allocator.num_used)
-    return state, large.owner.tolist(), large.used.tolist(), large.cached.tolist(), counters
+    return state, large.owner.tolist(), large.used.tolist(), large.occupied.tolist(), counters
 
 
 def larges_of(allocator, group_id, small_ids):
@@ -95,7 +96,7 @@ def test_a_group_leaves_later_groups_of_the_batch_the_large_pages_they_need(firs
     need = [larger, smaller] if first == 0 else [smaller, larger]
     got = allocator.alloc(["a", "b"], need)
     assert [part.size for part in got] == [sum(counts) for counts in need]
-    allocator.check()
+    allocator.check([])
 
 
 @BOTH_ORDERS
@@ -138,9 +139,9 @@ def random_pool(seed, packings, num_large, order):
     for group_id, part in enumerate(held):
         part = rng.permutation(part)
         first, second = sorted(rng.integers(0, part.size + 1, size=2).tolist())
-        allocator.cache(group_id, part[:first])
+        if first:
+            cached.append(allocator.adopt(group_id, part[:first]))
         allocator.free(group_id, part[first:second])
-        cached.append(part[:first])
     return allocator, cached
 
 
@@ -165,10 +166,10 @@ def succeeds(allocator, need):
 @CAPACITY
 def test_fits_now_says_what_alloc_will_do(packings, num_large, order):
     for seed in range(4):
-        allocator, _ = random_pool(seed, packings, num_large, order)
+        allocator, cached = random_pool(seed, packings, num_large, order)
         for need in demands(packings, num_large):
             assert allocator.fits_now(need) == succeeds(allocator, need), (seed, need)
-        allocator.check()
+        allocator.check(cached)
 
 
 @BOTH_ORDERS
@@ -180,8 +181,8 @@ def test_fits_after_evicting_is_fits_now_once_everything_cached_is_evicted(
         allocator, cached = random_pool(seed, packings, num_large, order)
         wanted = list(demands(packings, num_large))
         predicted = [allocator.fits_after_evicting(need) for need in wanted]
-        for group_id, part in enumerate(cached):
-            allocator.evict(group_id, part)
+        for extent in cached:
+            allocator.evict(extent)
         assert predicted == [allocator.fits_now(need) for need in wanted], seed
 
 
@@ -274,7 +275,7 @@ def test_paper_does_not_return_to_a_large_page_that_changed_hands():
     allocator.free(0, ids(*first))
     assert alloc_one(allocator, 1, 3, "b") == [3, 4, 5]
     assert alloc_one(allocator, 0, 1, "a") is None
-    allocator.check()
+    allocator.check([])
 
 
 @BOTH_ORDERS
@@ -297,7 +298,7 @@ def test_the_same_calls_hand_out_the_same_ids(order):
 
 
 def test_an_unknown_order_is_refused_with_its_name():
-    with pytest.raises(ValueError, match="'packed' or 'paper', got 'best'"):
+    with pytest.raises(ValueError, match="got 'best'"):
         pool(order="best")
 
 
@@ -310,9 +311,11 @@ def test_a_large_page_that_empties_serves_another_group_at_once(last_step):
     got = ids(*alloc_one(allocator, 0, 2))
     assert not allocator.fits_now([0, 2])
     if last_step == "evict":
-        allocator.cache(0, got)
+        extent = allocator.adopt(0, got)
         assert not allocator.fits_now([0, 2])
-    getattr(allocator, last_step)(0, got)
+        allocator.evict(extent)
+    else:
+        allocator.free(0, got)
     assert alloc_one(allocator, 1, 3) == [3, 4, 5]
 
 
@@ -327,43 +330,67 @@ def test_a_large_page_with_one_small_page_left_stays_bound():
 def test_cached_pages_are_kept_until_evicted():
     allocator = pool((2, 3), 2)
     got = alloc_one(allocator, 0, 2)
-    allocator.cache(0, ids(*got))
+    extent = allocator.adopt(0, ids(*got))
     assert alloc_one(allocator, 0, 1) is None
     assert allocator.fits_after_evicting([2, 0])
-    allocator.evict(0, ids(*got))
+    allocator.evict(extent)
     assert sorted(alloc_one(allocator, 0, 2)) == got
 
 
 def test_a_pinned_page_is_out_of_reach_of_eviction():
     allocator = pool((2, 3), 2)
-    got = alloc_one(allocator, 0, 2)
-    allocator.cache(0, ids(*got))
-    allocator.pin(0, ids(got[0]))
+    first, second = allocator.split(allocator.adopt(0, ids(*alloc_one(allocator, 0, 2))), 1)
+    allocator.pin(first)
     assert not allocator.fits_after_evicting([0, 2])
     assert allocator.fits_after_evicting([1, 0])
     assert not allocator.fits_after_evicting([2, 0])
+    with pytest.raises(AssertionError, match="a running request needs"):
+        allocator.evict(first)
+    allocator.check([first, second])
 
 
-@pytest.mark.parametrize(
-    ("state", "call"),
-    [
-        *[("used", call) for call in ("pin", "evict")],
-        *[("cached", call) for call in ("free", "cache")],
-        *[(state, call) for state in ("empty", "null") for call in ("free", "cache", "pin")],
-        *[(state, "evict") for state in ("empty", "null")],
-    ],
-)
+@pytest.mark.parametrize("call", ["free", "adopt"])
+@pytest.mark.parametrize("state", ["held", "empty", "null"])
 def test_a_wrong_transition_asserts_and_changes_nothing(state, call):
     allocator = pool((2, 3), 3)
     small_id = alloc_one(allocator, 1, 1)[0]
-    if state == "cached":
-        allocator.cache(1, ids(small_id))
-    elif state != "used":
+    if state == "held":
+        allocator.adopt(1, ids(small_id))
+    else:
         small_id = {"empty": 4, "null": 0}[state]
     before = snapshot(allocator)
     with pytest.raises(AssertionError):
         getattr(allocator, call)(1, ids(small_id))
     assert snapshot(allocator) == before
+
+
+@pytest.mark.parametrize(("first", "second"), [("pin", "pin"), ("pin", "evict"), (None, "unpin")])
+def test_an_extent_in_the_wrong_state_asserts_and_changes_nothing(first, second):
+    allocator = pool((2, 3), 3)
+    extent = allocator.adopt(1, ids(*alloc_one(allocator, 1, 2)))
+    if first:
+        getattr(allocator, first)(extent)
+    before = snapshot(allocator)
+    with pytest.raises(AssertionError):
+        getattr(allocator, second)(extent)
+    assert snapshot(allocator) == before
+
+
+@pytest.mark.parametrize("index", range(1, 12))
+def test_an_extent_knows_which_large_pages_it_fills_alone(index):
+    # Small pages 3 | 4 5 6 7 | 8 9 10 11 | 13 15 14 12, four to a large page; the last run is whole
+    # in any order, the first is a part.
+    extent = Extent(0, ids(3, *range(4, 12), 13, 15, 14, 12), 4)
+    assert (extent.num_whole, extent.wholes.tolist()) == (3, [1, 2, 3])
+    assert (extent.shared.tolist(), extent.shared_counts.tolist()) == ([0], [1])
+    front, back = extent.cut(index)
+    for half in (front, back):
+        again = Extent(0, half.ids, 4)
+        assert half.num_whole == again.num_whole == half.wholes.size
+        assert half.shared.tolist() == again.shared.tolist()
+        assert half.shared_counts.tolist() == again.shared_counts.tolist()
+    cut_through = extent.run_around(index)
+    assert cut_through == (None if index in (1, 5, 9) else 1 + (index - 1) // 4)
 
 
 @pytest.mark.parametrize("packings", [(1, 1), (2, 3), (5, 1)])

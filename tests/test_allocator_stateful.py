@@ -31,6 +31,7 @@ class ByteModel:
         self.small_bytes = [self.large_bytes // k for k in packings]
         self.owner = [None] * plan.pool_bytes
         self.cached = {}  # small page -> None; what only the prefix cache holds
+        self.pinned = {}  # small page -> None; what the cache holds and a request needs
         self.used = {}  # small page -> the request that holds it
         # Null pages of all groups start at byte 0 and lie in a large page of the finest group.
         self.null_group = packings.index(max(packings))
@@ -87,6 +88,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.packings, self.num_large = packings, num_large
         self.allocator = Allocator(plan_of(packings, num_large), order=order)
         self.model = ByteModel(packings, num_large)
+        self.extents = {}  # extent -> its small pages, as the model knows them
         self.fresh = self.model.capacity()
         self.next_request = 0
 
@@ -107,8 +109,15 @@ class AllocatorMachine(RuleBasedStateMachine):
         step = data.draw(st.sampled_from([1, -1, 2]))
         return group_id, choices[first:stop][::step]
 
-    def tell(self, transition, group_id, small_ids):
-        getattr(self.allocator, transition)(group_id, np.array(small_ids, dtype=np.int64))
+    def draw_extent(self, data, *, pinned):
+        """An extent of the cache, None if there is none like that."""
+        choices = [extent for extent in self.extents if extent.pinned == pinned]
+        return data.draw(st.sampled_from(choices)) if choices else None
+
+    def move(self, extent, before, after):
+        for small_id in self.extents[extent]:
+            del before[extent.group_id, small_id]
+            after[extent.group_id, small_id] = None
 
     def alloc(self, requests, need):
         totals = [sum(counts) for counts in need]
@@ -148,12 +157,10 @@ class AllocatorMachine(RuleBasedStateMachine):
     def alloc_after_evicting(self, data):
         need = self.draw_need(data, 1)
         totals = [sum(counts) for counts in need]
-        cached = list(self.model.cached)
         promised = self.model.fits(totals, ignored=self.model.cached)
         assert self.allocator.fits_after_evicting(totals) == promised
         while promised and not self.allocator.fits_now(totals):
-            group_id, small_id = cached.pop()
-            self.evict(group_id, [small_id])
+            self.evict(self.draw_extent(data, pinned=False))
         if promised:
             assert self.alloc([self.next_request], need) is not None
             self.next_request += 1
@@ -165,39 +172,58 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.free(group_id, small_ids)
 
     def free(self, group_id, small_ids):
-        self.tell("free", group_id, small_ids)
+        self.allocator.free(group_id, np.array(small_ids, dtype=np.int64))
         for small_id in small_ids:
             del self.model.used[group_id, small_id]
             self.model.drop((group_id, small_id))
 
     @precondition(lambda self: self.model.used)
     @rule(data=st.data())
-    def cache_used(self, data):
+    def adopt_used(self, data):
         group_id, small_ids = self.draw_pages(data, self.model.used)
-        self.tell("cache", group_id, small_ids)
+        extent = self.allocator.adopt(group_id, np.array(small_ids, dtype=np.int64))
+        self.extents[extent] = small_ids
         for small_id in small_ids:
             del self.model.used[group_id, small_id]
             self.model.cached[group_id, small_id] = None
 
-    @precondition(lambda self: self.model.cached)
     @rule(data=st.data())
     def pin_cached(self, data):
-        group_id, small_ids = self.draw_pages(data, self.model.cached)
-        self.tell("pin", group_id, small_ids)
-        for small_id in small_ids:
-            del self.model.cached[group_id, small_id]
-            self.model.used[group_id, small_id] = -1
+        extent = self.draw_extent(data, pinned=False)
+        if extent is not None:
+            self.allocator.pin(extent)
+            self.move(extent, self.model.cached, self.model.pinned)
 
-    @precondition(lambda self: self.model.cached)
+    @rule(data=st.data())
+    def unpin_pinned(self, data):
+        extent = self.draw_extent(data, pinned=True)
+        if extent is not None:
+            self.allocator.unpin(extent)
+            self.move(extent, self.model.pinned, self.model.cached)
+
+    @rule(data=st.data(), pinned=st.booleans())
+    def split_an_extent(self, data, pinned):
+        extent = self.draw_extent(data, pinned=pinned)
+        if extent is None or extent.size == 1:
+            return
+        index = data.draw(st.integers(1, extent.size - 1))
+        small_ids = self.extents.pop(extent)
+        halves = self.allocator.split(extent, index)
+        for half, ids in zip(halves, (small_ids[:index], small_ids[index:]), strict=True):
+            assert half.ids.tolist() == ids and half.pinned == pinned
+            self.extents[half] = ids
+
     @rule(data=st.data())
     def evict_cached(self, data):
-        self.evict(*self.draw_pages(data, self.model.cached))
+        extent = self.draw_extent(data, pinned=False)
+        if extent is not None:
+            self.evict(extent)
 
-    def evict(self, group_id, small_ids):
-        self.tell("evict", group_id, small_ids)
-        for small_id in small_ids:
-            del self.model.cached[group_id, small_id]
-            self.model.drop((group_id, small_id))
+    def evict(self, extent):
+        self.allocator.evict(extent)
+        for small_id in self.extents.pop(extent):
+            del self.model.cached[extent.group_id, small_id]
+            self.model.drop((extent.group_id, small_id))
 
     @precondition(lambda self: self.model.used)
     @rule(data=st.data())
@@ -213,19 +239,40 @@ class AllocatorMachine(RuleBasedStateMachine):
     def clear(self):
         self.allocator.clear()
         self.model = ByteModel(self.packings, self.num_large)
+        self.extents = {}
 
     # ---- what must always hold ------------------------------------------------------------
 
     @invariant()
     def counters_are_those_of_the_model(self):
         allocator, model = self.allocator, self.model
-        allocator.check()
+        allocator.check(self.extents)
         empty, free = model.capacity()
         assert allocator.large.num_empty == empty
         for group_id, k in enumerate(self.packings):
-            assert allocator.num_used[group_id] == sum(g == group_id for g, _ in model.used)
+            used = [*model.used, *model.pinned]
+            assert allocator.num_used[group_id] == sum(g == group_id for g, _ in used)
             assert allocator.num_cached[group_id] == sum(g == group_id for g, _ in model.cached)
             assert allocator.obtainable(group_id) == free[group_id] + empty * k
+
+    @invariant()
+    def what_a_large_page_is_shared_by_and_whether_it_is_idle_is_known(self):
+        large = self.allocator.large
+        for group_id, k in enumerate(self.packings):
+            for large_id in range(self.num_large):
+                ids = set(range(large_id * k, (large_id + 1) * k))
+                sharing = [
+                    extent
+                    for extent, small_ids in self.extents.items()
+                    if extent.group_id == group_id and ids & set(small_ids)
+                ]
+                shared = large.extents_in(large_id)
+                if shared and shared[0].group_id == group_id:
+                    assert set(shared) == set(sharing)
+                    held = [extent.pinned for extent in sharing]
+                    used = any((group_id, small_id) in self.model.used for small_id in ids)
+                    null = group_id == self.model.null_group and large_id == 0
+                    assert large.is_idle(large_id) == (not any(held) and not used and not null)
 
     @invariant()
     def what_eviction_could_free_is_predicted(self):
@@ -242,8 +289,12 @@ class AllocatorMachine(RuleBasedStateMachine):
             return
         for group_id in range(len(self.packings)):
             self.free(group_id, [i for g, i in self.model.used if g == group_id])
-            self.evict(group_id, [i for g, i in self.model.cached if g == group_id])
-        self.allocator.check()
+        for extent in list(self.extents):
+            if extent.pinned:
+                self.allocator.unpin(extent)
+                self.move(extent, self.model.pinned, self.model.cached)
+            self.evict(extent)
+        self.allocator.check([])
         assert self.model.capacity() == self.fresh
         empty, free = self.fresh
         assert self.allocator.large.num_empty == empty == self.num_large - 1

@@ -52,7 +52,6 @@ BAD_FLAGS = [
     ("--enable-return-routed-experts", SIDE),
     ("--enable-return-indexer-topk", SIDE),
     ("--kv-canary log", SIDE),
-    ('--kv-events-config {"publisher":"null"}', "jenga's trees publish no KV events yet"),
     ("--enable-int8-mamba-checkpoint", "state layers are not carried yet"),
     ("--radix-eviction-policy tlru", ORDER),
     ("--radix-eviction-policy lfu", ORDER),

@@ -33,7 +33,7 @@ LAYERS = {
     # Arithmetic: what the command line needs, on machines with neither torch nor SGLang.
     "plan": layer("spec planner stock hf_config planner_report cli"),
     # Bookkeeping of pages: ids and numbers, never bytes or requests.
-    "pages": layer("large_pages allocator", "numpy", "plan"),
+    "pages": layer("extent large_pages allocator", "numpy", "plan"),
     # What is reusable: token keys and opaque ids.
     "radix": layer("radix.*", "numpy"),
     "kernels": layer("kernels.*", "torch triton numpy"),
@@ -44,7 +44,7 @@ LAYERS = {
     "tiny": layer("tiny_models", "torch transformers tokenizers"),
 }
 # The rest puts it all together: pool, token_allocator, tree_cache, runtime, plugin, ...
-SERVING = layer("", "numpy torch triton sglang", " ".join(LAYERS))
+SERVING = layer("", "numpy torch triton sglang prometheus_client", " ".join(LAYERS))
 
 
 def modules() -> dict[str, Path]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang_jenga.allocator import USED, Allocator
+from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
 
@@ -57,15 +58,17 @@ class JengaMachine(RuleBasedStateMachine):
         num_smalls=st.sampled_from([10, 20, 30, 40]),  # of the largest small pages
         tpp=st.sampled_from([1, 2, 4]),
         reaches=st.lists(st.integers(0, 9), min_size=2, max_size=2),
-        order=st.sampled_from(["packed", "paper"]),
+        order=st.sampled_from(["packed", "paper", "fullest"]),
+        balanced=st.sampled_from([True, True, False]),
+        aligned=st.sampled_from([True, True, False]),
     )
-    def start(self, packings, num_smalls, tpp, reaches, order):
+    def start(self, packings, num_smalls, tpp, reaches, order, balanced, aligned):
         plan = plan_of(packings, 2 + num_smalls // min(packings))
         self.tpp, self.reaches, self.groups = tpp, reaches, range(len(packings))
         self.allocator = Allocator(plan, order=order)
         self.memory = Memory(plan)
         policies = [FullPolicy(), *map(WindowPolicy, reaches)][: len(packings)]
-        self.trees = RadixTrees(policies, tpp, self.allocator)
+        self.trees = RadixTrees(policies, tpp, self.allocator, balanced=balanced, aligned=aligned)
         self.running, self.past_keys, self.next_id = [], [], 0
 
     # ---- helpers --------------------------------------------------------------------------
@@ -83,12 +86,17 @@ class JengaMachine(RuleBasedStateMachine):
 
     def assert_reads(self, request, length):
         """The token at ``length`` finds all it reads, and nobody may evict that."""
+        kept = [set() for _ in self.groups]
+        for extent in self.trees.extents():
+            if extent.pinned:
+                kept[extent.group_id].update(extent.ids.tolist())
         for group_id in self.groups:
             for page in self.pages_in_reach(group_id, length):
                 small_id = int(request.pages[group_id][page])
                 content = self.content(request.namespace, request.key, page)
                 self.memory.assert_holds(group_id, small_id, content)
-                assert self.allocator._state[group_id][small_id] == USED, "needed, but evictable"
+                used = self.allocator._state[group_id][small_id] == USED
+                assert used or small_id in kept[group_id], "needed, but evictable"
 
     def write(self, request, begin):
         """Write what the request has computed from token ``begin`` on."""
@@ -117,7 +125,7 @@ class JengaMachine(RuleBasedStateMachine):
 
     def match(self, namespace, key):
         """Longest hit; every byte it promises must be there."""
-        node = self.trees.match(namespace, key)
+        node = self.trees.match(namespace, key).node
         for group_id in self.groups:
             pages = self.trees.pages_to(node, group_id)
             assert pages.size * self.tpp == node.end <= key.size
@@ -126,30 +134,33 @@ class JengaMachine(RuleBasedStateMachine):
                 self.memory.assert_holds(group_id, int(pages[page]), content)
         return node
 
-    def alloc(self, request_id, count, quantum):
+    def alloc(self, request_id, count):
         """Small pages for one request, evicting if need be; None exactly if that cannot help."""
         need = [count for _ in self.groups]
         promised = self.allocator.fits_after_evicting(need)
-        if promised:
-            self.trees.evict_until(
-                lambda: self.allocator.fits_now(need), [quantum for _ in self.groups]
-            )
+        missing = self.allocator.larges_missing
+        while promised and missing(need) and self.trees.evict_large(missing(need)):
+            pass
+        while promised and missing(need):
+            wanted = self.allocator.smalls_to_spare_a_large(need)
+            evicted = [self.trees.evict_small(*short) for short in enumerate(wanted)]
+            assert sum(evicted), "promised, and nothing to evict"
         got = self.allocator.alloc([request_id], [[count] for _ in self.groups])
         assert (got is not None) == promised
         return got
 
     # ---- rules ----------------------------------------------------------------------------
 
-    @rule(data=st.data(), namespace=st.sampled_from([None, None, "x"]), quantum=st.integers(1, 4))
-    def start_request(self, data, namespace, quantum):
-        self.launch(data, namespace, quantum)
+    @rule(data=st.data(), namespace=st.sampled_from([None, None, "x"]))
+    def start_request(self, data, namespace):
+        self.launch(data, namespace)
 
-    def launch(self, data, namespace, quantum):
+    def launch(self, data, namespace):
         key = self.draw_key(data)
         node = self.match(namespace, key[:-1])
         hit, lock = node.end, self.trees.lock(node)
         self.next_id += 1
-        got = self.alloc(self.next_id, -(-key.size // self.tpp) - hit // self.tpp, quantum)
+        got = self.alloc(self.next_id, -(-key.size // self.tpp) - hit // self.tpp)
         if got is None:
             self.trees.unlock(lock)
             return None
@@ -161,9 +172,9 @@ class JengaMachine(RuleBasedStateMachine):
         self.past_keys.append(key)
         return request
 
-    @rule(data=st.data(), namespace=st.sampled_from([None, None, "x"]), quantum=st.integers(1, 4))
-    def serve_request(self, data, namespace, quantum):
-        request = self.launch(data, namespace, quantum)
+    @rule(data=st.data(), namespace=st.sampled_from([None, None, "x"]))
+    def serve_request(self, data, namespace):
+        request = self.launch(data, namespace)
         if request is not None:
             self.insert(request)
             self.release(request)
@@ -174,13 +185,13 @@ class JengaMachine(RuleBasedStateMachine):
         self.match(data.draw(st.sampled_from([None, "x"])), self.draw_key(data))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), quantum=st.integers(1, 4))
-    def decode(self, data, quantum):
+    @rule(data=st.data())
+    def decode(self, data):
         request = self.draw_running(data)
         more = self.draw_tokens(data, 3)
         size = request.key.size
         new_pages = -(-(size + more.size) // self.tpp) - len(request.pages[FULL])
-        got = self.alloc(request.request_id, new_pages, quantum)
+        got = self.alloc(request.request_id, new_pages)
         if got is None:
             return
         request.key = np.concatenate([request.key, more])
@@ -198,7 +209,8 @@ class JengaMachine(RuleBasedStateMachine):
             if dead_to > begin:
                 self.free_own(request, group_id, begin, dead_to)
                 request.slid[group_id] = dead_to
-            request.lock = self.trees.unlock_before(request.lock, group_id, seen_from)
+            at = request.key.size - lag
+            request.lock = self.trees.advance(request.lock, group_id, max(at, 0))
 
     def free_own(self, request, group_id, begin, end):
         pages = request.pages[group_id][begin // self.tpp : -(-end // self.tpp)]
@@ -216,12 +228,17 @@ class JengaMachine(RuleBasedStateMachine):
         if end <= request.protected:
             return
         key, first = request.key[:end], request.protected // self.tpp
-        offered = [pages[: end // self.tpp] for pages in request.pages]
-        alive_from = [request.own_from(group_id) for group_id in self.groups]
-        outcome = self.trees.insert(request.namespace, key, offered, alive_from, request.protected)
-        for group_id, ranges in enumerate(outcome.declined):
-            for begin, stop in ranges:
-                self.allocator.free(group_id, offered[group_id][begin:stop])
+        begins = [request.own_from(group_id) for group_id in self.groups]
+        offers = [
+            TokenPages(begin, pages[begin // self.tpp : end // self.tpp])
+            for begin, pages in zip(begins, request.pages, strict=True)
+        ]
+        start = request.lock.node
+        assert start.end == request.protected
+        outcome = self.trees.insert(start, request.namespace, key, offers)
+        for group_id, parts in enumerate(outcome.declined):
+            for ids in parts:
+                self.allocator.free(group_id, ids)
         lock = self.trees.lock(outcome.node)
         self.trees.unlock(request.lock)
         request.lock, request.protected = lock, end
@@ -229,8 +246,7 @@ class JengaMachine(RuleBasedStateMachine):
             shown = self.trees.pages_to(outcome.node, group_id)
             request.pages[group_id][first : shown.size] = shown[first:]
         alive = all(
-            alive_from[group_id] <= self.first_in_reach(group_id, end)
-            for group_id in self.groups[1:]
+            begins[group_id] <= self.first_in_reach(group_id, end) for group_id in self.groups[1:]
         )
         assert not alive or self.match(request.namespace, key).end == end
 
@@ -251,29 +267,36 @@ class JengaMachine(RuleBasedStateMachine):
         self.running.remove(request)
 
     @precondition(lambda self: any(self.allocator.num_cached))
-    @rule(count=st.integers(1, 6), quantum=st.integers(1, 4))
-    def evict(self, count, quantum):
-        goal = sum(self.allocator.num_cached) - count
-        evicted = self.trees.evict_until(
-            lambda: sum(self.allocator.num_cached) <= goal, [quantum for _ in self.groups]
-        )
-        assert sum(self.allocator.num_cached) <= max(goal, 0)
-        assert sum(evicted) >= min(count, goal + count)
+    @rule(count=st.integers(1, 6))
+    def evict_large_pages(self, count):
+        large = self.allocator.large
+        before, idle = large.num_empty, large.num_idle
+        assert self.trees.evict_large(count) == (idle >= count)
+        assert large.num_empty >= before + min(count, idle)
+
+    @precondition(lambda self: any(self.allocator.num_cached))
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def evict_small_pages(self, data, count):
+        group_id = data.draw(st.sampled_from(self.groups))
+        cached = self.allocator.num_cached[group_id]
+        evicted = self.trees.evict_small(group_id, count)
+        assert evicted == cached - self.allocator.num_cached[group_id]
+        assert evicted >= min(count, cached)
+        assert evicted == min(count, cached) or group_id == FULL, "only full takes others with it"
 
     @precondition(lambda self: not self.running and len(self.past_keys) > 9)
     @rule()
     def flush(self):
-        self.trees.evict_until(lambda: False, [1 << 62 for _ in self.groups])
+        self.trees.clear()
         assert not self.trees.root.children
         assert self.allocator.num_used == self.allocator.num_cached == [0 for _ in self.groups]
-        self.trees.clear()
 
     # ---- what must always hold ------------------------------------------------------------
 
     @invariant()
     def bookkeeping_is_consistent(self):
         self.trees.check()
-        self.allocator.check()
+        self.allocator.check(self.trees.extents())
 
     @invariant()
     def running_requests_read_what_they_wrote(self):
@@ -283,9 +306,7 @@ class JengaMachine(RuleBasedStateMachine):
     @invariant()
     def every_small_page_has_one_owner(self):
         for group_id in self.groups:
-            owned = [
-                ids for node in self.trees.nodes() if (ids := node.pages[group_id]) is not None
-            ]
+            owned = [extent.ids for extent in self.trees.extents() if extent.group_id == group_id]
             for request in self.running:
                 owned.append(request.pages[group_id][request.own_from(group_id) // self.tpp :])
             ids = np.concatenate(owned) if owned else np.zeros(0, dtype=np.int64)

@@ -3,15 +3,23 @@
 import random
 
 import pytest
-from conftest import World, fork, tokens
+from conftest import World, fork, plan_of, tokens
+
+from sglang_jenga.allocator import USED, Allocator
+from sglang_jenga.radix.node import TokenPages
+from sglang_jenga.radix.policy import FullPolicy, StatePolicy
+from sglang_jenga.radix.tree import RadixTrees
 
 PAGE_SIZES = pytest.mark.parametrize("tokens_per_page", [1, 4, 16])
 FULL, WINDOW = 0, 1
 
 
-def declined(outcome):
-    """Declined positions of each group."""
-    return [[i for begin, end in ranges for i in range(begin, end)] for ranges in outcome.declined]
+def declined(outcome, pages):
+    """Declined positions of each group, in small pages."""
+    return [
+        [pages[group_id].tolist().index(i) for ids in parts for i in ids.tolist()]
+        for group_id, parts in enumerate(outcome.declined)
+    ]
 
 
 # ---- joint hits -----------------------------------------------------------------------------
@@ -121,7 +129,7 @@ def test_a_hit_names_the_pages_that_were_inserted(tokens_per_page):
     _, pages = world.insert(key)
     branch, branch_pages = world.insert(fork(key, 2 * tokens_per_page, key.size))
     for group_id in (0, 1):
-        node = world.trees.match(None, key[: 4 * tokens_per_page])
+        node = world.trees.match(None, key[: 4 * tokens_per_page]).node
         assert world.trees.pages_to(node, group_id).tolist() == pages[group_id][:4].tolist()
         expected = [*pages[group_id][:2], *branch_pages[group_id][2:]]
         assert world.trees.pages_to(branch.node, group_id).tolist() == expected
@@ -139,8 +147,8 @@ def test_namespaces_share_nothing():
     world, key = World(3), tokens(6)
     world.insert(key, namespace="a")
     assert [world.hit(key, namespace) for namespace in ("a", "b", None)] == [6, 0, 0]
-    outcome, _ = world.insert(key, namespace="b")
-    assert declined(outcome) == [[], []]
+    outcome, pages = world.insert(key, namespace="b")
+    assert declined(outcome, pages) == [[], []]
 
 
 def test_a_split_under_a_namespace_stays_in_it():
@@ -158,21 +166,18 @@ def test_a_duplicate_is_declined_and_the_trees_copy_kept(tokens_per_page):
     world, key = World(64, tokens_per_page=tokens_per_page), tokens(6 * tokens_per_page)
     _, first = world.insert(key)
     outcome, second = world.insert(key)
-    assert declined(outcome) == [[0, 1, 2, 3, 4, 5]] * 2
+    assert declined(outcome, second) == [[0, 1, 2, 3, 4, 5]] * 2
     assert world.trees.pages_to(outcome.node, 0).tolist() == first[0].tolist()
-    assert world.pages.state[0, second[0][0]] == "used"  # still the request's, to free
+    assert (world.allocator._state[0][second[0]] == USED).all()  # still the request's, to free
 
 
 def test_what_the_request_got_from_the_tree_is_not_declined():
     world, key = World(2), tokens(8)
-    world.insert(key[:4])
-    outcome, _ = world.insert(key, skip=4)
-    assert declined(outcome) == [[], []]
-    world.insert(key[:6])  # now a split inside
-    outcome, _ = world.insert(key, skip=3)
-    assert declined(outcome) == [[3, 4, 5, 6, 7]] * 2
-    outcome, _ = world.insert(fork(key, 5, 9))
-    assert declined(outcome) == [[0, 1, 2, 3, 4]] * 2
+    first = world.insert(key[:4])[0].node
+    assert declined(*world.insert(key, start=first)) == [[], []]
+    middle = world.trees.match(None, key[:3]).node
+    assert declined(*world.insert(key, start=middle)) == [[3, 4, 5, 6, 7]] * 2
+    assert declined(*world.insert(fork(key, 5, 9))) == [[0, 1, 2, 3, 4]] * 2
 
 
 def test_a_request_with_living_window_pages_fills_a_hole():
@@ -180,7 +185,7 @@ def test_a_request_with_living_window_pages_fills_a_hole():
     world.insert(key, [0, 6])
     assert world.hit(key) == 0
     outcome, pages = world.insert(key)
-    assert declined(outcome) == [[0, 1, 2, 3, 4, 5], []]
+    assert declined(outcome, pages) == [[0, 1, 2, 3, 4, 5], []]
     assert world.trees.pages_to(outcome.node, 1).tolist() == pages[1].tolist()
     assert world.hit(key) == 6
 
@@ -189,26 +194,25 @@ def test_a_partly_dead_request_fills_only_the_living_part_of_a_hole():
     world, key = World(2), tokens(6)
     world.insert(key, [0, 6])
     outcome, pages = world.insert(key, [0, 3])
-    assert declined(outcome) == [[0, 1, 2, 3, 4, 5], []]
+    assert declined(outcome, pages) == [[0, 1, 2, 3, 4, 5], []]
     assert world.trees.pages_to(outcome.node, 1).tolist() == [0, 0, 0, *pages[1][3:].tolist()]
 
 
 def test_dead_positions_are_never_declined():
     world, key = World(2), tokens(6)
     world.insert(key)
-    outcome, _ = world.insert(key, [0, 4])
-    assert declined(outcome) == [[0, 1, 2, 3, 4, 5], [4, 5]]
+    outcome, pages = world.insert(key, [0, 4])
+    assert declined(outcome, pages) == [[0, 1, 2, 3, 4, 5], [4, 5]]
 
 
-def test_a_filled_hole_under_a_lock_stays_used():
+def test_a_filled_hole_under_a_lock_is_pinned():
     world, key = World(4), tokens(6)
-    outcome, _ = world.insert(key, [0, 6])
-    lock = world.trees.lock(outcome.node)
-    outcome, pages = world.insert(key)
-    states = [world.pages.state[1, small_id] for small_id in pages[1].tolist()]
-    assert states == ["cached"] * 2 + ["used"] * 4
+    node = world.insert(key, [0, 6])[0].node
+    lock = world.trees.lock(node)
+    world.insert(key)
+    assert used_map(node, WINDOW) == "ccUUUU"
     world.trees.unlock(lock)
-    assert {world.pages.state[1, small_id] for small_id in pages[1].tolist()} == {"cached"}
+    assert used_map(node, WINDOW) == "cccccc"
 
 
 def test_the_tree_keeps_copies_of_the_callers_arrays():
@@ -217,17 +221,21 @@ def test_the_tree_keeps_copies_of_the_callers_arrays():
     _, pages = world.insert(key)
     expected = pages[0].tolist()
     key[:], pages[0][:] = 0, 0
-    node = world.trees.match(None, kept)
+    node = world.trees.match(None, kept).node
     assert node.end == 6 and world.trees.pages_to(node, 0).tolist() == expected
 
 
 # ---- locks ----------------------------------------------------------------------------------
 
 
-def used_map(world, node, group_id):
-    """``U`` where a request holds a small page of the node's path, ``c`` where none does."""
-    ids = world.trees.pages_to(node, group_id).tolist()
-    return "".join("U" if world.pages.state[group_id, i] == "used" else "c" for i in ids)
+def used_map(node, group_id):
+    """``U`` where a request needs a small page of the node's path, ``c`` where none does."""
+    marks = ""
+    while node.parent is not None:
+        extent = node.extents[group_id]
+        marks = ("U" if extent.pinned else "c") * extent.size + marks
+        node = node.parent
+    return marks
 
 
 LOCKS = [  # tokens per page, reach, window pages that a lock of 6 pages holds
@@ -248,10 +256,10 @@ def test_a_lock_holds_the_whole_prefix_and_the_window_rounded_up_to_pages(
     outcome, _ = world.insert(tokens(6 * tokens_per_page))
     lock = world.trees.lock(outcome.node)
     world.trees.check()
-    assert used_map(world, outcome.node, FULL) == "UUUUUU"
-    assert used_map(world, outcome.node, WINDOW) == expected
+    assert used_map(outcome.node, FULL) == "UUUUUU"
+    assert used_map(outcome.node, WINDOW) == expected
     world.trees.unlock(lock)
-    assert used_map(world, outcome.node, FULL) == used_map(world, outcome.node, WINDOW) == "cccccc"
+    assert used_map(outcome.node, FULL) == used_map(outcome.node, WINDOW) == "cccccc"
 
 
 def test_a_lock_survives_splits_of_its_nodes():
@@ -260,37 +268,37 @@ def test_a_lock_survives_splits_of_its_nodes():
     lock = world.trees.lock(node)
     for at in (5, 3, 1):
         world.insert(fork(key, at, 8, seed=at))
-    assert used_map(world, node, FULL) == "UUUUUU"
-    assert used_map(world, node, WINDOW) == "ccUUUU"
+    assert used_map(node, FULL) == "UUUUUU"
+    assert used_map(node, WINDOW) == "ccUUUU"
     world.trees.unlock(lock)
-    assert used_map(world, node, FULL) == used_map(world, node, WINDOW) == "cccccc"
+    assert used_map(node, FULL) == used_map(node, WINDOW) == "cccccc"
 
 
-def test_unlocking_before_a_position_frees_the_window_up_to_its_page():
+def test_a_request_that_moves_on_unlocks_what_its_window_leaves_behind():
     world = World(16, tokens_per_page=4)
     node = world.insert(tokens(24))[0].node
     lock = world.trees.lock(node)
-    maps = [used_map(world, node, WINDOW)]
-    for position in (8, 11, 13, 23, 24):
-        lock = world.trees.unlock_before(lock, WINDOW, position)
-        world.trees.check()
-        maps.append(used_map(world, node, WINDOW))
-    assert maps == ["ccUUUU", "ccUUUU", "ccUUUU", "cccUUU", "cccccU", "cccccc"]
-    assert used_map(world, node, FULL) == "UUUUUU"
+    maps = [used_map(node, WINDOW)]
+    for length in (24, 27, 29, 39, 40, 90):
+        lock = world.trees.advance(lock, WINDOW, length)
+        world.check()
+        maps.append(used_map(node, WINDOW))
+    assert maps == ["ccUUUU"] * 3 + ["cccUUU", "cccccU", "cccccc", "cccccc"]
+    assert used_map(node, FULL) == "UUUUUU"
     world.trees.unlock(lock)
-    assert used_map(world, node, FULL) == "cccccc"
+    assert used_map(node, FULL) == "cccccc"
 
 
-def test_unlocking_part_of_a_window_leaves_other_requests_their_locks():
+def test_moving_on_leaves_other_requests_their_locks():
     world = World(4)
     node = world.insert(tokens(6))[0].node
     first, second = world.trees.lock(node), world.trees.lock(node)
-    first = world.trees.unlock_before(first, WINDOW, 5)
-    assert used_map(world, node, WINDOW) == "ccUUUU"
+    first = world.trees.advance(first, WINDOW, 9)
+    assert used_map(node, WINDOW) == "ccUUUU"
     world.trees.unlock(second)
-    assert used_map(world, node, WINDOW) == "cccccU"
+    assert used_map(node, WINDOW) == "cccccU"
     world.trees.unlock(first)
-    assert used_map(world, node, WINDOW) == "cccccc"
+    assert used_map(node, WINDOW) == "cccccc"
 
 
 def test_unlocking_twice_asserts():
@@ -307,7 +315,7 @@ def test_unlocking_twice_asserts():
 def test_nothing_locked_is_evicted():
     world, key = World(2), tokens(6)
     world.insert(key)
-    lock = world.trees.lock(world.trees.match(None, key[:4]))
+    lock = world.trees.lock(world.trees.match(None, key[:4]).node)
     evicted = world.evict()
     assert sorted(evicted) == [(0, 4), (0, 5), (1, 0), (1, 1), (1, 4), (1, 5)]
     assert world.hit(key) == 4
@@ -332,18 +340,41 @@ def test_a_split_leaves_the_age_of_both_parts():
     world = World(9)
     old, young = world.insert(tokens(3, 1))[0], world.insert(tokens(3, 2))[0]
     lock = world.trees.lock(young.node)
-    world.trees.unlock(world.trees.unlock_before(lock, WINDOW, 2))
+    world.trees.unlock(world.trees.advance(lock, WINDOW, 11))
     world.evict(6)
     assert world.trees.pages_to(young.node, WINDOW).all()
-    assert old.node.pages == [None, None]
+    assert old.node.extents == [None, None]
 
 
-def test_of_equally_old_pages_the_longer_prefix_goes_first():
+def test_of_equally_old_pages_the_longer_prefix_goes_first_in_every_group_alike():
     world, key = World(9), tokens(6)
     world.insert(key)
-    evicted = world.evict(8)
-    assert evicted == [(0, 5), (1, 5), (0, 4), (1, 4), (0, 3), (1, 3), (0, 2), (1, 2)]
-    assert world.hit(key) == 2
+    for left in (5, 4, 3):
+        assert sorted(world.evict(2)) == [(0, left), (1, left)]
+        assert world.hit(key) == left
+
+
+@pytest.mark.parametrize(("aligned", "left"), [(True, 5), (False, 2)])
+def test_alignment_is_what_keeps_the_shorter_of_equally_old_prefixes(aligned, left):
+    world, key = World(aligned=aligned), tokens(6)
+    first = world.insert(key[:3])[0].node
+    world.insert(key, start=first)
+    world.hit(key)
+    world.evict(1)
+    assert world.hit(key) == left
+
+
+@pytest.mark.parametrize(("balanced", "kept"), [(True, [0, 3]), (False, [3, 0])])
+def test_balance_is_what_makes_every_group_give_up_its_oldest(balanced, kept):
+    world = World(9, balanced=balanced)
+    old, young = world.insert(tokens(3, 1))[0].node, world.insert(tokens(3, 2))[0].node
+    lock = world.trees.lock(old)  # only its window pages can go, and they are the oldest of all
+    lock = world.trees.advance(lock, WINDOW, 40)
+    world.evict(3)
+    assert [sum(extent.size for extent in node.extents[1:] if extent) for node in (old, young)] == (
+        kept
+    )
+    world.trees.unlock(lock)
 
 
 @PAGE_SIZES
@@ -352,8 +383,14 @@ def test_window_pages_out_of_reach_go_before_any_page_in_reach(tokens_per_page):
     key = tokens(6 * tokens_per_page)
     node = world.insert(key)[0].node
     world.trees.unlock(world.trees.lock(node))
-    assert sorted(world.evict(4)) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert world.evict(4) == [(1, 0), (1, 1), (1, 2), (1, 3)]
     assert world.hit(key) == key.size
+
+
+def test_while_memory_is_idle_a_branch_hits_behind_the_window():
+    world, key = World(2), tokens(9)
+    world.insert(key)
+    assert world.hit(fork(key, 4, 9)) == 4
 
 
 def test_a_hit_refreshes_only_what_its_window_reaches():
@@ -375,20 +412,21 @@ def test_a_branching_prefix_outlives_its_branches():
     assert world.hit(key) == 3
 
 
-@pytest.mark.parametrize(("quantum", "evicted"), [(1, 1), (2, 2), (4, 4), (99, 6)])
-def test_a_quantum_bounds_what_goes_at_a_time(quantum, evicted):
-    world, key = World(), tokens(6)
+def test_no_more_is_evicted_than_asked_for():
+    world, key = World(), tokens(60)
     world.insert(key)
-    assert len(world.evict(1, quantum)) == evicted
-    assert world.hit(key) == 6 - evicted
+    assert len(world.evict(7)) == 7
+    assert world.hit(key) == 53
 
 
-def test_a_window_loses_its_oldest_tokens_first():
-    world, key = World(2), tokens(6)
-    world.trees.lock(world.insert(key)[0].node)
-    assert world.evict(2, quantum=2) == [(1, 0), (1, 1)]
-    assert world.evict(2, quantum=2) == [(1, 2), (1, 3)]
-    assert world.evict(1) == []
+def test_what_can_no_longer_be_reached_is_empty_at_once():
+    world, key = World(9), tokens(6)
+    first = world.insert(key[:3])[0].node
+    lock = world.trees.lock(world.insert(key, start=first)[0].node)
+    world.trees.unlock(world.trees.advance(lock, WINDOW, 40))
+    assert world.trees.evict_small(FULL, 4) == 4
+    world.check()
+    assert world.trees.num_pages == [2, 2]
 
 
 def test_a_hole_that_was_filled_again_can_be_evicted_again():
@@ -398,3 +436,123 @@ def test_a_hole_that_was_filled_again_can_be_evicted_again():
     world.insert(key)
     assert sorted(world.evict()) == [(1, 0), (1, 1), (1, 2), (1, 3)]
     world.trees.unlock(lock)
+
+
+# ---- large pages ----------------------------------------------------------------------------
+
+
+def shared_world(packing, *sizes):
+    """One full group of ``packing`` small pages per large page; keys of ``sizes`` small pages.
+
+    The keys are made one after the other, so the tail of one and the head of the next share.
+    """
+    allocator = Allocator(plan_of((packing,), 64), order="fullest")
+    trees = RadixTrees([FullPolicy()], 1, allocator)
+    keys = [tokens(size, seed) for seed, size in enumerate(sizes)]
+    for key in keys:
+        ids = allocator.alloc(["request"], [[key.size]])[0]
+        trees.insert(trees.root, None, key, [TokenPages(0, ids)])
+    return allocator, trees, keys
+
+
+def hits(trees, keys):
+    return [trees.match(None, key).node.end for key in keys]
+
+
+def test_the_least_recently_used_fully_evictable_large_page_goes_first():
+    # Large page 0 also holds the null page: sizes 3 | 4 + 1 | 3 of the next | ...
+    allocator, trees, keys = shared_world(4, 3, 5, 3)
+    trees.match(None, keys[1])
+    trees.lock(trees.match(None, keys[2]).node)
+    # The first key's pages lie beside the null page: old, but they would free no large page.
+    assert trees.evict_large(1)
+    allocator.check(trees.extents())
+    assert hits(trees, keys) == [3, 0, 3]
+    assert not trees.evict_large(1)
+
+
+def test_a_shared_large_page_waits_for_its_newest_small_page():
+    allocator, trees, keys = shared_world(4, 3, 2, 2, 4)
+    trees.match(None, keys[1])  # shares with the third key, so both are newer than the fourth
+    assert trees.evict_large(1)
+    assert hits(trees, keys) == [3, 2, 2, 0]
+    assert trees.evict_large(1)
+    assert hits(trees, keys) == [3, 0, 0, 0]
+    allocator.check(trees.extents())
+
+
+def test_single_small_pages_go_when_no_large_page_can():
+    allocator, trees, keys = shared_world(4, 3, 3)
+    used = allocator.alloc(["running"], [[1]])[0]
+    assert not trees.evict_large(1)
+    assert trees.evict_small(0, 2) == 2
+    assert hits(trees, keys) == [1, 3]
+    allocator.free(0, used)
+    allocator.check(trees.extents())
+
+
+# ---- states ---------------------------------------------------------------------------------
+
+
+def test_a_state_hits_at_its_own_length_only():
+    world, key = World(StatePolicy()), tokens(12)
+    world.insert(key, states=(4, 12))
+    assert [world.hit(key[:length]) for length in (3, 4, 11, 12)] == [0, 4, 4, 12]
+    assert world.hit(fork(key, 7, 12)) == 4
+
+
+def test_a_split_leaves_the_state_with_the_whole_prefix():
+    world, key = World(StatePolicy()), tokens(12)
+    node = world.insert(key, states=(12,))[0].node
+    lock = world.trees.lock(node)
+    world.insert(fork(key, 6, 12), states=(6,))
+    assert world.hit(key) == 12 and world.hit(key[:8]) == 6
+    assert used_map_of_states(node) == {6: False, 12: True}
+    world.trees.unlock(lock)
+    assert used_map_of_states(node) == {6: False, 12: False}
+
+
+def used_map_of_states(node):
+    """Whether the state of each prefix of a path is in use."""
+    found = {}
+    while node.parent is not None:
+        if node.extents[1] is not None:
+            found[node.end] = node.extents[1].pinned
+        node = node.parent
+    return found
+
+
+def test_only_the_state_that_was_consumed_is_refreshed():
+    world, key, other = World(StatePolicy()), tokens(12), tokens(4, seed=3)
+    world.insert(key, states=(4, 8, 12))
+    world.insert(other, states=(4,))
+    world.hit(key)
+    world.evict(2)
+    assert [world.hit(part) for part in (key, key[:8], key[:4], other)] == [12, 0, 0, 4]
+
+
+def test_a_state_where_requests_part_outlives_one_between():
+    world, key = World(StatePolicy()), tokens(12)
+    first = world.insert(key, states=(4, 8, 12))[0].node
+    world.insert(fork(key, 8, 12, seed=2), states=(12,), start=first.parent)
+    world.hit(key)
+    world.evict(1)
+    assert [world.hit(part) for part in (key, key[:8], key[:4])] == [12, 8, 0]
+
+
+def test_a_duplicate_state_is_declined():
+    world, key = World(StatePolicy()), tokens(8)
+    world.insert(key, states=(4, 8))
+    outcome, pages = world.insert(key, states=(8,))
+    assert [ids.tolist() for ids in outcome.declined[1]] == [pages[1].tolist()]
+
+
+# ---- why not hit ----------------------------------------------------------------------------
+
+
+def test_a_match_says_which_group_lost_what():
+    world, key = World(4), tokens(10)
+    world.cache(key, "xxxxx..xxx")
+    match = world.trees.match(None, tokens(10))
+    assert (match.node.end, match.agreed) == (5, 10)
+    assert [(miss.before, miss.after, miss.lost) for miss in match.misses] == [(10, 5, (6, 7))]

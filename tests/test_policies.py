@@ -1,0 +1,161 @@
+"""Policies by example and against brute force, as a user who writes one would check his own."""
+
+import itertools
+
+import pytest
+from conftest import World, fork, tokens
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_jenga.radix import policy
+from sglang_jenga.radix.policy import (
+    FullPolicy,
+    ImagePolicy,
+    LayerPolicy,
+    Prefix,
+    StatePolicy,
+    WindowPolicy,
+    policy_of,
+    register_policy,
+)
+
+
+def ranges_of(positions):
+    """Whole stretches of a set of positions, longest prefix first, as the trees give them."""
+    found = []
+    for position in sorted(positions, reverse=True):
+        if found and found[-1][0] == position + 1:
+            found[-1] = (position, found[-1][1])
+        else:
+            found.append((position, position + 1))
+    return found
+
+
+def needed_by_full(length, images):
+    return set(range(length))
+
+
+def needed_by_window(reach):
+    return lambda length, images: set(range(max(0, length - reach), length))
+
+
+def needed_by_state(length, images):
+    return {length - 1}
+
+
+def needed_by_image(length, images):
+    return {p for begin, end in images if begin < length for p in range(begin, end)}
+
+
+CASES = [
+    (FullPolicy(), needed_by_full),
+    (WindowPolicy(0), needed_by_window(0)),
+    (WindowPolicy(3), needed_by_window(3)),
+    (ImagePolicy(), needed_by_image),
+]
+
+
+@given(
+    case=st.sampled_from(CASES),
+    cached=st.sets(st.integers(0, 15)),
+    limit=st.integers(1, 16),
+    cuts=st.sets(st.integers(0, 16), max_size=6),
+)
+def test_the_possible_prefix_is_the_longest_whose_needs_are_all_cached(case, cached, limit, cuts):
+    layer, needs = case
+    images = tuple(itertools.pairwise(sorted(cuts)))[::2]
+    valid = [0] + [n for n in range(1, limit + 1) if needs(n, images) <= cached]
+    # Images are atoms that may reach beyond the prefix; every other type sees the prefix only.
+    seen = cached if isinstance(layer, ImagePolicy) else {p for p in cached if p < limit}
+    found = layer.get_possible_prefix(Prefix(limit, images), ranges_of(seen))
+    assert found == max(valid)
+
+
+@given(lengths=st.sets(st.integers(1, 16)), limit=st.integers(1, 16))
+def test_a_state_hits_at_the_longest_length_that_has_one(lengths, limit):
+    cached = [(n - 1, n) for n in sorted(lengths, reverse=True) if n <= limit]
+    found = StatePolicy().get_possible_prefix(Prefix(limit), cached)
+    assert found == max((n for n in lengths if n <= limit), default=0)
+
+
+@given(case=st.sampled_from(CASES), length=st.integers(1, 16))
+def test_what_a_step_reads_is_what_a_hit_needs(case, length):
+    layer, needs = case
+    images = ((2, 5), (9, 12))
+    read = {p for r in layer.update_last_access(Prefix(length, images)) for p in range(*r)}
+    assert read == needs(length, images)
+
+
+def test_all_pages_of_an_image_share_one_rank_and_images_differ():
+    layer, prefix = ImagePolicy(seed=1), Prefix(40, ((0, 8), (8, 16), (20, 28)))
+    ranks = [[layer.set_prefix_length(prefix, (p, p + 4)) for p in (b, b + 4)] for b in (0, 8, 20)]
+    assert all(first == second for first, second in ranks)
+    assert len({first for first, _ in ranks}) == 3
+    again = ImagePolicy(seed=1).set_prefix_length(prefix, (0, 4))
+    assert again == ranks[0][0], "ranks of one server must agree"
+
+
+def test_token_types_rank_pages_by_prefix_length():
+    for layer in (FullPolicy(), WindowPolicy(3), StatePolicy()):
+        assert layer.set_prefix_length(Prefix(40), (4, 8)) == 8
+
+
+def test_every_layer_type_has_a_policy():
+    made = [type(policy_of(name, 8)) for name in ("full", "window", "state", "cross", "vision")]
+    assert made == [FullPolicy, WindowPolicy, StatePolicy, ImagePolicy, ImagePolicy]
+    assert policy_of("window", 8) == WindowPolicy(7)
+
+
+# ---- one's own ------------------------------------------------------------------------------
+
+
+class Everything(LayerPolicy):
+    def get_possible_prefix(self, prefix, cached):
+        return prefix.length
+
+    def update_last_access(self, prefix):
+        return ()
+
+
+def test_a_registered_policy_runs_the_groups_of_its_type(monkeypatch):
+    monkeypatch.setattr(policy, "_FACTORIES", dict(policy._FACTORIES))
+    register_policy("window", lambda window: Everything())
+    assert isinstance(policy_of("window", 8), Everything)
+    with pytest.raises(ValueError, match="unknown layer type 'windows', expected full or window"):
+        register_policy("windows", lambda window: Everything())
+
+
+def test_the_sink_and_window_example_keeps_the_first_tokens_and_the_last():
+    from examples.sink_and_window import SinkAndWindow
+
+    layer = SinkAndWindow(sink=2, reach=3)
+    assert layer.update_last_access(Prefix(9)) == ((0, 2), (6, 9))
+    assert layer.update_last_access(Prefix(4)) == ((0, 4),)
+    world, key = World(layer), tokens(9)
+    world.cache(key, "xx....xxx")
+    assert world.hit(key) == 9
+    world = World(layer)
+    world.cache(key, "x.....xxx")
+    assert world.hit(key) == 1
+
+
+@given(cached=st.sets(st.integers(0, 11)), limit=st.integers(1, 12))
+def test_the_sink_and_window_example_finds_the_longest_valid_prefix(cached, limit):
+    from examples.sink_and_window import SinkAndWindow
+
+    layer = SinkAndWindow(sink=2, reach=3)
+    world, key = World(layer), tokens(12)
+    world.cache(key, "".join("x" if p in cached else "." for p in range(12)))
+    needs = {n: set(range(min(2, n))) | set(range(max(0, n - 3), n)) for n in range(1, limit + 1)}
+    assert world.hit(key[:limit]) == max([0] + [n for n, need in needs.items() if need <= cached])
+
+
+def test_a_request_on_the_sink_and_window_example_keeps_its_sink_locked_while_it_slides():
+    from examples.sink_and_window import SinkAndWindow
+
+    world, key = World(SinkAndWindow(sink=2, reach=3)), tokens(9)
+    lock = world.trees.lock(world.insert(key)[0].node)
+    lock = world.trees.advance(lock, 1, 30)
+    assert sorted(world.evict()) == [(1, position) for position in range(2, 9)]
+    world.trees.unlock(lock)
+    assert world.hit(fork(key, 2, 9)) == 2
