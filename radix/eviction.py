@@ -41,6 +41,9 @@ class EvictionQueues:
         self._balanced, self._aligned = balanced, aligned
         self._heaps: list[tuple[list[_Entry], list[_Entry]]] = [([], []) for _ in policies]
         self._counter = 0
+        # Most policies rank by prefix length; asking them would double the cost of a comparison.
+        default = LayerPolicy.set_prefix_length
+        self._by_length = [type(policy).set_prefix_length is default for policy in policies]
 
     def push(self, node: Node, group_id: int) -> None:
         """Make a node known as a candidate; it may turn out not to be one yet."""
@@ -142,4 +145,6 @@ class EvictionQueues:
             used_at = max(used_at, node.used_at[0])
         if not self._aligned:
             return used_at, 0
+        if self._by_length[group_id]:
+            return used_at, -node.end
         return used_at, -policy.set_prefix_length(Prefix(node.end), (node.begin, node.end))

@@ -20,6 +20,8 @@ def joint_hit(
     """
     misses: list[Miss] = []
     others = range(1, len(policies))
+    if not others:
+        return end, ()
     turns, content = cycle(others), 0
     while end and content < len(others):
         group_id = next(turns)

@@ -72,6 +72,7 @@ class RadixTrees:
         self.root = Node(None, None, None, NO_PAGES, 0, len(self.policies))
         self.num_pages = [0] * len(self.policies)
         self._clock = 0
+        self._adopted: list[tuple[Node, int]] = []
         self._queues = EvictionQueues(self.policies, self._owner, **self._order)
 
     def clear(self) -> None:
@@ -168,7 +169,9 @@ class RadixTrees:
 
     def _touch(self, node: Node) -> None:
         """Refresh what each group reads of the prefix that ends at ``node``; the rest ages."""
-        for group_id in self._groups:
+        for part in self._upwards(node, 0):  # group 0 reads it all
+            part.used_at[0] = self._clock
+        for group_id in self._groups[1:]:
             for part in self._parts_read(node, self._ranges_read(group_id, node.end), group_id):
                 part.used_at[group_id] = self._clock
 
@@ -183,7 +186,7 @@ class RadixTrees:
             else:
                 parts.append(extent.ids)
             node = node.parent
-        return np.concatenate(parts[::-1]) if parts else NO_PAGES
+        return np.concatenate(parts[::-1]) if parts else NO_PAGES  # never the trees' own array
 
     # ---- insert -----------------------------------------------------------------------------
 
@@ -213,6 +216,11 @@ class RadixTrees:
             self._offer(child, offers, declined)
             node = child
         self._touch(node)
+        # Not before: the queues would have to set every new node's age right.
+        for adopted, group_id in self._adopted:
+            if adopted.evictable(group_id):
+                self._queues.push(adopted, group_id)
+        self._adopted.clear()
         return Inserted(node, declined)
 
     def _append(
@@ -288,21 +296,19 @@ class RadixTrees:
         node.used_at[group_id] = self._clock + (0 if per_prefix else _OUT_OF_REACH)
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
-        else:
-            self._queues.push(node, group_id)
+        self._adopted.append((node, group_id))
 
     # ---- locks ------------------------------------------------------------------------------
 
-    def _ranges_read(self, group_id: int, length: int, most: int | None = None) -> list[Range]:
+    def _ranges_read(self, group_id: int, length: int, most: int | None = None) -> Sequence[Range]:
         """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
         step = self.tokens_per_page
+        ranges = self.policies[group_id].update_last_access(Prefix(length))
+        if step == 1 and most is None:
+            return ranges
         most = length if most is None else most
-        ranges = []
-        for begin, end in self.policies[group_id].update_last_access(Prefix(length)):
-            begin, end = begin - begin % step, min(end + -end % step, most)
-            if begin < end:
-                ranges.append((begin, end))
-        return ranges
+        whole = [(begin - begin % step, min(end + -end % step, most)) for begin, end in ranges]
+        return [(begin, end) for begin, end in whole if begin < end]
 
     def _parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
         """Nodes of the path to ``node`` that hold exactly these ranges; splits at their edges."""

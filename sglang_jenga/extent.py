@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-_NONE = np.zeros(0, dtype=np.int64)
-
 
 class Extent:
     """Small pages ``ids`` of one group in token order, held by the prefix cache.
 
     A *run* is a stretch of neighbours in one large page; a run of all k small pages is *whole*. The
     large pages of other runs are *shared*: requests or other extents may hold small pages in them.
+    ``shared`` tells how many small pages this extent has in each of those.
 
-        size == num_whole * k + shared_counts.sum()
+        size == num_whole * k + sum(shared.values())
 
     ``pinned``: a running request needs them. ``node`` is its holder's; nobody here reads it.
     """
@@ -33,14 +32,14 @@ class Extent:
         "num_whole",
         "pinned",
         "shared",
-        "shared_counts",
     )
 
     def __init__(self, group_id: int, ids: np.ndarray, k: int) -> None:
         starts = None
         if k > 1:
-            changes = np.flatnonzero(np.diff(ids // k)) + 1
-            starts = np.concatenate([(0,), changes, (ids.size,)])
+            large_ids = ids // k
+            changes = (large_ids[1:] != large_ids[:-1]).nonzero()[0]
+            starts = np.concatenate([(0,), changes + 1, (ids.size,)])
         self._set_up(group_id, ids, k, starts)
 
     def _set_up(self, group_id: int, ids: np.ndarray, k: int, starts: np.ndarray | None) -> None:
@@ -48,15 +47,15 @@ class Extent:
         self.group_id, self.ids, self.k, self._starts = group_id, ids, k, starts
         self.pinned = False
         self.node: Any = None
-        self.num_whole, self.shared, self.shared_counts = ids.size, _NONE, _NONE
+        self.num_whole = ids.size
+        self.shared: dict[int, int] = {}
         if starts is not None:
-            counts = np.diff(starts)
-            parts = np.flatnonzero(counts < k)
+            counts = starts[1:] - starts[:-1]
+            parts = (counts < k).nonzero()[0]
             self.num_whole = counts.size - parts.size
-            if parts.size:
-                large_ids = ids[starts[parts]] // k
-                self.shared, which = np.unique(large_ids, return_inverse=True)
-                self.shared_counts = np.bincount(which, counts[parts]).astype(np.int64)
+            large_ids = (ids[starts[parts]] // k).tolist()
+            for large_id, count in zip(large_ids, counts[parts].tolist(), strict=True):
+                self.shared[large_id] = self.shared.get(large_id, 0) + count
 
     @property
     def size(self) -> int:
@@ -67,7 +66,11 @@ class Extent:
         """Ids of the large pages that this extent fills alone."""
         if self._starts is None:
             return self.ids
-        return self.ids[self._starts[:-1][np.diff(self._starts) == self.k]] // self.k
+        return self.ids[self._whole_starts()] // self.k
+
+    def _whole_starts(self) -> np.ndarray:
+        starts = self._starts
+        return starts[:-1][starts[1:] - starts[:-1] == self.k]
 
     def run_around(self, index: int) -> int | None:
         """The large page that a cut before ``index`` goes through, if it was whole until then."""
@@ -99,8 +102,9 @@ class Extent:
         """Index of the small page from which on ``count`` large pages are whole (all, if fewer)."""
         if self._starts is None:
             return max(0, self.size - count)
-        begins = self._starts[:-1][np.diff(self._starts) == self.k]
-        return int(begins[-min(count, begins.size)]) if begins.size else self.size
+        if not self.num_whole:
+            return self.size
+        return int(self._whole_starts()[-min(count, self.num_whole)])
 
     def first_in(self, large_id: int) -> int:
         """Index of the first small page that lies in a large page; it must have one there."""

@@ -34,8 +34,8 @@ class PageTables:
 
 
 def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
-    """All slots of small pages, in order, int64."""
-    ids = small_ids.astype(np.int64)
+    """All slots of small pages, in order, int64; with one token per page that may be the ids."""
+    ids = small_ids.astype(np.int64, copy=False)
     if tokens_per_page == 1:
         return ids
     return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()

@@ -53,6 +53,7 @@ class _JengaAllocator:
         self.dtype = dtype
         self.device = device
         self.max_tokens = max_tokens
+        self._pin_memory = is_pin_memory_available(device)
         self.need_sort = False
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
@@ -214,7 +215,7 @@ class _JengaAllocator:
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        if is_pin_memory_available(self.device):
+        if self._pin_memory:
             tensor = tensor.pin_memory()  # an unpinned copy would wait for the forward in flight
         return tensor.to(self.device, non_blocking=True)
 
