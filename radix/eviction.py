@@ -10,6 +10,7 @@ from sglang_jenga.radix.policy import LayerPolicy, Prefix
 
 NOWHERE, AMONG_PARTS, AMONG_WHOLES = 0, 1, 2
 
+_MANY = 1024
 Key = tuple[int, int]  # time of last use, then the lower of two the higher rank
 _Entry = tuple[Key, int, "Node | int"]
 
@@ -41,6 +42,7 @@ class EvictionQueues:
         self._balanced, self._aligned = balanced, aligned
         self._heaps: list[tuple[list[_Entry], list[_Entry]]] = [([], []) for _ in policies]
         self._counter = 0
+        self._limits = [[_MANY, _MANY] for _ in policies]
         # Most policies rank by prefix length; asking them would double the cost of a comparison.
         default = LayerPolicy.set_prefix_length
         self._by_length = [type(policy).set_prefix_length is default for policy in policies]
@@ -53,6 +55,11 @@ class EvictionQueues:
         if node.queued[group_id] < place:
             node.queued[group_id] = place
             self._add(group_id, place, self._key(node, group_id), node)
+
+    def push_again(self, node: Node, group_id: int) -> None:
+        """The same for a candidate that has become older than its entry says."""
+        node.queued[group_id] = NOWHERE
+        self.push(node, group_id)
 
     def pop_large(self) -> tuple[int, Node | int] | None:
         """Take out the group and the node or shared large page that gives a large page back next;
@@ -98,7 +105,22 @@ class EvictionQueues:
 
     def _add(self, group_id: int, place: int, key: Key, item: Node | int) -> None:
         self._counter += 1  # of full ties the first to come
-        heapq.heappush(self._heaps[group_id][place - 1], (key, self._counter, item))
+        heap = self._heaps[group_id][place - 1]
+        heapq.heappush(heap, (key, self._counter, item))
+        if len(heap) > self._limits[group_id][place - 1]:
+            self._tidy(group_id, place)
+
+    def _tidy(self, group_id: int, place: int) -> None:
+        """Throw out entries of what is gone, or is there twice. O(n), once in n additions."""
+        heap = self._heaps[group_id][place - 1]
+        entries = {entry[2]: entry for entry in sorted(heap, reverse=True)}
+        heap[:] = [
+            entry
+            for entry in entries.values()
+            if self._key_now(entry[2], group_id, place) is not None
+        ]
+        heapq.heapify(heap)
+        self._limits[group_id][place - 1] = 2 * len(heap) + _MANY
 
     def _top(self, group_id: int, place: int) -> _Entry | None:
         """Bring a true candidate with its true age to the top."""

@@ -54,10 +54,12 @@ class Node:
     Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
     one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
     counts the running requests that need it; ``used_at[g]`` is the clock of its last use;
-    ``queued[g]`` is the eviction queue of the group that has an entry for it.
+    ``anchored[g]`` says that a place where requests end or part reads it; ``queued[g]`` is the
+    eviction queue of the group that has an entry for it.
     """
 
     __slots__ = (
+        "anchored",
         "begin",
         "children",
         "edge",
@@ -90,6 +92,7 @@ class Node:
         self.extents: list[Extent | None] = [None] * num_groups
         self.locks = [0] * num_groups
         self.used_at = [0] * num_groups
+        self.anchored = [False] * num_groups
         self.queued = [0] * num_groups
 
     def evictable(self, group_id: int) -> bool:

@@ -33,7 +33,7 @@ from sglang_jenga.radix.node import (
 )
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
-# Pages that no step reads when they are cached go before all that were read, oldest first.
+# Added to the time of pages that a hit went past: they go before all that were read, oldest first.
 _OUT_OF_REACH = -(1 << 48)
 
 
@@ -58,6 +58,7 @@ class RadixTrees:
         observer: TreeObserver | None = None,
         balanced: bool = True,
         aligned: bool = True,
+        anchors: bool = True,
     ) -> None:
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
@@ -65,6 +66,7 @@ class RadixTrees:
         self._groups = range(len(self.policies))
         self._owner = owner
         self._observer = observer
+        self._anchors = anchors
         self._order = {"balanced": balanced, "aligned": aligned}
         self._start_empty()
 
@@ -130,7 +132,7 @@ class RadixTrees:
             node.begin,
             len(self.policies),
         )
-        front.used_at = list(node.used_at)
+        front.used_at, front.anchored = list(node.used_at), list(node.anchored)
         node.parent.children[front.edge] = front
         node.key, node.begin, node.parent = node.key[index:], at, front
         node.edge = self._edge(None, node.key, 0)[1]
@@ -164,16 +166,44 @@ class RadixTrees:
             path.pop()
         node = path[-1] if path[-1].end == end else self._split(path[-1], end)
         self._clock += 1
-        self._touch(node)
+        self._touch(node, hit=True)
         return Match(node, agreed, misses)
 
-    def _touch(self, node: Node) -> None:
-        """Refresh what each group reads of the prefix that ends at ``node``; the rest ages."""
-        for part in self._upwards(node, 0):  # group 0 reads it all
-            part.used_at[0] = self._clock
+    def _touch(self, node: Node, *, hit: bool) -> None:
+        """Refresh what each group reads of the prefix that ends at ``node``, and what it reads of
+        the anchors before it; the rest ages, and after a hit goes before all that was of use."""
+        now = self._clock
         for group_id in self._groups[1:]:
             for part in self._parts_read(node, self._ranges_read(group_id, node.end), group_id):
-                part.used_at[group_id] = self._clock
+                part.used_at[group_id] = now
+        for part in self._upwards(node, 0):
+            used_at = part.used_at
+            used_at[0] = now  # group 0 reads it all
+            for group_id in self._groups[1:]:
+                if part.anchored[group_id]:
+                    used_at[group_id] = now
+                elif hit and 0 <= used_at[group_id] < now and self._anchors:
+                    self._demote(part, group_id)
+
+    def _demote(self, node: Node, group_id: int) -> None:
+        if not self.policies[group_id].per_prefix:
+            node.used_at[group_id] = self._clock + _OUT_OF_REACH
+            if node.evictable(group_id):
+                self._queues.push_again(node, group_id)
+
+    def _anchor(self, node: Node) -> None:
+        """A request ended here, or requests parted: the next ones are likely to begin here.
+
+        What the groups read of this prefix is refreshed by whoever passes; only of states just the
+        one that is consumed. Without it a prefix in daily use loses the windows of the places where
+        its users branch off.
+        """
+        for group_id in self._groups[1:]:
+            if not self.policies[group_id].per_prefix:
+                ranges = self._ranges_read(group_id, node.end)
+                for part in self._parts_read(node, ranges, group_id):
+                    part.used_at[group_id] = self._clock
+                    part.anchored[group_id] = self._anchors
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
         """Small ids of ``[0, node.end)``, 0 (the null page) where there is a hole."""
@@ -204,10 +234,11 @@ class RadixTrees:
         """
         self._clock += 1
         declined: list[list[np.ndarray]] = [[] for _ in self.policies]
-        node, at = start, start.end
+        node, at, branch = start, start.end, None
         while at < key.size:
             child = node.children.get(self._edge(namespace, key, at))
             if child is None:
+                branch = node
                 node = self._append(namespace, node, key, offers)
                 break
             at += self._agreement(child, key, at)
@@ -215,7 +246,10 @@ class RadixTrees:
                 child = self._split(child, at)
             self._offer(child, offers, declined)
             node = child
-        self._touch(node)
+        self._touch(node, hit=False)
+        self._anchor(node)
+        if branch is not None and len(branch.children) > 1:
+            self._anchor(branch)
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
@@ -292,8 +326,7 @@ class RadixTrees:
         extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
         extent.node = node
         self.num_pages[group_id] += ids.size
-        per_prefix = self.policies[group_id].per_prefix
-        node.used_at[group_id] = self._clock + (0 if per_prefix else _OUT_OF_REACH)
+        node.used_at[group_id] = self._clock
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
         self._adopted.append((node, group_id))

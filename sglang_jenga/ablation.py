@@ -17,6 +17,7 @@ class Policy(NamedTuple):
     affinity: bool = True  # a request's new small pages go to a large page of its own
     balanced: bool = True  # one clock for all groups; else group after group
     aligned: bool = True  # equally old: the longer prefix goes first; else as they come
+    anchors: bool = True  # places where requests end or part are refreshed by whoever passes
     keep_behind_window: bool = True  # slid-out pages stay until memory is short; else freed at once
 
 

@@ -61,6 +61,7 @@ class JengaRadixCache(BasePrefixCache):
             observer=self._event_publisher(params),
             balanced=self._part.balanced,
             aligned=self._part.aligned,
+            anchors=self._part.anchors,
         )
         self.allocator.tree_cache = self
         if params.enable_metrics:
@@ -100,6 +101,11 @@ class JengaRadixCache(BasePrefixCache):
             best_match_node=node,
             full_kv_hit_length=node.end,
         )
+
+    def touch_prefix(self, key: RadixKey) -> None:
+        """A waiting request will want this prefix: refresh what it would hit."""
+        if not self.disable:
+            self.trees.match(_namespace(key), _tokens(key.token_ids, len(key)))
 
     def path_device_indices(self, node: Node) -> torch.Tensor:
         pages = self.trees.pages_to(node, FULL)

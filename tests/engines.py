@@ -37,6 +37,9 @@ CPU_ARGUMENTS: dict[str, Any] = {
 }
 
 
+Wave = Sequence[list[int]] | Callable[[list[list[list[int]]]], Sequence[list[int]]]
+
+
 class Run(NamedTuple):
     """Per wave of prompts the answers' token ids, their cached tokens and the wall seconds."""
 
@@ -69,7 +72,7 @@ def preload() -> None:
 
 def run_engine(
     model: str | Path,
-    waves: Sequence[Sequence[list[int]]],
+    waves: Sequence[Wave],
     *,
     max_new_tokens: int = 16,
     seconds: float = 300.0,
@@ -79,6 +82,7 @@ def run_engine(
 ) -> Run:
     """Boot an engine, answer each wave greedily (all prompts of a wave at once), shut it down.
 
+    A wave may be a function of the answers so far, per wave: a conversation goes on from them.
     ``prepare`` runs in the engine's process before it boots (to plant a fault).
     """
     preload()
@@ -114,7 +118,7 @@ def _engine_process(
     sender: Any,
     log_path: Path,
     model: str,
-    waves: Sequence[Sequence[list[int]]],
+    waves: Sequence[Wave],
     max_new_tokens: int,
     env: dict[str, str],
     prepare: Callable[[], None] | None,
@@ -140,6 +144,8 @@ def _engine_process(
         sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
         outputs, cached, seconds = [], [], []
         for wave in waves:
+            if callable(wave):
+                wave = wave(outputs)
             start = time.perf_counter()
             answers = server.generate(input_ids=list(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])

@@ -378,29 +378,50 @@ def test_balance_is_what_makes_every_group_give_up_its_oldest(balanced, kept):
 
 
 @PAGE_SIZES
-def test_window_pages_out_of_reach_go_before_any_page_in_reach(tokens_per_page):
+def test_window_pages_that_a_hit_went_past_go_before_any_page_in_reach(tokens_per_page):
     world = World(tokens_per_page + 1, tokens_per_page=tokens_per_page)
-    key = tokens(6 * tokens_per_page)
-    node = world.insert(key)[0].node
-    world.trees.unlock(world.trees.lock(node))
-    assert world.evict(4) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    key, older = tokens(6 * tokens_per_page), tokens(2 * tokens_per_page, seed=9)
+    world.insert(older)
+    world.insert(key)
     assert world.hit(key) == key.size
+    assert world.evict(4) == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert [world.hit(key), world.hit(older)] == [key.size, older.size]
+
+
+def test_window_pages_that_nobody_went_past_yet_age_with_their_request():
+    world = World(2)
+    keys = [tokens(6, seed) for seed in range(2)]
+    for key in keys:
+        world.insert(key)
+    world.evict(12)  # the first request, whole: the second may yet branch anywhere
+    assert [world.hit(fork(key, 3, 6)) for key in keys] == [0, 3]
 
 
 def test_while_memory_is_idle_a_branch_hits_behind_the_window():
     world, key = World(2), tokens(9)
     world.insert(key)
+    world.hit(key)
     assert world.hit(fork(key, 4, 9)) == 4
 
 
-def test_a_hit_refreshes_only_what_its_window_reaches():
-    world, key, other = World(2), tokens(6), tokens(6, seed=5)
+def test_where_requests_part_the_window_is_kept_by_whoever_passes():
+    world, key = World(2), tokens(12)
     world.insert(key)
-    world.insert(other)
+    world.insert(fork(key, 6, 12))
     world.hit(key)
-    evicted = world.evict(4 + 4)  # both keys' window pages out of reach, before other's tail
-    assert [group for group, _ in evicted] == [1] * 8
-    assert [world.hit(key), world.hit(other)] == [6, 6]
+    evicted = world.evict(8)  # what lies behind the parting, and behind the window at the end
+    assert sorted(evicted) == [(WINDOW, page) for page in (0, 1, 2, 3, 6, 7, 8, 9)]
+    assert world.hit(key[:6]) == 6
+
+
+@pytest.mark.parametrize(("anchors", "expected"), [(True, 6), (False, 0)])
+def test_anchors_are_what_keeps_the_window_at_the_end_of_an_earlier_request(anchors, expected):
+    world, key = World(2, anchors=anchors), tokens(12)
+    first = world.insert(key[:6])[0].node
+    world.insert(key, start=first)
+    world.hit(key)
+    world.evict(8)
+    assert [world.hit(key[:6]), world.hit(key)] == [expected, 12]
 
 
 def test_a_branching_prefix_outlives_its_branches():
@@ -556,3 +577,13 @@ def test_a_match_says_which_group_lost_what():
     match = world.trees.match(None, tokens(10))
     assert (match.node.end, match.agreed) == (5, 10)
     assert [(miss.before, miss.after, miss.lost) for miss in match.misses] == [(10, 5, (6, 7))]
+
+
+def test_the_queues_stay_small_however_often_prefixes_are_hit():
+    world, key = World(2), tokens(40)
+    world.insert(key)
+    for _ in range(3000):
+        world.trees.match(None, key[:20])
+        world.trees.match(None, key[:30])
+    entries = sum(len(heap) for heaps in world.trees._queues._heaps for heap in heaps)
+    assert entries < 2 * 1024 + 8 * len(world.trees.nodes())

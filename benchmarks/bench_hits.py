@@ -1,0 +1,189 @@
+"""Tokens hit in the prefix cache on equal KV bytes: stock SGLang, jenga, jenga with a part off.
+
+    python -m benchmarks.bench_hits                    # every model and workload
+    python -m benchmarks.bench_hits gemma3 --workloads chat trees
+    python -m benchmarks.bench_hits --ablate           # and each part of the policy off, one by one
+
+Real engines, the same requests in the same waves, chats continued from the real answers. Layer
+mixes are those of real models with tiny heads; lengths are a sixteenth of what is usually quoted.
+Hit tokens are what SGLang reports as cached, per request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.bench_capacity import _read_windows
+from sglang_jenga.ablation import ENV, Policy
+from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
+from tests.engines import Run, Wave, run_engine
+from tests.parity import FAMILY_ARGUMENTS
+
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 32}
+GEMMA4 = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_global_key_value_heads": 1,
+    "swa_num_key_value_heads": 1,
+}
+WINDOW = 64
+
+
+class Model(NamedTuple):
+    """A layer mix; ``note``: how stock SGLang stores it."""
+
+    family: str
+    layers: int
+    overrides: dict[str, Any]
+    note: str
+
+
+MODELS = {
+    "llama": Model("llama", 4, HEADS, "full attention only"),
+    "gemma3": Model("gemma3_text", 12, HEADS, "stock: full KV for all layers"),
+    "gemma4": Model("gemma4", 12, GEMMA4, "stock: window pool, ratio 0.8"),
+}
+
+
+class Workload(NamedTuple):
+    """``tokens``: --max-total-tokens, a fraction of what caching everything would take."""
+
+    waves: Callable[[random.Random], list[Wave]]
+    new_tokens: int
+    tokens: int
+    running: int
+
+
+def words(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(5, VOCAB_SIZE) for _ in range(count)]
+
+
+def chat(rng: random.Random, chats: int = 10, rounds: int = 12) -> list[Wave]:
+    """Conversations of 12 rounds, all with one system prompt, each going on from its answers."""
+    system = words(rng, 64)
+    turns = [[words(rng, 40) for _ in range(chats)] for _ in range(rounds)]
+    prompts = [[system + turn for turn in turns[0]]]
+
+    def next_round(at: int) -> Wave:
+        def wave(outputs: list[list[list[int]]]) -> list[list[int]]:
+            prompts.append(
+                [
+                    before + answer + turn
+                    for before, answer, turn in zip(
+                        prompts[at - 1], outputs[at - 1], turns[at], strict=True
+                    )
+                ]
+            )
+            return prompts[at]
+
+        return wave
+
+    return [prompts[0], *(next_round(at) for at in range(1, rounds))]
+
+
+def groups(rng: random.Random, count: int = 64, size: int = 16) -> list[Wave]:
+    """64 groups of 16 prompts that share a prefix, shuffled (SGLang's generated-shared-prefix)."""
+    shared = [words(rng, 128) for _ in range(count)]
+    prompts = [prefix + words(rng, 8) for prefix in shared for _ in range(size)]
+    rng.shuffle(prompts)
+    return [prompts[at : at + 128] for at in range(0, len(prompts), 128)]
+
+
+def trees(rng: random.Random, problems: int = 8, branching: int = 3, depth: int = 4) -> list[Wave]:
+    """Tree of thought: every thought is continued by three, level by level, then the best path's
+    middle is taken up again."""
+    level = [words(rng, 200) for _ in range(problems)]
+    waves = [level]
+    for _ in range(depth - 1):
+        level = [parent + words(rng, 32) for parent in level for _ in range(branching)]
+        level = rng.sample(level, min(len(level), problems * branching))
+        waves.append(level)
+    return [*waves, [path[:220] + words(rng, 24) for path in level]]
+
+
+def documents(rng: random.Random, count: int = 14, questions: int = 4) -> list[Wave]:
+    """Long documents, four questions each, three documents being read at a time."""
+    texts = [words(rng, 700) for _ in range(count)]
+    asked: list[list[int]] = []
+    for first in range(0, count, 3):
+        batch = [text for text in texts[first : first + 3] for _ in range(questions)]
+        rng.shuffle(batch)
+        asked += batch
+    prompts = [text + words(rng, 16) for text in asked]
+    return [prompts[at : at + 3] for at in range(0, len(prompts), 3)]
+
+
+WORKLOADS = {
+    "chat": Workload(chat, 24, 4500, 10),
+    "groups": Workload(groups, 8, 4000, 16),
+    "trees": Workload(trees, 24, 2400, 8),
+    "documents": Workload(documents, 8, 1900, 3),
+}
+
+
+def hit_tokens(run: Run) -> int:
+    return sum(map(sum, run.cached))
+
+
+def measure(model: str | Path, name: str, family: str, off: str | None, backend: str) -> Run:
+    workload = WORKLOADS[name]
+    return run_engine(
+        model,
+        workload.waves(random.Random(0)),
+        max_new_tokens=workload.new_tokens,
+        max_total_tokens=workload.tokens,
+        max_running_requests=workload.running,
+        chunked_prefill_size=256,
+        memory_backend=backend,
+        prepare=_read_windows if backend == "default" else None,
+        env={ENV: off} if off else None,
+        seconds=1200,
+        **FAMILY_ARGUMENTS.get(family, {}),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: all")
+    parser.add_argument("--workloads", nargs="*", choices=[*WORKLOADS], default=[*WORKLOADS])
+    parser.add_argument("--ablate", action="store_true")
+    options = parser.parse_args(argv)
+    parts = Policy._fields if options.ablate else ()
+    columns = ["stock", "jenga", *(f"- {part}" for part in parts)]
+    print(f"| model | workload | {' | '.join(columns)} | jenga / stock | retracted | same tokens |")
+    print("|---" * (len(columns) + 5) + "|")
+    with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
+        for key in options.models or MODELS:
+            family, layers, overrides, _ = MODELS[key]
+            window = {"window": WINDOW} if family != "llama" else {}
+            model = write_tiny_model(
+                family, Path(folder) / key, num_layers=layers, **window, **overrides
+            )
+            for name in options.workloads:
+                stock = measure(model, name, family, None, "default")
+                jenga = measure(model, name, family, None, "jenga")
+                without = [measure(model, name, family, part, "jenga") for part in parts]
+                hits = [hit_tokens(run) for run in (stock, jenga, *without)]
+                same = sum(
+                    a == b
+                    for x, y in zip(stock.outputs, jenga.outputs, strict=True)
+                    for a, b in zip(x, y, strict=True)
+                )
+                print(
+                    f"| {key} | {name} | {' | '.join(f'{count:,}' for count in hits)} "
+                    f"| **{hits[1] / max(hits[0], 1):.2f}** "
+                    f"| {stock.retractions} / {jenga.retractions} "
+                    f"| {same} / {sum(map(len, stock.outputs))} |",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
