@@ -1,7 +1,7 @@
 """Which order should the allocator hand small pages out in? A simulation without SGLang.
 
 Requests of a trace arrive as fast as the pool takes them, are prefilled in chunks, decode, slide
-their windows and end. Compared are the allocator's two orders and a third, kept here only:
+their windows and end. Compared are its three orders:
 
     packed    whole large pages to the request alone, the remainder into the fullest large page
     paper     section 5.4: the request's own large page, an empty one, somebody else's
@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglang_jenga.allocator import Allocator
+from sglang_jenga.extent import Extent
 from sglang_jenga.hf_config import read_geometry
 from sglang_jenga.planner import plan_pool
 from sglang_jenga.spec import PoolPlan
@@ -45,20 +46,7 @@ STRIDE_TOKENS = 64
 PHASE_REQUESTS = 60
 
 
-class Fullest(Allocator):
-    """Order ``fullest``: no large page is kept for one request."""
-
-    def _alloc_packed(self, group_id: int, counts: Sequence[int], room: int) -> np.ndarray:
-        parts: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-        self._take_loose(group_id, sum(counts), parts)
-        return np.concatenate(parts)
-
-
-ORDERS = {
-    "packed": lambda plan: Allocator(plan, order="packed"),
-    "paper": lambda plan: Allocator(plan, order="paper"),
-    "fullest": Fullest,
-}
+ORDERS = ("packed", "paper", "fullest")
 
 
 @dataclass
@@ -87,7 +75,7 @@ class Simulation:
         self.groups = range(len(plan.groups))
         self.quantum = [max(group.smalls_per_large, 64) for group in plan.groups]
         self.running: list[Request] = []
-        self.finished: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self.finished: OrderedDict[int, dict[int, Extent]] = OrderedDict()
         self.retractions = self.num_allocs = self.alloc_ns = 0
         self.samples: list[tuple[int, float, float]] = []
 
@@ -204,26 +192,27 @@ class Simulation:
         if not self.keep:
             self._release(request)
             return
+        extents: dict[int, Extent] = {}
         for group_id, ids in enumerate(request.pages):
             # Of a request's states the cache keeps the last.
             if self.plan.groups[group_id].group.layer_type == "state":
                 self.allocator.free(group_id, ids[1:])
                 request.pages[group_id] = ids = ids[:1]
-            self.allocator.cache(group_id, ids)
-        self.finished[request.request_id] = request.pages
+            if ids.size:
+                extents[group_id] = self.allocator.adopt(group_id, ids)
+        self.finished[request.request_id] = extents
         self.allocator.forget(request.request_id)
 
     def _evict_some(self) -> None:
         """The oldest prefix loses what only its end needs, then its tail."""
-        request_id, pages = next(iter(self.finished.items()))
-        for group_id in (*self.groups[1:], 0):
-            ids = pages[group_id]
-            if ids.size:
-                keep = max(0, ids.size - self.quantum[group_id])
-                self.allocator.evict(group_id, ids[keep:])
-                pages[group_id] = ids[:keep]
-                break
-        if not any(ids.size for ids in pages):
+        request_id, extents = next(iter(self.finished.items()))
+        group_id = next(group for group in (*self.groups[1:], 0) if group in extents)
+        extent = extents.pop(group_id)
+        if extent.size > self.quantum[group_id]:
+            index = extent.size - self.quantum[group_id]
+            extents[group_id], extent = self.allocator.split(extent, index)
+        self.allocator.evict(extent)
+        if not extents:
             del self.finished[request_id]
 
     def _sample(self) -> None:
@@ -280,7 +269,7 @@ def main() -> None:
             for load, requests in workloads.items():
                 for mode in ("running", "cached"):
                     for order in orders:
-                        allocator = ORDERS[order](plan)
+                        allocator = Allocator(plan, order=order)
                         simulation = Simulation(
                             plan, allocator, max(1, geometry.states), mode == "cached"
                         )

@@ -61,5 +61,5 @@ class JengaSWABudget(_Parking, SharedSWAPrefillBudget):
         if self._slid:
             return False
         self._slid = True  # once per admission round is enough
-        self.tree_cache.slide(self.allocator.decoding, 1)
+        self.tree_cache.slide(self.allocator.decoding, exactly=True)
         return core.fits_after_evicting(need)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sglang.srt.environ import envs
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
@@ -109,9 +108,9 @@ class _JengaAllocator:
         then the last few slid-out pages, before SGLang retracts a request."""
         if self.core.fits_now(need) or tree_cache is None:
             return self.core.fits_now(need)
-        for interval in (envs.SGLANG_SWA_EVICTION_INTERVAL.get(), 1):
+        for exactly in (False, True):
             if tree_cache.supports_swa():
-                tree_cache.slide(self.decoding, interval)
+                tree_cache.slide(self.decoding, exactly=exactly)
             if tree_cache.supports_prefix_sharing():
                 tree_cache.evict_to_fit(need)
             if self.core.fits_now(need):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import (
     BasePrefixCache,
     DecLockRefResult,
@@ -52,16 +53,18 @@ class JengaRadixCache(BasePrefixCache):
         self.allocator = params.token_to_kv_pool_allocator
         self.core = self.allocator.core
         self.tables = self.allocator.tables
-        self._part = policy()
+        part = policy()
+        self._keeps_behind_window = part.keep_behind_window and not self.disable
+        self._slide_interval = max(1, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
         groups = [item.group for item in self.core.plan.groups]
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
             self.core,
             observer=self._event_publisher(params),
-            balanced=self._part.balanced,
-            aligned=self._part.aligned,
-            anchors=self._part.anchors,
+            balanced=part.balanced,
+            aligned=part.aligned,
+            anchors=part.anchors,
         )
         self.allocator.tree_cache = self
         if params.enable_metrics:
@@ -189,20 +192,26 @@ class JengaRadixCache(BasePrefixCache):
         (`slide`) or the request ends and the trees get them: a later branch may hit behind the
         window.
         """
-        if not (self._part.keep_behind_window and self.supports_prefix_sharing()):
+        # With pages kept, SGLang asks again in every step, so the usual answer must cost nothing.
+        if not self._keeps_behind_window:
             self._free_behind_window(req, pre_len, eviction_interval)
-        if req.lock is not None:
+        self._advance_lock(req, pre_len, self._slide_interval)
+
+    def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
+        """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
+        locked = req.lock.ranges[WINDOW] if req.lock is not None else ()
+        if locked and pre_len - self.sliding_window_size - locked[-1][0] >= interval:
             req.lock = self.trees.advance(req.lock, WINDOW, pre_len)
 
-    def slide(self, reqs: Iterable[Any], interval: int) -> None:
-        """Give back what the windows of decoding requests have left behind, if at least
-        ``interval`` tokens of a request."""
+    def slide(self, reqs: Iterable[Any], *, exactly: bool) -> None:
+        """Give back what the windows of decoding requests have left behind: to the last page, or
+        (cheaper, and usually enough) where at least SGLang's eviction interval has gathered."""
+        interval = 1 if exactly else self._slide_interval
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
             if req.kv.holds_kv and req.decode_batch_idx >= 1:
-                self._free_behind_window(req, req.seqlen - 1, max(1, interval))
-                if req.lock is not None:
-                    req.lock = self.trees.advance(req.lock, WINDOW, req.seqlen - 1)
+                self._free_behind_window(req, req.seqlen - 1, interval)
+                self._advance_lock(req, req.seqlen - 1, interval)
 
     def _free_behind_window(self, req: Any, pre_len: int, eviction_interval: int) -> None:
         row = req.kv.req_pool_idx
