@@ -119,11 +119,24 @@ def documents(rng: random.Random, count: int = 14, questions: int = 4) -> list[W
     return [prompts[at : at + 3] for at in range(0, len(prompts), 3)]
 
 
+def edits(rng: random.Random, chats: int = 10) -> list[Wave]:
+    """Long answers, each then cut in its middle and taken up from there; memory is idle."""
+    prompts = [words(rng, 60) for _ in range(chats)]
+    turns = [words(rng, 20) for _ in range(chats)]
+
+    def cut(outputs: list[list[list[int]]]) -> list[list[int]]:
+        parts = zip(prompts, outputs[0], turns, strict=True)
+        return [prompt + answer[:80] + turn for prompt, answer, turn in parts]
+
+    return [prompts, cut]
+
+
 WORKLOADS = {
     "chat": Workload(chat, 24, 4500, 10),
     "groups": Workload(groups, 8, 4000, 16),
     "trees": Workload(trees, 24, 2400, 8),
     "documents": Workload(documents, 8, 1900, 3),
+    "edits": Workload(edits, 240, 8000, 10),
 }
 
 
