@@ -43,6 +43,32 @@ class JengaDenseBudget(_Parking, PrefillBudget):
         return room if room > 0 else None
 
 
+class JengaStateBudget(JengaDenseBudget):
+    """Models with states: a new request takes one beside its tokens, out of the same bytes."""
+
+    _states = 0  # promised in this round
+
+    @property
+    def remaining_total(self) -> int:
+        return self.allocator.tokens_beside(self._states + 1) - self.total_offset
+
+    @property
+    def remaining_current(self) -> int:
+        return self.allocator.tokens_beside(self._states + 1) - self.current_offset
+
+    def _fit_chunk(self, **demand: Any) -> int | None:
+        # The prompt's next chunk: it has its state.
+        self._states -= 1
+        try:
+            return super()._fit_chunk(**demand)
+        finally:
+            self._states += 1
+
+    def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
+        super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
+        self._states += not is_chunked_continuation
+
+
 class JengaSWABudget(_Parking, SharedSWAPrefillBudget):
     """Models with full and window layers, which compete for the same large pages."""
 

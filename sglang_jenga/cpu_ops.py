@@ -79,12 +79,10 @@ IMPLEMENTED: dict[str, tuple[str, Callable]] = {
 # calls it. Nothing else belongs here: SGLang takes some fast paths just because a name exists.
 IMPORTED_ONLY = (
     "fused_dual_residual_rmsnorm_cpu",
-    "fused_gdn_gating_cpu",
     "fused_moe_router_cpu",
     "fused_qk_gemma_rmsnorm_cpu",
     "fused_qk_gemma_rmsnorm_with_gate_cpu",
     "fused_qkvzba_split_reshape_cat_contiguous_cpu",
-    "fused_sigmoid_gating_delta_rule_update_cpu",
     "fused_sigmoid_mul_cpu",
     "rmsnorm_cpu",
 )
@@ -127,7 +125,9 @@ def define_missing_operators() -> list[str]:
     defined = []
     if _library is None:
         _library = torch.library.Library("sgl_kernel", "FRAGMENT")
-    for name, (schema, function) in IMPLEMENTED.items():
+    from sglang_jenga import state_ops
+
+    for name, (schema, function) in (IMPLEMENTED | state_ops.OPERATORS).items():
         if not hasattr(namespace, name):
             _library.define(name + schema)
             _library.impl(name, function, "CPU")

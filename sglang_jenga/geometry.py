@@ -13,13 +13,16 @@ from sglang.srt.runtime_context import get_parallel, get_schedule
 from sglang_jenga.planner import PoolTooSmallError, larges_for_requests, plan_pool
 from sglang_jenga.pool import HeadShape
 from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan
+from sglang_jenga.state_pool import StateShape
 
 
 class Geometry(NamedTuple):
-    """Layer groups of one rank and, per group, the heads of one layer."""
+    """Layer groups of one rank: attention groups, with the heads of one layer of each, then the
+    state group if there is one."""
 
     groups: tuple[LayerGroup, ...]
     heads: tuple[HeadShape, ...]
+    state: StateShape | None = None
 
 
 def geometry_of(configurator: Any) -> Geometry:
@@ -36,6 +39,14 @@ def geometry_of(configurator: Any) -> Geometry:
         return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
+    if configurator.mambaish_config is not None:
+        config = configurator.mambaish_config
+        state = StateShape.of(
+            config.mamba2_cache_params, tuple(configurator._get_mamba_layer_ids_for_req_pool())
+        )
+        states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
+        layer_ids = [i for i in config.full_attention_layer_ids if i < layers.end_layer]
+        return Geometry((group("full", layer_ids, full), states), (full,), state)
     if not configurator.is_hybrid_swa:
         return Geometry((group("full", range(layers.num_effective_layers), full),), (full,))
     if not layers.full_attention_layer_ids:
@@ -61,6 +72,8 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
     Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
     stores as full KV, gives every layer a row for every token.
     """
+    if geometry.state is not None:
+        return _pinned_with_states(geometry, num_tokens)
     total = 0
     page_size = geometry.groups[0].tokens_per_page
     for group in geometry.groups:
@@ -70,6 +83,17 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
             tokens = int(tokens * ratio) // page_size * page_size
         total += (tokens + page_size) * group.entry_bytes
     return total
+
+
+def _pinned_with_states(geometry: Geometry, num_tokens: int) -> int:
+    """Stock's bytes with states: so many as the user asks for, or the share of its fixed ratio."""
+    full, state = geometry.groups
+    page_size = full.tokens_per_page
+    kv_bytes = (num_tokens // page_size * page_size + page_size) * full.entry_bytes
+    slots = get_schedule().max_mamba_cache_size
+    if slots is None:
+        return kv_bytes + int(kv_bytes * get_schedule().mamba_full_memory_ratio)
+    return kv_bytes + (slots + 1) * state.entry_bytes
 
 
 def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:

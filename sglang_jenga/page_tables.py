@@ -11,7 +11,7 @@ from sglang_jenga.spec import PoolPlan
 
 
 class PageTables:
-    """Host mirror of ``req_to_token``: per group ``[num_rows, pages]`` small ids, int32.
+    """Host mirror of ``req_to_token``: per attention group ``[num_rows, pages]`` small ids, int32.
 
     Untouched rows cost address space only.
     """
@@ -19,7 +19,11 @@ class PageTables:
     def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
         self.tokens_per_page = plan.groups[0].group.tokens_per_page
         pages = -(-max_tokens // self.tokens_per_page)
-        self.rows = [np.zeros((num_rows, pages), dtype=np.int32) for _ in plan.groups]
+        self.rows = [
+            np.zeros((num_rows, pages), dtype=np.int32)
+            for item in plan.groups
+            if item.group.layer_type != "state"  # a request's one state is not a table
+        ]
 
     def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
         """Small ids of the pages that hold positions ``[start, end)`` of a row."""

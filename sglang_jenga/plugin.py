@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang_jenga import __version__, flags, hooks, validate, window_models
+from sglang_jenga import __version__, cpu_ops, flags, hooks, validate, window_models
 from sglang_jenga.hooks import Hook
 
 SUPPORTED_SGLANG = "0.5.23"
@@ -60,8 +60,6 @@ def _version_problem() -> str | None:
 
 
 def _load_extras() -> None:
-    from sglang_jenga import cpu_ops
-
     cpu_ops.complete()
 
 
@@ -101,6 +99,10 @@ def _resolve_once(original: Any, server_args: Any) -> None:
 
 
 def _before_publish(server_args: Any, *, role: str, **_: Any) -> None:
+    if role == "scheduler" and cpu_ops.cpu_engine_requested():
+        from sglang_jenga import state_ops
+
+        state_ops.install()  # with the flag or without: stock SGLang needs them as well
     # Only a scheduler builds pools; patching the others would cost them the imports.
     if role != "scheduler" or not flags.is_on(server_args):
         return

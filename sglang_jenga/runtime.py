@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
 from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule
 
@@ -23,7 +24,14 @@ from sglang_jenga.hooks import Hook
 from sglang_jenga.page_tables import PageTables, Step
 from sglang_jenga.planner_report import capacity_rows, format_plan
 from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
-from sglang_jenga.token_allocator import JengaSWAAllocator, JengaTokenAllocator
+from sglang_jenga.state_pool import JengaStatePool, JengaStateRows, StateSlots
+from sglang_jenga.token_allocator import (
+    FULL,
+    STATE,
+    JengaStateAllocator,
+    JengaSWAAllocator,
+    JengaTokenAllocator,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +57,11 @@ def _plan_budget(self: Any, budget_bytes: int, cap_tokens: int | None) -> Any:
 
     geometry = geometry_of(self)
     pool_bytes = budget_bytes
+    if get_schedule().max_mamba_cache_size is not None and get_schedule().max_total_tokens is None:
+        raise ValueError(
+            "--memory-backend jenga has no separate pool of states for --max-mamba-cache-size to "
+            "size (with --max-total-tokens it gives the bytes of both); drop it"
+        )
     wanted = min(
         (cap for cap in (get_schedule().max_total_tokens, cap_tokens) if cap is not None),
         default=None,
@@ -81,6 +94,25 @@ def _stock_is_hybrid(configurator: Any) -> bool:
     return configurator.is_hybrid_swa and ours is None
 
 
+def _handle_max_mamba_cache(
+    original: Callable[..., Any], self: Any, total_rest_memory: float
+) -> float:
+    """SGLang cuts the states' share out of the budget here; under the flag there is no share."""
+    return total_rest_memory if flags.is_on() else original(self, total_rest_memory)
+
+
+def _resolve_max_num_reqs(original: Callable[..., Any], self: Any, token_capacity: int) -> int:
+    """SGLang caps the running requests by state slots cut at boot; here memory decides."""
+    config = self.mambaish_config
+    if not flags.is_on() or config is None:
+        return original(self, token_capacity)
+    self.mambaish_config = None
+    try:
+        return original(self, token_capacity)
+    finally:
+        self.mambaish_config = config
+
+
 def _init_pools(
     original: Callable[..., Any],
     self: Any,
@@ -104,10 +136,17 @@ def _init_pools(
     buffer = PoolBuffer(
         plan, self.device, enable_memory_saver=get_exec().features.enable_memory_saver
     )
-    rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
+    states = None
+    if geometry.state is not None:
+        states = JengaStatePool(buffer, STATE, geometry.state)
+        rows = _build_state_rows(self, states, sizes.max_running_requests)
+    else:
+        rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
     tables = PageTables(plan, *rows.req_to_token.shape)
-    kvcache = _build_kv_pool(self, buffer, geometry)
+    kvcache = _build_kv_pool(self, buffer, geometry, states)
     allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
+    if states is not None:
+        allocator_class = JengaStateAllocator
     allocator = allocator_class(
         Allocator(plan, order="packed" if ablation.policy().affinity else "fullest"),
         tables,
@@ -118,6 +157,8 @@ def _init_pools(
         device=self.device,
         max_tokens=sizes.max_total_num_tokens,
     )
+    if states is not None:
+        rows.mamba_allocator = StateSlots(allocator, STATE, states.size)
     return _InitializedPools(
         req_to_token_pool=rows,
         token_to_kv_pool=kvcache,
@@ -126,15 +167,49 @@ def _init_pools(
     )
 
 
-def _build_kv_pool(configurator: Any, buffer: PoolBuffer, geometry: Geometry) -> Any:
+def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: int) -> Any:
+    from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
+
+    context_len = configurator.model_config.context_len
+    return JengaStateRows(
+        states,
+        size=max_num_reqs,
+        mamba_spec_state_size=max_num_reqs,
+        max_context_len=context_len + get_req_to_token_extra_context_len(),
+        device=configurator.device,
+        enable_memory_saver=get_exec().features.enable_memory_saver,
+        cache_params=configurator.mambaish_config.mamba2_cache_params,
+        mamba_layer_ids=states.mamba_layer_ids,
+        enable_overlap_schedule=not get_schedule().disable_overlap_schedule,
+        start_layer=configurator.layer_info.start_layer,
+    )
+
+
+def _build_kv_pool(
+    configurator: Any, buffer: PoolBuffer, geometry: Geometry, states: JengaStatePool | None
+) -> Any:
     alt_stream = not get_disagg().enable_pdmux
     dtype = configurator.kv_cache_dtype
     if configurator.is_hybrid_swa:
         return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
+    if states is not None:
+        full = JengaMHAPool(buffer, FULL, geometry.heads[FULL], dtype, enable_alt_stream=alt_stream)
+        return HybridLinearKVPool(
+            size=full.size,
+            dtype=dtype,
+            page_size=full.page_size,
+            head_num=full.head_num,
+            head_dim=full.head_dim,
+            full_attention_layer_ids=list(geometry.groups[FULL].layer_ids),
+            device=buffer.device,
+            mamba_pool=states,
+            full_kv_pool=full,
+            start_layer=configurator.layer_info.start_layer,
+        )
     return JengaMHAPool(
         buffer,
-        0,
-        geometry.heads[0],
+        FULL,
+        geometry.heads[FULL],
         dtype,
         start_layer=configurator.layer_info.start_layer,
         end_layer=configurator.layer_info.end_layer,
@@ -162,7 +237,7 @@ def _log_plan(plan: Any, longest: int, context_len: int) -> None:
 
 
 def _is_ours(allocator: Any) -> bool:
-    return isinstance(allocator, (JengaTokenAllocator, JengaSWAAllocator))
+    return isinstance(allocator, (JengaTokenAllocator, JengaSWAAllocator, JengaStateAllocator))
 
 
 def _configure(result: Any, self: Any, **_: Any) -> None:
@@ -222,6 +297,18 @@ HOOKS = (
         "around",
         "(self, budget_bytes, *, cap_tokens)",
         _config_from_budget,
+    ),
+    Hook(
+        f"{_CONFIGURATOR}._handle_max_mamba_cache",
+        "around",
+        "(self, total_rest_memory)",
+        _handle_max_mamba_cache,
+    ),
+    Hook(
+        f"{_CONFIGURATOR}.resolve_max_num_reqs",
+        "around",
+        "(self, token_capacity)",
+        _resolve_max_num_reqs,
     ),
     Hook(
         f"{_CONFIGURATOR}._init_pools",

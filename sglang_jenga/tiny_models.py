@@ -27,6 +27,7 @@ class Family:
 
     `window_run` window layers stand before each full layer (0: the family has no window).
     `sharpness` is the standard deviation of the attention scores, the knob of sensitivity.
+    `written` goes into config.json as it is.
     """
 
     model_type: str
@@ -36,6 +37,8 @@ class Family:
     score_scale: float = HEAD_DIM**-0.5
     embedding_scale: float = 1.0
     norm_adds_one: bool = False
+    has_state: bool = False
+    written: dict = field(default_factory=dict)
 
 
 _GEMMA = {
@@ -84,8 +87,70 @@ _FAMILIES: dict[str, Family] = {
         embedding_scale=_GEMMA_SCALE,
         score_scale=1.0,
     ),
+    # Three GDN layers before each full one; a mixture of experts behind every layer.
+    "qwen3_next": Family(
+        "qwen3_next",
+        config={
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": HEAD_DIM,
+            "linear_value_head_dim": HEAD_DIM,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "rope_parameters": _ROPE | {"partial_rotary_factor": 0.25},
+        },
+        # SGLang reads these where transformers reads layer_types and rope_parameters.
+        written={"full_attention_interval": 4, "rope_theta": 10000.0},
+        norm_adds_one=True,
+        has_state=True,
+    ),
+    "lfm2": Family(
+        "lfm2",
+        config={
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": _ROPE,
+        },
+        has_state=True,
+    ),
+    # Attention and Mamba-2 side by side in every layer.
+    "falcon_h1": Family(
+        "falcon_h1",
+        config={
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": HEAD_DIM,
+            "mamba_n_groups": 1,
+            "mamba_d_state": HEAD_DIM,
+            "mamba_chunk_size": 16,
+            "rope_parameters": _ROPE,
+        },
+        has_state=True,
+    ),
+    "granite_hybrid": Family(
+        "granitemoehybrid",
+        config={
+            "layer_types": ["mamba", "attention", "mamba", "mamba"],
+            "mamba_n_heads": 8,
+            "mamba_d_head": HEAD_DIM,
+            "mamba_n_groups": 1,
+            "mamba_d_state": HEAD_DIM,
+            "mamba_chunk_size": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+            "position_embedding_type": "rope",
+            "rope_parameters": _ROPE,
+            "attention_multiplier": HEAD_DIM**-0.5,
+        },
+        has_state=True,
+    ),
 }
 FAMILIES = tuple(_FAMILIES)
+STATE_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.has_state)
 WINDOW_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.window_run)
 # Stock SGLang does not serve the others with torch_native: attention sinks, a list of backends.
 CPU_FAMILIES = tuple(name for name in FAMILIES if name not in ("gpt_oss", "exaone4"))
@@ -185,6 +250,9 @@ def _write_weights(
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
             weight.copy_(mean + std * noise)
     model.save_pretrained(folder)
+    if family.written:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | family.written, indent=2))
 
 
 class _Drawer:

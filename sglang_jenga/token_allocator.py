@@ -17,12 +17,13 @@ from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
 from sglang.srt.utils.common import is_pin_memory_available
 
-from sglang_jenga.admission import JengaDenseBudget, JengaSWABudget
+from sglang_jenga.admission import JengaDenseBudget, JengaStateBudget, JengaSWABudget
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.page_tables import PageTables, Step, expand
 from sglang_jenga.pool import PoolBuffer
 
 FULL, WINDOW = 0, 1
+STATE = 1  # of models with states; none of those has window layers as well
 
 
 class _JengaAllocator:
@@ -59,7 +60,9 @@ class _JengaAllocator:
         self._step: Step | None = None
         # Requests of the last decode step; some may have finished since.
         self.decoding: Sequence[Any] = ()
-        self._num_groups = len(core.plan.groups)
+        # Attention groups come first; a state group, if any, is the last one.
+        self._num_groups = len(tables.rows)
+        self._no_states = [0] * (len(core.plan.groups) - self._num_groups)
 
     # ---- capacity ---------------------------------------------------------------------------
 
@@ -67,7 +70,8 @@ class _JengaAllocator:
         """Tokens per group to small pages per group; one number means the same for all."""
         if len(tokens) == 1:
             tokens *= self._num_groups
-        return [-(-int(count) // self.page_size) for count in tokens]
+        pages = [-(-int(count) // self.page_size) for count in tokens]
+        return pages + self._no_states
 
     def available_size(self) -> int:
         """Tokens that every group at once could take now, without evicting."""
@@ -100,7 +104,7 @@ class _JengaAllocator:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
         need = self.need(num_tokens)
         if self._step is not None:
-            need = [self._step.num_pages] * self._num_groups
+            need = [self._step.num_pages] * self._num_groups + self._no_states
         return self._make_room(tree_cache, need)
 
     def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
@@ -169,7 +173,8 @@ class _JengaAllocator:
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
         rows = [req.kv.req_pool_idx for req in step.reqs]
-        ids = self.core.alloc(rows, [step.pages] * self._num_groups)
+        none = [[0] * len(rows)] * len(self._no_states)
+        ids = self.core.alloc(rows, [step.pages] * self._num_groups + none)
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
@@ -276,6 +281,43 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> JengaDenseBudget:
         return JengaDenseBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+
+
+class JengaStateAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
+    """Models with full attention and recurrent states, which compete for the same large pages."""
+
+    def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
+        self._setup(core, tables, kvcache, **kwargs)
+        self.tree_cache: Any = None  # the prefix cache names itself here
+
+    @property
+    def size(self) -> int:
+        """Tokens held and tokens that could be taken now: the split between KV and states moves."""
+        return self.available_size() + self.group_allocated(FULL)
+
+    def alloc_states(self, count: int) -> np.ndarray | None:
+        """Slots of so many states, ``[count]`` int64, or None if they cannot be had."""
+        need = [0] * self._num_groups + [count]
+        if not self._make_room(self.tree_cache, need):
+            return None
+        ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
+        self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
+        return ids[-1]
+
+    def tokens_beside(self, states: int) -> int:
+        """Tokens that could be had beside so many more states, if everything cached went for them;
+        -1 if not even the states can be had."""
+        large, (full, state) = self.core.large, self.core.plan.groups
+        short = max(0, states - large.slack[STATE])
+        larges = large.num_empty + large.num_idle - -(-short // state.smalls_per_large)
+        if larges < 0:
+            return -1
+        return (large.slack[FULL] + larges * full.smalls_per_large) * self.page_size
+
+    def create_prefill_budget(
+        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> JengaStateBudget:
+        return JengaStateBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):

@@ -33,10 +33,10 @@ from sglang_jenga.ablation import policy
 from sglang_jenga.kv_events import EventPublisher
 from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
-from sglang_jenga.radix.node import Node, PathLock, TokenPages
+from sglang_jenga.radix.node import Node, PathLock, PrefixPages, TokenPages
 from sglang_jenga.radix.policy import Prefix, policy_of
 from sglang_jenga.radix.tree import RadixTrees
-from sglang_jenga.token_allocator import FULL, WINDOW
+from sglang_jenga.token_allocator import FULL, STATE, WINDOW
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class JengaRadixCache(BasePrefixCache):
         self._keeps_behind_window = part.keep_behind_window and not self.disable
         self._slide_interval = max(1, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
         groups = [item.group for item in self.core.plan.groups]
+        self._has_states = groups[-1].layer_type == "state"
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
@@ -97,6 +98,8 @@ class JengaRadixCache(BasePrefixCache):
             match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
             self.misses.record(match, length, params.req)
             node = match.node
+        if params.cow_mamba and self._has_states and params.req is not None:
+            self._copy_state_from(params.req, node)
         return MatchResult(
             device_prefix_len=node.end,
             last_device_node=node,
@@ -104,6 +107,17 @@ class JengaRadixCache(BasePrefixCache):
             best_match_node=node,
             full_kv_hit_length=node.end,
         )
+
+    def _copy_state_from(self, req: Any, node: Node) -> None:
+        """The request's own state begins as a copy of the node's, made in its first forward.
+
+        It is admitted, and the node locked, before anything is allocated; otherwise the next
+        round's match overwrites this.
+        """
+        if req.kv.holds_mamba:
+            return
+        extent = node.extents[STATE]
+        req.kv.mamba_cow_src_index = None if extent is None else torch.from_numpy(extent.ids)
 
     def touch_prefix(self, key: RadixKey) -> None:
         """A waiting request will want this prefix: refresh what it would hit."""
@@ -132,7 +146,8 @@ class JengaRadixCache(BasePrefixCache):
             [
                 TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
                 for group_id, begin in enumerate(self._own_from(kv))
-            ],
+            ]
+            + self._offer_state(req, up_to),
         )
         for group_id, parts in enumerate(declined):
             for ids in parts:
@@ -145,6 +160,25 @@ class JengaRadixCache(BasePrefixCache):
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
+
+    def _offer_state(self, req: Any, length: int) -> list[PrefixPages]:
+        """The request's state after ``length`` tokens: its own if it has finished, else a copy.
+
+        Nothing if the state has gone further, or if there is no room for the copy.
+        """
+        if not self._has_states:
+            return []
+        kv = req.kv
+        if length != kv.kv_committed_len or length % self.page_size:
+            return [{}]
+        if req.finished():
+            slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
+            return [{length: slot}]
+        slots = self.req_to_token_pool.mamba_allocator.alloc(1)
+        if slots is None:
+            return [{}]
+        self.req_to_token_pool.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
+        return [{length: int(slots)}]
 
     def _own_from(self, kv: Any) -> list[int]:
         """Per group the position from which on the request's row holds pages of its own."""
@@ -159,8 +193,7 @@ class JengaRadixCache(BasePrefixCache):
         own copies."""
         first = start // self.page_size
         pages = [
-            self.trees.pages_to(node, group_id)[first:]
-            for group_id in range(len(self.trees.policies))
+            self.trees.pages_to(node, group_id)[first:] for group_id in range(len(self.tables.rows))
         ]
         for group_id, ids in enumerate(pages):
             self.tables.rows[group_id][row, first : first + ids.size] = ids
@@ -237,6 +270,8 @@ class JengaRadixCache(BasePrefixCache):
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
+        if self._has_states and req.kv.holds_mamba:  # not handed over to the trees
+            self.req_to_token_pool.free_mamba_cache(req)
 
     # ---- locks ------------------------------------------------------------------------------
 
@@ -277,6 +312,8 @@ class JengaRadixCache(BasePrefixCache):
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
         started = time.perf_counter()
         wanted = self.allocator.need(params.num_tokens, params.swa_num_tokens)
+        if self._has_states:
+            wanted = [*wanted[:STATE], params.mamba_num]
         evicted = [
             self.trees.evict_small(group_id, count) * self.page_size
             for group_id, count in enumerate(wanted[: len(self.trees.policies)])
@@ -285,6 +322,7 @@ class JengaRadixCache(BasePrefixCache):
         return EvictResult(
             num_tokens_evicted=evicted[FULL],
             swa_num_tokens_evicted=evicted[WINDOW] if self.supports_swa() else 0,
+            mamba_num_evicted=evicted[STATE] // self.page_size if self._has_states else 0,
         )
 
     def reset(self) -> None:
@@ -301,6 +339,9 @@ class JengaRadixCache(BasePrefixCache):
 
     def supports_swa(self) -> bool:
         return self.sliding_window_size is not None
+
+    def supports_mamba(self) -> bool:
+        return self._has_states
 
     def supports_prefix_sharing(self) -> bool:
         return not self.disable
@@ -328,6 +369,14 @@ class JengaRadixCache(BasePrefixCache):
 
     def swa_protected_size(self) -> int:
         return self._protected(WINDOW) if self.supports_swa() else 0
+
+    def mamba_evictable_size(self) -> int:
+        """In states."""
+        return self.core.num_cached[STATE] if self._has_states else 0
+
+    def mamba_protected_size(self) -> int:
+        """In states."""
+        return self.trees.num_pages[STATE] - self.mamba_evictable_size() if self._has_states else 0
 
     def total_size(self) -> int:
         return self.trees.num_pages[FULL] * self.page_size

@@ -38,6 +38,7 @@ _OFF = (False, None)
 _HOST = "jenga pages have no host or remote copy"
 _SESSION = "a session keeps pages that no running request holds"
 _SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
+_TRACKING = "its tracked states are not carried yet"
 _SHARD = "one rank would hold only a part of a page's tokens"
 FLAG_RULES = (
     FlagRule("enable_unified_memory", _OFF, "both would own the one buffer"),
@@ -69,7 +70,10 @@ FLAG_RULES = (
     FlagRule("enable_return_routed_experts", _OFF, _SIDE),
     FlagRule("enable_return_indexer_topk", _OFF, _SIDE),
     FlagRule("kv_canary", (None, "none"), _SIDE),
-    FlagRule("enable_int8_mamba_checkpoint", _OFF, "state layers are not carried yet"),
+    FlagRule("enable_int8_mamba_checkpoint", _OFF, "cached states stay in the format they run in"),
+    FlagRule("enable_linear_replayssm", _OFF, "its ring buffers are not part of the pool"),
+    FlagRule("enable_linear_replayssm_spec", _OFF, "its ring buffers are not part of the pool"),
+    FlagRule("mamba_full_memory_ratio", (None, 0.9), "jenga has no ratio of states to KV"),
     FlagRule("device", (None, *DEVICES), "only CUDA and the CPU engine are known to work"),
 )
 # Not in the table above: a model may set it by itself, and then it is set back (see below).
@@ -84,7 +88,11 @@ class ModelRule(NamedTuple):
 MODEL_RULES = (
     ModelRule(lambda model: _has_extra_cache(model), "it caches more per token than K and V"),
     ModelRule(lambda model: _is_mla(model), "MLA layers are not carried yet"),
-    ModelRule(lambda model: _has_state(model), "state layers are not carried yet"),
+    ModelRule(lambda model: _states_only(model), "models without attention are not carried yet"),
+    ModelRule(
+        lambda model: _has_state(model) and model.is_hybrid_swa,
+        "window layers beside state layers are not carried yet",
+    ),
     ModelRule(lambda model: model.is_encoder_decoder, "cross-attention is not carried yet"),
 )
 
@@ -105,8 +113,34 @@ def register_model_check() -> None:
     @register_resolution_hook("handle_model_specific_adjustments")
     def jenga_serves_the_model(server_args: Any, previous: Callable[[Any], None]) -> None:
         if is_on(server_args):
-            _require(_model_lines(model_config_of(server_args)))
+            model = model_config_of(server_args)
+            _require(_model_lines(model))
+            if _has_state(model):
+                _settle_state_caching(server_args)
         previous(server_args)
+
+
+def _settle_state_caching(server_args: Any) -> None:
+    """States are cached where prompts' chunks and requests end: SGLang's ``no_buffer``.
+
+    The other strategies copy states at track intervals while the next step runs already; their
+    buffers are not part of the pool yet.
+    """
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    config = resolving_view(server_args)
+    if config.disable_radix_cache:
+        return  # nothing is cached: any page size, and steps overlap
+    strategy = FlagRule("mamba_radix_cache_strategy", ("auto", "no_buffer"), _TRACKING)
+    page_size = FlagRule("page_size", (None, 1), "a cached state is that of one very token")
+    _require(_broken_flags(config, (strategy, page_size)))
+    _logger.info("jenga caches states by no_buffer: page size 1, overlap schedule off")
+    declare_resolution(
+        server_args,
+        "sglang-jenga",
+        mamba_radix_cache_strategy="no_buffer",
+        disable_overlap_schedule=True,
+    )
 
 
 def after_resolution(server_args: Any) -> None:
@@ -181,6 +215,13 @@ def _has_state(model: Any) -> bool:
     from sglang.srt.configs.model_config import AttentionArch
 
     return model.attention_arch == AttentionArch.SSM or mambaish_config(model) is not None
+
+
+def _states_only(model: Any) -> bool:
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    config = mambaish_config(model)
+    return config is not None and not config.full_attention_layer_ids
 
 
 def _has_extra_cache(model: Any) -> bool:

@@ -62,11 +62,13 @@ def preload() -> None:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from sglang_jenga import cpu_ops
+    from sglang_jenga import cpu_ops, state_ops
 
     cpu_ops.install_if_needed()  # torch may have been imported before the variable was set
     import sglang.srt.entrypoints.engine
     import sglang.srt.managers.scheduler
+
+    state_ops.install()  # FalconMamba cannot even be imported without
     import sglang.srt.models.registry  # noqa: F401
 
 

@@ -52,13 +52,15 @@ BAD_FLAGS = [
     ("--enable-return-routed-experts", SIDE),
     ("--enable-return-indexer-topk", SIDE),
     ("--kv-canary log", SIDE),
-    ("--enable-int8-mamba-checkpoint", "state layers are not carried yet"),
+    ("--enable-int8-mamba-checkpoint", "cached states stay in the format they run in"),
+    ("--enable-linear-replayssm", "its ring buffers are not part of the pool"),
+    ("--enable-linear-replayssm-spec", "its ring buffers are not part of the pool"),
+    ("--mamba-full-memory-ratio 0.5", "jenga has no ratio of states to KV"),
     ("--radix-eviction-policy tlru", ORDER),
     ("--radix-eviction-policy lfu", ORDER),
     ("--device xpu", "only CUDA and the CPU engine are known to work"),
 ]
 
-STATE = "state layers are not carried yet"
 MLA = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 BAD_MODELS = [
     ("DeepseekV2ForCausalLM", "deepseek_v2", MLA, "MLA layers are not carried yet"),
@@ -68,8 +70,12 @@ BAD_MODELS = [
         {**MLA, "index_topk": 16, "index_head_dim": 8, "index_n_heads": 2},
         "it caches more per token than K and V",
     ),
-    ("FalconH1ForCausalLM", "falcon_h1", {}, STATE),
-    ("Lfm2ForCausalLM", "lfm2", {"layer_types": ["conv", "full_attention"] * 2}, STATE),
+    (
+        "FalconMambaForCausalLM",
+        "falcon_mamba",
+        {},
+        "models without attention are not carried yet",
+    ),
     (
         "WhisperForConditionalGeneration",
         "whisper",
@@ -114,6 +120,23 @@ def test_model_is_refused_in_one_line(launcher, tmp_path, architecture, model_ty
     outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga")
 
     assert outcome[:2] == ("SystemExit", f"{SERVE}{architecture}: {why}; drop --memory-backend")
+
+
+BAD_STATE_FLAGS = [
+    ("--mamba-radix-cache-strategy extra_buffer", "its tracked states are not carried yet"),
+    ("--mamba-radix-cache-strategy extra_buffer_lazy", "its tracked states are not carried yet"),
+    ("--page-size 16", "a cached state is that of one very token"),
+]
+
+
+@pytest.mark.parametrize(("flag", "why"), BAD_STATE_FLAGS)
+def test_way_of_caching_states_is_refused_in_one_line(launcher, tmp_path, flag, why):
+    path = write_model(tmp_path, "FalconH1ForCausalLM", "falcon_h1")
+
+    outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga", *flag.split())
+
+    name = flag.split()[0]
+    assert outcome[:2] == ("SystemExit", f"{WITH}{flag}: {why}; drop {name} or --memory-backend")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ from sglang_jenga import cpu_ops
 cpu_ops.complete()
 import torch
 try:
-    torch.ops.sgl_kernel.fused_gdn_gating_cpu(torch.zeros(1))
+    torch.ops.sgl_kernel.fused_sigmoid_mul_cpu(torch.zeros(1))
 except RuntimeError as error:
     print(error)
 print(hasattr(torch.ops.sgl_kernel, "fused_qk_norm_cpu"))
@@ -132,7 +132,7 @@ print(hasattr(torch.ops.sgl_kernel, "fused_qk_norm_cpu"))
         SGLANG_USE_CPU_ENGINE="1",
     )
 
-    assert "fused_gdn_gating_cpu has no implementation here" in out
+    assert "fused_sigmoid_mul_cpu has no implementation here" in out
     # SGLang takes this fast path if the name exists; a name that only raises must not.
     assert out.endswith("False")
 

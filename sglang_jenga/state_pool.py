@@ -1,0 +1,205 @@
+"""Recurrent states in the pool: SGLang's Mamba pool, its slots and its request rows on our bytes.
+
+One small page of a state group is one request's state over all its layers:
+
+    [temporal_0 | temporal_1 | ... | conv a_0 | conv a_1 | ... | conv b_0 | ...]
+
+Slot ids live on the host, as CPU tensors, for life: SGLang passes them around and gives them back
+by value, so nothing is ever read from the device. What kernels index with is copied there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool, MambaPool, ReqToTokenPool
+from sglang.srt.mem_cache.ple_state_pool import NGramPool, ShortConvPool
+
+from sglang_jenga.pool import PoolBuffer
+
+ALIGNMENT = 16
+"""Bytes that each part of an entry starts at a multiple of."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """One tensor of the state of every layer, ``[num_layers, *shape]``, at ``offset`` bytes."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def layer_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """Layout of one request's state: the recurrent part, then the convolutions'."""
+
+    layer_ids: tuple[int, ...]
+    temporal: StatePart
+    conv: tuple[StatePart, ...]
+    entry_bytes: int
+
+    @classmethod
+    def of(cls, params: Any, layer_ids: tuple[int, ...]) -> StateShape:
+        """From SGLang's ``BaseLinearStateParams``, for the state layers of this rank."""
+        wanted = [(params.shape.temporal, params.dtype.temporal)]
+        wanted += [(shape, params.dtype.conv) for shape in params.shape.conv]
+        parts, offset = [], 0
+        for shape, dtype in wanted:
+            parts.append(StatePart(offset, tuple(shape), dtype))
+            offset += -(-parts[-1].layer_bytes * len(layer_ids) // ALIGNMENT) * ALIGNMENT
+        return cls(layer_ids, parts[0], tuple(parts[1:]), offset)
+
+    @property
+    def element(self) -> str:
+        return f"state {self.temporal.dtype} {self.conv[0].dtype}"
+
+
+class JengaStatePool(MambaPool):
+    """SGLang's pool of recurrent states as views of the shared bytes, ``[layers, slots, ...]``.
+
+    The parent's constructor would allocate a pool of its own; it is not called.
+    """
+
+    def __init__(self, buffer: PoolBuffer, group_id: int, shape: StateShape) -> None:
+        self._buffer = buffer
+        plan = buffer.plan.groups[group_id]
+        num_slots = buffer.plan.num_small(group_id)
+        entry = plan.padded_entry_bytes
+        self._entries = buffer.bytes.as_strided((num_slots, shape.entry_bytes), (entry, 1))
+
+        def view(part: StatePart) -> torch.Tensor:
+            size = part.dtype.itemsize
+            if entry % size:
+                raise ValueError(f"an entry of {entry} bytes is no multiple of {part.dtype}")
+            inner = [prod(part.shape[axis + 1 :]) for axis in range(len(part.shape))]
+            return buffer.bytes.view(part.dtype).as_strided(
+                (len(shape.layer_ids), num_slots, *part.shape),
+                (part.layer_bytes // size, entry // size, *inner),
+                part.offset // size,
+            )
+
+        self.mamba_cache = self.State(
+            conv=[view(part) for part in shape.conv], temporal=view(shape.temporal)
+        )
+        self.mamba_layer_ids = list(shape.layer_ids)
+        self.num_mamba_layers = len(shape.layer_ids)
+        # Slots that can be handed out: neither the null page nor what overlaps one.
+        null = buffer.plan.null_smalls if group_id == buffer.plan.null_group else 0
+        lent = 0 if group_id == buffer.plan.null_group else plan.smalls_per_large
+        self.size = num_slots - null - lent
+        self.device = buffer.device
+        self.mem_usage = buffer.plan.pool_bytes / (1 << 30)
+        self.memory_saver_adapter = None
+        self.enable_custom_mem_pool, self.custom_mem_pool = False, None
+        self.debug_memory_pool = False
+        # Everything that speculative decoding would want is refused at the start.
+        self.enable_linear_replayssm = self.enable_linear_replayssm_spec = False
+        self.linear_replayssm_cache_len = 16
+        self.replayssm_is_kda = self.replayssm_spec_fold = False
+        self.replayssm_write_pos = self.replayssm_spec_write_pos = None
+        self.replayssm_cache_base = self.replayssm_is_flush = None
+        self.conv_shard_groups, self.conv_slice_axis = None, 0
+
+    def clear_slots(self, indices: torch.Tensor) -> None:
+        """Zero whole states; on the stream of the caller, SGLang's forward."""
+        self._entries[self._on_device(indices)] = 0
+
+    def copy_from(self, src_indices: torch.Tensor, dst_indices: torch.Tensor) -> None:
+        """Copy whole states; on the stream of the caller."""
+        self._entries[self._on_device(dst_indices)] = self._entries[self._on_device(src_indices)]
+
+    def _on_device(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices.long().to(self.device, non_blocking=True)
+
+
+class StateSlots:
+    """SGLang's face of a state group: hands out one small page per running request."""
+
+    def __init__(self, allocator: Any, group_id: int, size: int) -> None:
+        self._allocator = allocator
+        self._group_id = group_id
+        self.size = size
+
+    def available_size(self) -> int:
+        """Slots that nobody holds, for SGLang's leak check; memory may be short of them."""
+        core = self._allocator.core
+        return self.size - core.num_used[self._group_id] - core.num_cached[self._group_id]
+
+    def schedulable_available_size(self) -> int:
+        return self._allocator.core.obtainable(self._group_id)
+
+    @property
+    def free_slots(self) -> torch.Tensor:
+        """Only SGLang's report of a leak asks for a list; there is none to give."""
+        return torch.zeros(0, dtype=torch.int64)
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        """Slots, ``[need_size]`` int64 on the host; cached prefixes are given up for them."""
+        ids = self._allocator.alloc_states(need_size)
+        return None if ids is None else torch.from_numpy(ids)
+
+    def free(self, free_index: torch.Tensor) -> None:
+        assert free_index.device.type == "cpu", "state slots live on the host"
+        self._allocator.core.free(self._group_id, free_index.view(-1).numpy().astype(np.int64))
+
+    def alloc_group_begin(self, num_reqs: int) -> None:
+        """Nothing to amortise: a request gets its slot with its row, not while it is matched."""
+
+    def alloc_group_end(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        """The allocator of all groups is cleared as one."""
+
+
+class JengaStateRows(HybridReqToTokenPool):
+    """Request rows that each hold a state slot besides."""
+
+    def __init__(self, state_pool: JengaStatePool, **kwargs: Any) -> None:
+        self._state_pool = state_pool
+        super().__init__(mamba_size=state_pool.size, enable_mamba_extra_buffer=False, **kwargs)
+
+    def _init_mamba_pool(self, *, mamba_layer_ids: list[int], device: str, **_: Any) -> None:
+        self.mamba_pool = self._state_pool
+        self.mamba_allocator: StateSlots | None = None  # set once the allocator exists
+        self.mamba_map = {layer_id: index for index, layer_id in enumerate(mamba_layer_ids)}
+        self.mamba_ckpt_pool = None
+        none = {"size": 0, "device": device}
+        self.short_conv_pool = ShortConvPool(
+            state_shape=None, layer_ids=[], dtype=torch.bfloat16, **none
+        )
+        self.ngram_pool = NGramPool(context_len=0, eos_token_id=0, **none)
+        self.device = device
+        self.req_index_to_mamba_index_mapping = torch.zeros(
+            self.req_to_token.shape[0], dtype=torch.int32, device=device
+        )
+
+    def alloc(self, reqs: list[Any]) -> list[int] | None:
+        rows = ReqToTokenPool.alloc(self, reqs)
+        if rows is None:
+            return None
+        fresh = [req for req in reqs if not req.kv.holds_mamba]
+        slots = self.mamba_allocator.alloc(len(fresh))
+        if slots is None:
+            raise RuntimeError(f"admission promised {len(fresh)} states that cannot be had")
+        for req, slot in zip(fresh, slots, strict=True):
+            req.kv.mamba_pool_idx = slot
+            # Unless a cached state is to be copied there.
+            req.kv.mamba_needs_clear = req.kv.mamba_cow_src_index is None
+        held = torch.stack([req.kv.mamba_pool_idx for req in reqs]).to(torch.int32)
+        index = torch.tensor(rows, dtype=torch.int64).to(self.device, non_blocking=True)
+        self.req_index_to_mamba_index_mapping[index] = held.to(self.device, non_blocking=True)
+        return rows
+
+    def free_mamba_cache(self, req: Any, *_: Any, **__: Any) -> None:
+        self.mamba_allocator.free(req.kv.mamba_pool_idx)
+        req.kv.mamba_pool_idx = None
