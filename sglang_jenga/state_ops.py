@@ -11,6 +11,7 @@ given. A slot of ``pad_slot_id`` is padding: its output is undefined and nothing
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,8 @@ Tensor = torch.Tensor
 def _spans(cu_seqlens: Tensor) -> list[tuple[int, int, int]]:
     """``(index, begin, end)`` of every sequence of a packed batch that has tokens."""
     edges = cu_seqlens.tolist()
-    pairs = zip(edges, edges[1:], strict=False)
-    return [(index, begin, end) for index, (begin, end) in enumerate(pairs) if begin < end]
+    spans = enumerate(itertools.pairwise(edges))
+    return [(index, begin, end) for index, (begin, end) in spans if begin < end]
 
 
 # ---- causal convolution -------------------------------------------------------------------------

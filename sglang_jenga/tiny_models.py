@@ -278,8 +278,8 @@ class _Drawer:
             return 1.0 - self.family.norm_adds_one, 0.1
         if kind == "embed_tokens":
             return 0.0, self.embedding / self.family.embedding_scale
-        # Experts hold [expert, in, out]; a linear layer holds [out, in].
-        fan_in = shape[-2] if len(shape) == 3 else shape[-1]
+        # Experts hold [expert, in, out]; a linear layer [out, in], a convolution [out, 1, width].
+        fan_in = shape[-2] if len(shape) == 3 and shape[1] > 1 else shape[-1]
         gain = {"o_proj": 1.5, "down_proj": 2.0}.get(kind.rsplit(".", 1)[-1], 1.0)
         if kind in ("q_proj", "k_proj") and not self.has_query_norm:
             gain = self.gain

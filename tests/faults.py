@@ -38,3 +38,46 @@ def one_window_token_too_few() -> None:
             self.sliding_window_size -= 1
 
     RadixAttention.__init__ = shortened
+
+
+def poisoned_free_states() -> None:
+    """No fault: every state that nobody holds any more reads as NaN until it is given out again."""
+    import torch
+
+    from sglang_jenga.allocator import Allocator
+    from sglang_jenga.state_pool import JengaStatePool
+    from sglang_jenga.token_allocator import STATE
+
+    pools: list[Any] = []
+    build, free, evict = JengaStatePool.__init__, Allocator.free, Allocator.evict
+
+    def remembered(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        pools.append(self)
+
+    def poison(ids: np.ndarray) -> None:
+        for view in (pools[0].mamba_cache.temporal, *pools[0].mamba_cache.conv):
+            view[:, torch.from_numpy(ids)] = torch.nan
+
+    def freed(self: Any, group_id: int, small_ids: np.ndarray) -> None:
+        free(self, group_id, small_ids)
+        if group_id == STATE:
+            poison(small_ids)
+
+    def evicted(self: Any, extent: Any) -> None:
+        evict(self, extent)
+        if extent.group_id == STATE:
+            poison(extent.ids)
+
+    JengaStatePool.__init__ = remembered
+    Allocator.free, Allocator.evict = freed, evicted
+
+
+def states_not_copied() -> None:
+    """A request that hits a cached prefix begins with an empty state instead of the cached one."""
+    from sglang_jenga.state_pool import JengaStatePool
+
+    def nothing(self: Any, src_indices: Any, dst_indices: Any) -> None:
+        self.clear_slots(dst_indices)
+
+    JengaStatePool.copy_from = nothing

@@ -133,7 +133,9 @@ BAD_STATE_FLAGS = [
 def test_way_of_caching_states_is_refused_in_one_line(launcher, tmp_path, flag, why):
     path = write_model(tmp_path, "FalconH1ForCausalLM", "falcon_h1")
 
-    outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga", *flag.split())
+    outcome = launcher.command_line(
+        "--model-path", path, "--memory-backend", "jenga", *flag.split()
+    )
 
     name = flag.split()[0]
     assert outcome[:2] == ("SystemExit", f"{WITH}{flag}: {why}; drop {name} or --memory-backend")

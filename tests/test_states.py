@@ -1,0 +1,149 @@
+"""Models with recurrent states on the real server, against stock SGLang."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sglang_jenga.tiny_models import STATE_FAMILIES, VOCAB_SIZE
+from tests.engines import run_engine
+from tests.faults import poisoned_free_states, states_not_copied
+from tests.parity import EXACT, STOCK_STATES, Cell, differing, model_of, reference, run_cell
+
+pytestmark = pytest.mark.slow
+
+PRESSURE = Cell(1, chunked=True, overlap=False, tokens=640)
+CELLS = (
+    Cell(1, chunked=True, overlap=False),
+    Cell(16, chunked=True, overlap=True, radix=False),
+    PRESSURE,
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Model, prompts and stock SGLang's answers of a family, made once."""
+    folder = tmp_path_factory.mktemp("models")
+    cache = {}
+
+    def get(family: str):
+        if family not in cache:
+            model = model_of(family, folder)
+            cache[family] = (model, *reference(family, model))
+        return cache[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", STATE_FAMILIES)
+@pytest.mark.parametrize("cell", CELLS, ids=[cell.label for cell in CELLS])
+def test_tokens_are_those_of_stock_sglang(prepared, family: str, cell: Cell):
+    model, waves, expected = prepared(family)
+
+    run = run_cell(family, model, waves, cell)
+
+    assert differing(expected, run) == 0
+    if cell.radix:
+        assert sum(map(sum, run.cached)) > 0
+
+
+def test_a_state_that_nobody_holds_is_never_read(prepared):
+    """Freed and evicted states read as NaN; the pool is small, so they are soon given out again,
+    as states and as keys and values."""
+    model, waves, expected = prepared("qwen3_next")
+
+    run = run_engine(
+        model,
+        waves,
+        max_new_tokens=12,
+        env=EXACT,
+        prepare=poisoned_free_states,
+        max_mamba_cache_size=16,
+        **PRESSURE.arguments(),
+    )
+
+    assert differing(expected, run) == 0
+
+
+def test_the_tiny_model_shows_a_lost_state_in_its_tokens(prepared):
+    """Parity means something only if a fault of this size would break it."""
+    model, waves, expected = prepared("qwen3_next")
+
+    run = run_engine(
+        model,
+        waves,
+        max_new_tokens=12,
+        env=EXACT,
+        prepare=states_not_copied,
+        max_mamba_cache_size=400,
+        **CELLS[0].arguments(),
+    )
+
+    hits = [hit > 0 for wave in run.cached for hit in wave]
+    assert sum(hits) > 10
+    assert differing(expected, run) > sum(hits) // 2
+
+
+def test_prefixes_hit_as_often_as_in_stock_and_more_under_pressure(prepared):
+    """Twelve rounds of chat on equal bytes: stock's states are cut at boot, ours are not."""
+    model, _, _ = prepared("qwen3_next")
+    rng = random.Random(0)
+    turns = [
+        [[rng.randrange(3, VOCAB_SIZE) for _ in range(20)] for _ in range(8)] for _ in range(12)
+    ]
+
+    def wave_of(number: int):
+        def wave(outputs: list[list[list[int]]]) -> list[list[int]]:
+            prompts = []
+            for chat in range(8):
+                prompt: list[int] = []
+                for before in range(number):
+                    prompt += turns[before][chat] + outputs[before][chat]
+                prompts.append(prompt + turns[number][chat])
+            return prompts
+
+        return wave
+
+    cached = {}
+    answers = {}
+    for backend in ("default", "jenga"):
+        run = run_engine(
+            model,
+            [wave_of(number) for number in range(12)],
+            max_new_tokens=8,
+            env=EXACT,
+            memory_backend=backend,
+            max_total_tokens=3000,
+            chunked_prefill_size=256,
+            **(STOCK_STATES | {"max_mamba_cache_size": 24}),
+        )
+        cached[backend] = sum(map(sum, run.cached))
+        answers[backend] = run.outputs
+
+    assert answers["jenga"] == answers["default"]
+    assert cached["jenga"] >= cached["default"] > 0
+
+
+def test_many_requests_run_where_stock_has_cut_few_states(prepared):
+    """32 asked for; stock runs a third of its state slots, since it keeps room for cached ones."""
+    model, waves, _ = prepared("qwen3_next")
+    most = {}
+    for backend in ("default", "jenga"):
+        run = run_engine(
+            model,
+            [waves[0]],
+            max_new_tokens=12,
+            env=EXACT,
+            memory_backend=backend,
+            max_total_tokens=8192,
+            chunked_prefill_size=2048,
+            decode_log_interval=1,
+            **(STOCK_STATES | {"max_mamba_cache_size": 27}),
+        )
+        running = [part.split("#running-req: ")[1] for part in run.log.splitlines()
+                   if "Decode batch" in part and "#running-req: " in part]  # fmt: skip
+        most[backend] = max(int(part.split(",")[0]) for part in running)
+
+    assert most["default"] <= 9
+    assert most["jenga"] >= 30
