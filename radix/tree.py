@@ -12,7 +12,7 @@ opaque integers here; `PageOwner` is told what becomes of them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -372,12 +372,17 @@ class RadixTrees:
             yield node
             node = above
 
-    def lock(self, node: Node) -> PathLock:
-        """Keep what a request running on this prefix reads; `unlock` takes the receipt."""
+    def lock(self, node: Node, *, without: Collection[int] = ()) -> PathLock:
+        """Keep what a request running on this prefix reads; `unlock` takes the receipt.
+
+        ``without``: groups of which the request has what it needs in pages of its own.
+        """
         # Splits may cut nodes later, so the receipt names tokens, not nodes.
-        lock = PathLock(
-            node, tuple(tuple(self._ranges_read(group_id, node.end)) for group_id in self._groups)
+        ranges = (
+            () if group_id in without else tuple(self._ranges_read(group_id, node.end))
+            for group_id in self._groups
         )
+        lock = PathLock(node, tuple(ranges))
         for group_id, ranges in enumerate(lock.ranges):
             for part in self._parts_read(node, ranges, group_id):
                 part.locks[group_id] += 1

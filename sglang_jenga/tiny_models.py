@@ -270,6 +270,8 @@ class _Drawer:
         kind = name.rsplit(".", 2)[-2] if name.endswith((".weight", ".bias")) else name
         if name.endswith("sinks"):
             return 0.0, 1.0
+        if name.endswith("A_log"):
+            return -4.0, 0.5  # a state remembers hundreds of tokens, so a lost one shows
         if name.endswith("bias"):
             return 0.0, 0.2
         if kind in ("q_norm", "k_norm"):
@@ -280,7 +282,7 @@ class _Drawer:
             return 0.0, self.embedding / self.family.embedding_scale
         # Experts hold [expert, in, out]; a linear layer [out, in], a convolution [out, 1, width].
         fan_in = shape[-2] if len(shape) == 3 and shape[1] > 1 else shape[-1]
-        gain = {"o_proj": 1.5, "down_proj": 2.0}.get(kind.rsplit(".", 1)[-1], 1.0)
+        gain = {"o_proj": 1.5, "out_proj": 1.5, "down_proj": 2.0}.get(kind.rsplit(".", 1)[-1], 1.0)
         if kind in ("q_proj", "k_proj") and not self.has_query_norm:
             gain = self.gain
         return 0.0, gain / math.sqrt(fan_in)

@@ -153,7 +153,8 @@ class JengaRadixCache(BasePrefixCache):
             for ids in parts:
                 self.core.free(group_id, ids)
         # Before the old lock goes: otherwise the shared part would be evictable for a moment.
-        lock = self.trees.lock(node)
+        # It runs on a state of its own, so the cached one may go while it runs.
+        lock = self.trees.lock(node, without=(STATE,) if self._has_states else ())
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
         if any(declined):

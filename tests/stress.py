@@ -1,7 +1,7 @@
 """Requests, aborts and disconnects on a pool four times too small: nothing may be lost.
 
     python -m tests.stress                  # 2,000 requests
-    python -m tests.stress --requests 200
+    python -m tests.stress --requests 200 --family qwen3_next
 
 A real server over HTTP. Every third request is aborted or its connection dropped at a random
 moment. The server must live, every finished answer must equal the unpressured one, and at the end
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
+from sglang_jenga.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
+from tests.parity import EXACT
 from tests.serving import Server
 
 STRICT = {
@@ -35,6 +36,7 @@ STRICT = {
 CONCURRENCY = 32
 # Stock's bytes for so many tokens; the concurrent requests want about four times that.
 POOL_TOKENS = 340
+POOL_STATES = 8
 
 
 class Job(NamedTuple):
@@ -123,18 +125,24 @@ async def _request(
     return output
 
 
-def stress(model: Path, count: int, *flags: str) -> Report:
-    """Play the jobs unpressured for the expected answers, then under pressure."""
+def stress(model: Path, count: int, *flags: str, states: int = 0) -> Report:
+    """Play the jobs unpressured for the expected answers, then under pressure.
+
+    ``states``: so many states' bytes are in the small pool besides, for models that have any.
+    """
     jobs = jobs_of(count)
     distinct = {(tuple(job.prompt), job.new_tokens): job._replace(quits=None) for job in jobs}
     common = ("--memory-backend", "jenga", "--chunked-prefill-size", "64", *flags)
-    with Server(model, *common, "--max-total-tokens", "8192") as server:
+    roomy = ("--max-total-tokens", "8192", "--max-mamba-cache-size", "100")
+    with Server(model, *common, *roomy[: 4 if states else 2], env=EXACT) as server:
         answers = asyncio.run(_play(server.url, list(distinct.values())))
     expected = dict(zip(distinct, answers, strict=True))
 
     # Admission that bets on early ends: the bets it loses are paid by retraction.
     pool = ("--max-total-tokens", str(POOL_TOKENS), "--schedule-conservativeness", "0.1")
-    with Server(model, *common, *pool, env=STRICT) as server:
+    if states:
+        pool += ("--max-mamba-cache-size", str(states))
+    with Server(model, *common, *pool, env=STRICT | EXACT) as server:
         start = time.monotonic()
         answers = asyncio.run(_play(server.url, jobs))
         seconds = time.monotonic() - start
@@ -168,8 +176,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--family", default="gemma3_text")
     options, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
-        model = write_tiny_model(options.family, Path(folder) / "model", num_layers=6, window=32)
-        report = stress(model, options.requests, *flags)
+        has_states = options.family in STATE_FAMILIES
+        layers = None if has_states else 6
+        model = write_tiny_model(
+            options.family, Path(folder) / "model", num_layers=layers, window=32
+        )
+        report = stress(model, options.requests, *flags, states=POOL_STATES * has_states)
     print(report)
     print("nothing lost" if report.clean else "SOMETHING WAS LOST")
     return 0 if report.clean else 1

@@ -66,9 +66,10 @@ def test_a_state_that_nobody_holds_is_never_read(prepared):
     assert differing(expected, run) == 0
 
 
-def test_the_tiny_model_shows_a_lost_state_in_its_tokens(prepared):
+@pytest.mark.parametrize("family", STATE_FAMILIES)
+def test_the_tiny_model_shows_a_lost_state_in_its_tokens(prepared, family: str):
     """Parity means something only if a fault of this size would break it."""
-    model, waves, expected = prepared("qwen3_next")
+    model, waves, expected = prepared(family)
 
     run = run_engine(
         model,
@@ -80,9 +81,10 @@ def test_the_tiny_model_shows_a_lost_state_in_its_tokens(prepared):
         **CELLS[0].arguments(),
     )
 
-    hits = [hit > 0 for wave in run.cached for hit in wave]
-    assert sum(hits) > 10
-    assert differing(expected, run) > sum(hits) // 2
+    hits = sum(hit > 0 for wave in run.cached for hit in wave)
+    assert hits > 10
+    # A short convolution's state is its last two tokens; the others remember hundreds.
+    assert differing(expected, run) > hits // (5 if family == "lfm2" else 2)
 
 
 def test_prefixes_hit_as_often_as_in_stock_and_more_under_pressure(prepared):

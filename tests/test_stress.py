@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from sglang_jenga.tiny_models import write_tiny_model
-from tests.stress import stress
+from tests.stress import POOL_STATES, stress
+
+
+@pytest.mark.slow
+def test_states_survive_aborts_and_disconnects_on_a_small_pool(tmp_path):
+    model = write_tiny_model("qwen3_next", tmp_path / "model")
+
+    report = stress(model, 150, states=POOL_STATES)
+
+    assert report.clean, report
+    assert report.finished >= 100
 
 
 @pytest.mark.slow
