@@ -31,7 +31,7 @@ STATES_PER_REQUEST = 3  # so many slots stock counts per running request
 
 
 class Geometry(NamedTuple):
-    """A tiny model, and bytes of a token's KV and of a state in float32, as the server logs them."""
+    """A tiny model, and the bytes of a token's KV and of a state that its server logs (float32)."""
 
     family: str
     overrides: dict[str, Any]
@@ -125,7 +125,9 @@ def _row(name: str, geometry: Geometry, model: Path, workload: str) -> None:
             swept[share] = measure(model, waves, **STOCK_STATES | cut(share))
         except EngineFailed:
             continue  # this cut holds no request of the workload
-    default, *others = swept.values()
+    if not swept:
+        raise SystemExit(f"{name}: no cut of {pool_bytes} bytes holds a request of {workload}")
+    default = next(iter(swept.values()))  # the first that boots, if SGLang's own does not
     best_share = max(swept, key=lambda share: swept[share].per_step)
     best = swept[best_share]
     # Any cut pins the same bytes for jenga.
@@ -139,8 +141,8 @@ def _row(name: str, geometry: Geometry, model: Path, workload: str) -> None:
         f"{name:11} {workload:8} {default.per_step:13.1f} {best.per_step:11.1f} ({best_share:.2f}) "
         f"{jenga.per_step:6.1f} {jenga.per_step / default.per_step:9.2f}x "
         f"{jenga.per_step / best.per_step:7.2f}x "
-        f"{'{}/{}/{}'.format(default.most, best.most, jenga.most):>14} "
-        f"{'{}/{}'.format(best.retractions, jenga.retractions):>9} "
+        f"{f'{default.most}/{best.most}/{jenga.most}':>14} "
+        f"{f'{best.retractions}/{jenga.retractions}':>9} "
         f"{same:3}/{sum(map(len, waves))}",
         flush=True,
     )
