@@ -152,7 +152,8 @@ def _init_pools(
         tables,
         kvcache,
         buffer=buffer,
-        forward_stream=self.forward_stream,
+        # Without overlap SGLang's forwards run on the current stream, and so must zeroing.
+        forward_stream=None if get_schedule().disable_overlap_schedule else self.forward_stream,
         dtype=self.kv_cache_dtype,
         device=self.device,
         max_tokens=sizes.max_total_num_tokens,
@@ -168,8 +169,12 @@ def _init_pools(
 
 
 def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: int) -> Any:
+    from sglang.srt.layers.attention.mamba import causal_conv1d
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 
+    # The compiled convolution takes a slot's stride for granted; the Triton one asks for it.
+    assert hasattr(causal_conv1d, "_HAS_CONV1D_KERNEL")
+    causal_conv1d._HAS_CONV1D_KERNEL = False
     context_len = configurator.model_config.context_len
     return JengaStateRows(
         states,
