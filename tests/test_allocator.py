@@ -8,10 +8,10 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import plan_of
 
 from sglang_jenga.allocator import EMPTY, Allocator
 from sglang_jenga.extent import Extent
+from tests.conftest import plan_of
 
 BOTH_ORDERS = pytest.mark.parametrize("order", ["packed", "paper"])
 

@@ -5,7 +5,6 @@ of bytes and never reads a counter of the allocator.
 """
 
 import numpy as np
-from conftest import plan_of
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -16,6 +15,7 @@ from hypothesis.stateful import (
 )
 
 from sglang_jenga.allocator import Allocator
+from tests.conftest import plan_of
 
 GEOMETRIES = [(1, 1), (2, 3), (26, 5), (1,), (6, 1), (3, 2, 1)]
 NULL = "null"

@@ -1,10 +1,9 @@
 """Reasons for what was not hit, by example."""
 
-from conftest import World, fork, tokens
-
 from sglang_jenga.misses import NEVER_SEEN, MissReport
 from sglang_jenga.radix.node import Match, Miss, Node
 from sglang_jenga.radix.policy import StatePolicy
+from tests.conftest import World, fork, tokens
 
 LABELS = ["full", "window(1024)", "state"]
 

@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-from conftest import World, fork, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from sglang_jenga.radix.policy import (
     policy_of,
     register_policy,
 )
+from tests.conftest import World, fork, tokens
 
 
 def ranges_of(positions):

@@ -6,7 +6,6 @@ one byte or a stale hit show up as wrong content.
 """
 
 import numpy as np
-from conftest import plan_of
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -14,6 +13,7 @@ from sglang_jenga.allocator import USED, Allocator
 from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
+from tests.conftest import plan_of
 
 FULL = 0
 GEOMETRIES = [(1,), (1, 1), (3, 2), (2, 5), (1, 4), (4, 2, 1)]

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from conftest import World, fork, plan_of, tokens
 
 from sglang_jenga.allocator import USED, Allocator
 from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, StatePolicy
 from sglang_jenga.radix.tree import RadixTrees
+from tests.conftest import World, fork, plan_of, tokens
 
 PAGE_SIZES = pytest.mark.parametrize("tokens_per_page", [1, 4, 16])
 FULL, WINDOW = 0, 1
