@@ -21,9 +21,14 @@ from typing import Any, NamedTuple
 
 from benchmarks.bench_capacity import _read_windows
 from sglang_jenga.ablation import ENV, Policy
-from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
+from sglang_jenga.tiny_models import (
+    STATE_FAMILIES,
+    VOCAB_SIZE,
+    WINDOW_FAMILIES,
+    write_tiny_model,
+)
 from tests.engines import Run, Wave, run_engine
-from tests.parity import FAMILY_ARGUMENTS
+from tests.parity import EXACT, FAMILY_ARGUMENTS, STOCK_STATES
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 32}
 GEMMA4 = {
@@ -39,7 +44,7 @@ class Model(NamedTuple):
     """A layer mix; ``note``: how stock SGLang stores it."""
 
     family: str
-    layers: int
+    layers: int | None
     overrides: dict[str, Any]
     note: str
 
@@ -48,7 +53,10 @@ MODELS = {
     "llama": Model("llama", 4, HEADS, "full attention only"),
     "gemma3": Model("gemma3_text", 12, HEADS, "stock: full KV for all layers"),
     "gemma4": Model("gemma4", 12, GEMMA4, "stock: window pool, ratio 0.8"),
+    "qwen3-next": Model("qwen3_next", None, {}, "stock: states cut at boot, ratio 0.9"),
 }
+# Of qwen3-next in float32; stock's cut gives states 0.9 of the KV's bytes.
+TOKEN_BYTES, STATE_BYTES, STATE_RATIO = 256, 16896, 0.9
 
 
 class Workload(NamedTuple):
@@ -146,6 +154,10 @@ def hit_tokens(run: Run) -> int:
 
 def measure(model: str | Path, name: str, family: str, off: str | None, backend: str) -> Run:
     workload = WORKLOADS[name]
+    states: dict[str, Any] = {}
+    if family in STATE_FAMILIES:
+        slots = int(workload.tokens * TOKEN_BYTES * STATE_RATIO / STATE_BYTES)
+        states = STOCK_STATES | {"max_mamba_cache_size": slots}
     return run_engine(
         model,
         workload.waves(random.Random(0)),
@@ -155,9 +167,10 @@ def measure(model: str | Path, name: str, family: str, off: str | None, backend:
         chunked_prefill_size=256,
         memory_backend=backend,
         prepare=_read_windows if backend == "default" else None,
-        env={ENV: off} if off else None,
+        env=EXACT | ({ENV: off} if off else {}),
         seconds=1200,
         **FAMILY_ARGUMENTS.get(family, {}),
+        **states,
     )
 
 
@@ -174,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
         for key in options.models or MODELS:
             family, layers, overrides, _ = MODELS[key]
-            window = {"window": WINDOW} if family != "llama" else {}
+            window = {"window": WINDOW} if family in WINDOW_FAMILIES else {}
             model = write_tiny_model(
                 family, Path(folder) / key, num_layers=layers, **window, **overrides
             )
