@@ -40,8 +40,8 @@ LAYERS = {
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "flag": layer("hooks flags validate window_models", "sglang"),
     # The machine without a GPU, and the models for it. `import torch` itself imports cpu_ops.
-    "cpu": layer("cpu_ops", "torch", "state operators"),
-    "state operators": layer("state_ops", "torch sglang"),
+    "cpu": layer("cpu_ops", "torch", "operators"),
+    "operators": layer("state_ops", "torch sglang"),
     "tiny": layer("tiny_models", "torch transformers tokenizers"),
 }
 # The rest puts it all together: pool, token_allocator, tree_cache, runtime, plugin, ...
