@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+VOCABULARY = 1 << 17
+"""Token ids are 1 .. VOCABULARY - 1: so many that unrelated prompts share no prefix by chance."""
+
 
 class Request(NamedTuple):
     """One request. Token ids are int64, shapes ``[prompt tokens]`` and ``[output tokens]``.
