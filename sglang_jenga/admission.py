@@ -44,9 +44,38 @@ class JengaDenseBudget(_Parking, PrefillBudget):
 
 
 class JengaStateBudget(JengaDenseBudget):
-    """Models with states: a new request takes one beside its tokens, out of the same bytes."""
+    """Models with states: a new request takes one beside its tokens, out of the same bytes.
+
+    A request whose prompt parts from cached ones behind the last cached state is cut there: the
+    chunk's end leaves a state at the branch point, which the next ones hit. SGLang runs one cut
+    prompt at a time, so nobody else is admitted after it in that round.
+    """
 
     _states = 0  # promised in this round
+    _has_cut = False  # a prompt in flight is cut again
+    _branch_cut = False  # a new one is cut at its branch point
+
+    def fit_chunk(self, *, extend_input_len: int, **demand: Any) -> int | None:
+        limit = super().fit_chunk(extend_input_len=extend_input_len, **demand)
+        self._has_cut = limit is None or limit < extend_input_len
+        return limit
+
+    def check_prefill(
+        self, *, extend_input_len: int, chunk_limit: int | None, **demand: Any
+    ) -> tuple[bool, int | None]:
+        fits, limit = super().check_prefill(
+            extend_input_len=extend_input_len, chunk_limit=chunk_limit, **demand
+        )
+        if not fits or limit is None:
+            return fits, limit
+        if self._branch_cut:
+            return True, 0  # not now, though there is room
+        # SGLang has matched this very request just before.
+        branch = self.tree_cache.tokens_to_branch
+        if not self._has_cut and 0 < branch < min(limit, extend_input_len):
+            self._branch_cut = True
+            return True, branch
+        return True, limit
 
     @property
     def remaining_total(self) -> int:

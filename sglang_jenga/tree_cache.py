@@ -40,6 +40,9 @@ from sglang_jenga.token_allocator import FULL, STATE, WINDOW
 
 logger = logging.getLogger(__name__)
 
+LEAST_BRANCH = 64
+"""Tokens that a state at a branch point must save whoever hits it to be worth its bytes."""
+
 
 class JengaRadixCache(BasePrefixCache):
     """Serves SGLang from `RadixTrees`. With ``disable`` it keeps nothing but still frees rows."""
@@ -58,6 +61,8 @@ class JengaRadixCache(BasePrefixCache):
         self._slide_interval = max(1, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
         groups = [item.group for item in self.core.plan.groups]
         self._has_states = groups[-1].layer_type == "state"
+        # Of the request matched last: how far behind its hit it parts from what is cached.
+        self.tokens_to_branch = 0
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
@@ -100,6 +105,8 @@ class JengaRadixCache(BasePrefixCache):
             node = match.node
         if params.cow_mamba and self._has_states and params.req is not None:
             self._copy_state_from(params.req, node)
+            parted = 0 if self.disable else match.agreed - node.end
+            self.tokens_to_branch = parted if parted >= LEAST_BRANCH else 0
         return MatchResult(
             device_prefix_len=node.end,
             last_device_node=node,

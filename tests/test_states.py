@@ -149,3 +149,27 @@ def test_many_requests_run_where_stock_has_cut_few_states(prepared):
 
     assert most["default"] <= 9
     assert most["jenga"] >= 30
+
+
+def test_a_state_is_cached_where_requests_part(prepared):
+    """The second prompt shows that a prefix is shared; from the third on its state is there."""
+    model, _, _ = prepared("qwen3_next")
+    rng = random.Random(0)
+    shared = [rng.randrange(3, VOCAB_SIZE) for _ in range(130)]
+    prompts = [shared + [3 + index, *range(20, 30)] for index in range(4)]
+    cached = {}
+    for backend in ("default", "jenga"):
+        run = run_engine(
+            model,
+            [[prompt] for prompt in prompts],
+            max_new_tokens=8,
+            env=EXACT,
+            memory_backend=backend,
+            max_total_tokens=3000,
+            chunked_prefill_size=256,
+            **STOCK_STATES,
+        )
+        cached[backend] = [hit for wave in run.cached for hit in wave]
+
+    assert cached["default"] == [0, 0, 0, 0]
+    assert cached["jenga"] == [0, 0, 130, 130]
