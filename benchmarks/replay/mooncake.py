@@ -21,15 +21,19 @@ BLOCK_TOKENS = 512
 
 @dataclass(frozen=True)
 class Mooncake:
-    """The first `requests` lines of the trace at `path` that are not too long.
+    """The first `requests` lines of the trace at `path` that pass two filters.
 
-    Lengths are divided by `shorter` (a divisor of 512, so that shared blocks stay whole), arrival
-    times by `faster`. Requests of more than `longest` tokens, answer included and after dividing,
-    are left out: `longest` is what the smallest compared pool can hold.
+    All prompts share their first block. Those that share the second as well are a family, and one
+    family in `one_in` is kept: that leaves the share of reusable tokens as it is and brings a
+    prefix's uses closer together, which is what a cache that is `one_in` times smaller needs.
+    Requests of more than `longest` tokens, answer included, are left out: `longest` is what the
+    smallest compared pool can hold. Lengths are divided by `shorter` (a divisor of 512, so that
+    shared blocks stay whole), arrival times by `faster`.
     """
 
     path: Path
     requests: int
+    one_in: int = 1
     shorter: int = 1
     faster: float = 1.0
     longest: int = 1 << 20
@@ -46,6 +50,9 @@ class Mooncake:
                 if len(requests) == self.requests:
                     break
                 row = json.loads(line)
+                family = row["hash_ids"][:2][-1]
+                if block_tokens(np.array([family]), 1)[0] % self.one_in:
+                    continue
                 prompt_tokens = max(1, row["input_length"] // self.shorter)
                 output_tokens = max(1, row["output_length"] // self.shorter)
                 if prompt_tokens + output_tokens > self.longest:
@@ -59,14 +66,14 @@ class Mooncake:
         if len(requests) < self.requests:
             raise ValueError(
                 f"{self.path.name} has {len(requests)} requests of at most {self.longest} tokens, "
-                f"not {self.requests}"
+                f"one family in {self.one_in}, not {self.requests}"
             )
         start = min(request.at for request in requests)
         moved = tuple(request._replace(at=request.at - start) for request in requests)
         described = (
-            f"Mooncake conversation trace, first {self.requests} requests, lengths / "
-            f"{self.shorter}, time / {self.faster:g}, {too_long} longer than {self.longest:,} "
-            f"tokens left out"
+            f"Mooncake conversation trace, one family of prompts in {self.one_in}, first "
+            f"{self.requests} requests, lengths / {self.shorter}, time / {self.faster:g}, "
+            f"{too_long} longer than {self.longest:,} tokens left out"
         )
         return Workload("mooncake", moved, described)
 
