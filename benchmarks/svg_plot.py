@@ -56,7 +56,7 @@ def svg(panels: Sequence[Panel], x_title: str = "") -> str:
 
 
 def ticks(limit: float, most: int = 5) -> list[float]:
-    """Round steps from zero up to `limit`, at most `most` beyond zero; ``[0.0]`` for a limit of 0."""
+    """Round steps from zero up to `limit`, `most` beyond zero at most; ``[0.0]`` if it is zero."""
     if limit <= 0:
         return [0.0]
     scale = 10.0 ** math.floor(math.log10(limit / most))
