@@ -1,0 +1,120 @@
+"""SGLang's own Triton attention, interpreted on the host, over every layout of a pool.
+
+What a GPU would run, line by line, on our strided views: the address arithmetic is the kernels',
+the strides are ours, and the null page and all that no query may read is NaN.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from types import ModuleType
+
+import pytest
+import torch
+import triton
+import triton.experimental.gluon  # looks at tl.cdiv when first imported
+import triton.language as tl
+from triton import knobs
+
+from benchmarks.attention_batch import Batch, expected, fill
+from benchmarks.attention_kernels import TRITON_OPS, prepare_triton
+from benchmarks.attention_layouts import LAYOUTS, Attention, PagedKV, buffer_elements, layer_pages
+
+# Scores of a tile that is masked as a whole: -inf less -inf, which the kernels' masks take out.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+WINDOW = 19
+FULL = Attention("small", 3, 8, 2, 32)
+SLIDING = Attention("small", 4, 4, 4, 16, window=WINDOW)
+ODD = Attention("small", 2, 6, 2, 24)  # a head that is no power of two
+
+
+@cache
+def interpreted_ops() -> tuple[ModuleType, ...]:
+    """Private copies of SGLang's two kernel files, decorated for Triton's interpreter."""
+    modules = []
+    for name in TRITON_OPS:
+        spec = importlib.util.find_spec(f"sglang.kernels.ops.attention.{name}")
+        module = importlib.util.module_from_spec(spec)
+        with knobs.runtime.scope():
+            knobs.runtime.interpret = True
+            spec.loader.exec_module(module)
+        assert not any(isinstance(item, triton.JITFunction) for item in vars(module).values())
+        modules.append(module)
+    return tuple(modules)
+
+
+@pytest.fixture(autouse=True)
+def interpreted_language(monkeypatch):
+    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported."""
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = True
+        for module in (tl, tl.standard):
+            for name, item in list(vars(module).items()):
+                if isinstance(item, triton.JITFunction):
+                    monkeypatch.setattr(module, name, triton.jit(item.fn))
+
+
+def pool(layout: str, group: Attention, batch: Batch, layer: int) -> tuple[torch.Tensor, PagedKV]:
+    """A buffer of NaN, and one layer of it filled."""
+    size = buffer_elements(layout, group, batch.num_pages, batch.page_size)
+    buffer = torch.full((size + 5,), float("nan"))[5:]  # a pool need not begin its storage
+    kv = layer_pages(layout, buffer, group, layer, batch.num_pages, batch.page_size)
+    fill(kv)
+    return buffer, kv
+
+
+def check(layout: str, group: Attention, batch: Batch, layer: int) -> None:
+    buffer, kv = pool(layout, group, batch, layer)
+    before = buffer.view(torch.int32).clone()
+    generator = torch.Generator().manual_seed(1)
+    shape = (int(batch.q_lens.sum()), group.num_q_heads, group.dim)
+    q = torch.randn(shape, generator=generator)
+    attend = prepare_triton(batch, group, "cpu", list(interpreted_ops()))
+
+    out = attend(q, kv)
+
+    torch.testing.assert_close(
+        out.double(), expected(q, kv, batch, group.window), atol=2e-6, rtol=2e-5
+    )
+    assert torch.equal(buffer.view(torch.int32), before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
+@pytest.mark.parametrize("group", [FULL, SLIDING, ODD], ids=["full", "window", "odd heads"])
+def test_sglang_decodes_on_every_layout_as_float64(layout, page_size, group):
+    batch = Batch.of([70, 1, WINDOW + 1], [1, 1, 1], page_size, seed=page_size)
+
+    check(layout, group, batch, layer=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
+@pytest.mark.parametrize("group", [FULL, SLIDING, ODD], ids=["full", "window", "odd heads"])
+def test_sglang_extends_on_every_layout_as_float64(layout, page_size, group):
+    batch = Batch.of([70, 9, WINDOW + 30], [21, 9, 2], page_size, seed=page_size)
+
+    check(layout, group, batch, layer=1)
+
+
+@pytest.mark.parametrize("layout", ["token-major", "page-layer"])
+@pytest.mark.parametrize("page_size", [1, 2])
+@pytest.mark.parametrize("num_queries", [1, 2])
+def test_sglang_finds_tokens_beyond_two_to_the_31_elements(
+    tmp_path, layout, page_size, num_queries
+):
+    """The buffer is a hole in a file: of its 16 GiB the test touches a few pages."""
+    group = Attention("deep", 1 << 22, 4, 2, 32)  # 2 GiB an entry
+    batch = Batch.of([6], [num_queries], page_size)
+    size = buffer_elements(layout, group, batch.num_pages, page_size)
+    assert size > 6 * group.entry > 1 << 31
+    buffer = torch.from_file(str(tmp_path / "pool"), shared=True, size=size)
+    kv = layer_pages(layout, buffer, group, 7, batch.num_pages, page_size)
+    fill(kv)
+    q = torch.randn(num_queries, 4, 32, generator=torch.Generator().manual_seed(1))
+
+    out = prepare_triton(batch, group, "cpu", list(interpreted_ops()))(q, kv)
+
+    torch.testing.assert_close(out.double(), expected(q, kv, batch, None), atol=2e-6, rtol=2e-5)
