@@ -27,10 +27,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.cache_sides import Shape, build
 from tests.engines import preload, run_engine
 
 WINDOW = 1024
-LAYERS = (10, 52)  # full and window layers of Gemma-3-27B: the shape of large pages
 ANSWER = 64
 OPERATIONS = ("match", "insert", "lock", "evict")
 SIDES = ("unified", "jenga")
@@ -53,32 +53,17 @@ class Cell(NamedTuple):
 class Side:
     """One prefix cache with what it stands on, and the times of its operations."""
 
-    def __init__(self, cell: Cell, num_tokens: int, longest: int) -> None:
-        from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-
+    def __init__(self, name: str, cell: Cell, num_tokens: int, longest: int) -> None:
+        window = WINDOW if cell.window else None
+        self.cache = build(name, Shape(num_tokens, cell.page_size, window, 64, longest))
         self.page_size = cell.page_size
-        self.rows = ReqToTokenPool(64, longest, "cpu", enable_memory_saver=False)
-        self.cache = self.build(cell, num_tokens)
+        self.rows = self.cache.req_to_token_pool
         self.allocator = self.cache.token_to_kv_pool_allocator
         self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    def build(self, cell: Cell, num_tokens: int) -> Any:
-        raise NotImplementedError
 
     def take(self, req: Any, start: int, end: int) -> None:
         """Pages for tokens ``[start, end)`` and the request's row written; ``start`` is aligned."""
         raise NotImplementedError
-
-    def params(self, allocator: Any, cell: Cell) -> Any:
-        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-
-        return CacheInitParams(
-            disable=False,
-            req_to_token_pool=self.rows,
-            token_to_kv_pool_allocator=allocator,
-            page_size=cell.page_size,
-            sliding_window_size=WINDOW - 1 if cell.window else None,
-        )
 
     def timed(self, operation: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
@@ -147,36 +132,6 @@ class Side:
 
 
 class Unified(Side):
-    def build(self, cell: Cell, num_tokens: int) -> Any:
-        import torch
-        from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
-        from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
-        from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
-        from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-        from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-        from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-
-        common = {"dtype": torch.float32, "device": "cpu", "need_sort": False}
-        components = [ComponentType.FULL]
-        if cell.window:
-
-            class NoBytes(SWAKVPool):
-                def __init__(self) -> None: ...
-
-            allocator = SWATokenToKVPoolAllocator(
-                num_tokens, num_tokens, cell.page_size, kvcache=NoBytes(), **common
-            )
-            components.append(ComponentType.SWA)
-        elif cell.page_size == 1:
-            allocator = TokenToKVPoolAllocator(num_tokens, kvcache=None, **common)
-        else:
-            allocator = PagedTokenToKVPoolAllocator(
-                num_tokens, cell.page_size, kvcache=None, **common
-            )
-        params = self.params(allocator, cell)
-        params.tree_components = tuple(components)
-        return UnifiedRadixCache(params)
-
     def short_of(self, num_tokens: int) -> bool:
         if not hasattr(self.allocator, "swa_attn_allocator"):
             return super().short_of(num_tokens)
@@ -195,41 +150,6 @@ class Unified(Side):
 
 
 class Jenga(Side):
-    def build(self, cell: Cell, num_tokens: int) -> Any:
-        import torch
-
-        from sglang_jenga.allocator import Allocator
-        from sglang_jenga.page_tables import PageTables
-        from sglang_jenga.planner import plan_pool
-        from sglang_jenga.spec import LayerGroup
-        from sglang_jenga.token_allocator import JengaSWAAllocator, JengaTokenAllocator
-        from sglang_jenga.tree_cache import JengaRadixCache
-
-        groups = [LayerGroup("full", tuple(range(LAYERS[0])), LAYERS[0] * 32, cell.page_size)]
-        if cell.window:
-            ids = tuple(range(LAYERS[0], sum(LAYERS)))
-            groups.append(LayerGroup("window", ids, LAYERS[1] * 32, cell.page_size, WINDOW))
-        room = num_tokens * sum(group.entry_bytes for group in groups)
-        plan = plan_pool(groups, room, max_request_tokens=cell.page_size)
-
-        class NoBytes:
-            def register_mapping(self, mapping: Any) -> None: ...
-
-            def zero_large_pages(self, large_ids: list[int], stream: Any) -> None: ...
-
-        allocator_class = JengaSWAAllocator if cell.window else JengaTokenAllocator
-        allocator = allocator_class(
-            Allocator(plan),
-            PageTables(plan, *self.rows.req_to_token.shape),
-            NoBytes(),
-            buffer=NoBytes(),
-            forward_stream=None,
-            dtype=torch.float32,
-            device="cpu",
-            max_tokens=num_tokens,
-        )
-        return JengaRadixCache(self.params(allocator, cell))
-
     def short_of(self, num_tokens: int) -> bool:
         core = self.allocator.core
         return not core.fits_now(self.allocator.need(num_tokens))
@@ -243,7 +163,7 @@ class Jenga(Side):
         self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.int())
 
 
-BUILD = {"unified": Unified, "jenga": Jenga}
+SIDE = {"unified": Unified, "jenga": Jenga}
 
 
 def torch_int32() -> Any:
@@ -293,7 +213,7 @@ def run_cell(cell: Cell, count: int) -> dict[str, dict[str, list[float]]]:
     """Times in seconds per side and operation; the pool holds the tree and about four prompts."""
     tree = cell.nodes * 2 * node_tokens(cell.page_size)
     num_tokens = tree + 4 * (cell.prompt + ANSWER + cell.page_size)
-    sides = [BUILD[name](cell, num_tokens, 2 * cell.prompt + 4096) for name in SIDES]
+    sides = [SIDE[name](name, cell, num_tokens, 2 * cell.prompt + 4096) for name in SIDES]
     rng = random.Random(0)
     grow(sides, cell.nodes, cell.page_size, rng)
     gc.collect()
@@ -379,7 +299,7 @@ def run_recorded(page_size: int, window: bool) -> dict[str, dict[str, list[float
         elif kind == "match":
             admitted.setdefault(name, at)
     cell = Cell(window, page_size, 1000, 0)
-    sides = [BUILD[name](cell, 4000, 4096) for name in SIDES]
+    sides = [SIDE[name](name, cell, 4000, 4096) for name in SIDES]
     running: dict[str, list[Any]] = {}
     gc.collect()
     gc.disable()
