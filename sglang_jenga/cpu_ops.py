@@ -103,10 +103,11 @@ def install_if_needed() -> None:
 
 
 def complete() -> None:
-    """Define the CPU operators that a `sgl_kernel` with a library of its own lacks.
+    """Define the CPU operators that a `sgl_kernel` with a library of its own lacks, and let SGLang
+    accept what they can do and its own cannot.
 
-    That is a machine with a GPU on which the CPU engine is asked for: the CUDA library loads, the
-    last resort is not reached. For plugin load time; too heavy for `import torch`.
+    The first is for a machine with a GPU on which the CPU engine is asked for: the CUDA library
+    loads, the last resort is not reached. For plugin load time; too heavy for `import torch`.
     """
     if not cpu_engine_requested():
         return
@@ -114,6 +115,9 @@ def complete() -> None:
     if importlib.util.find_spec("sgl_kernel") is not None:
         importlib.import_module("sgl_kernel")
         define_missing_operators()
+        from sglang_jenga import state_ops
+
+        state_ops.allow_extra_buffer()
 
 
 def define_missing_operators() -> list[str]:
@@ -132,6 +136,7 @@ def define_missing_operators() -> list[str]:
             _library.define(name + schema)
             _library.impl(name, function, "CPU")
             defined.append(name)
+    state_ops.DEFINED.update(state_ops.OPERATORS.keys() & set(defined))
     for name in IMPORTED_ONLY:
         if not hasattr(namespace, name):
             setattr(namespace, name, _unavailable(name))

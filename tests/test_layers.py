@@ -41,7 +41,9 @@ LAYERS = {
     "flag": layer("hooks flags validate window_models", "sglang"),
     # The machine without a GPU, and the models for it. `import torch` itself imports cpu_ops.
     "cpu": layer("cpu_ops", "torch", "operators"),
-    "operators": layer("state_ops", "torch sglang"),
+    "operators": layer(
+        "state_ops packed conv_ops gdn_ops mamba_ops gated_ops track_ops", "torch sglang"
+    ),
     "tiny": layer("tiny_models", "torch transformers tokenizers"),
 }
 # The rest puts it all together: pool, token_allocator, tree_cache, runtime, plugin, ...

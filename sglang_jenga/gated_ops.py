@@ -1,0 +1,38 @@
+"""Elementwise gates that stand beside the recurrent operators, in plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Tensor = torch.Tensor
+
+
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    eps: float = 1e-6,
+    **unused: Any,
+) -> Tensor:
+    """``norm(x) * weight * activation(g)`` over the last dimension (gated output norm of GDN)."""
+    assert bias is None
+    wide, gate = x.float(), g.float()
+    wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    wide = wide if weight is None else wide * weight.float()
+    gate = F.silu(gate) if activation in ("silu", "swish") else gate.sigmoid()
+    return (wide * gate).to(x.dtype)
+
+
+def fused_gate_sigmoid_mul_add(
+    hidden_states: Tensor, gate_weight: Tensor, shared_output: Tensor, final_hidden_states: Tensor
+) -> None:
+    """Add the shared expert's output, scaled by its gate, to the routed experts' (in place).
+
+    Not a state operator; Qwen3-Next's experts need it beside them."""
+    gate = (hidden_states.float() * gate_weight.float()).sum(-1, keepdim=True).sigmoid()
+    final_hidden_states += (gate * shared_output.float()).to(final_hidden_states.dtype)

@@ -1,0 +1,123 @@
+"""Mamba-2 against the recurrence in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sglang_jenga import mamba_ops
+from tests.recurrences import LENGTHS, SLOTS, TOLERANCE, double, edges, scan, softplus, strided_pool
+
+
+@pytest.fixture(autouse=True)
+def rng():
+    torch.manual_seed(0)
+
+
+HEADS, GROUPS, DIM, STATE = 4, 2, 6, 8
+
+
+def mamba_inputs(count: int):
+    x, dt = torch.randn(1, count, HEADS, DIM), torch.randn(1, count, HEADS)
+    b, c = torch.randn(2, 1, count, GROUPS, STATE)
+    a, d, bias = -torch.rand(HEADS) - 0.1, torch.randn(HEADS), torch.randn(HEADS)
+    return x, dt, b, c, a, d, bias
+
+
+def mamba_expected(inputs, head: int, part: slice, state: torch.Tensor):
+    x, dt, b, c, a, d, bias = double(*inputs)
+    delta = softplus(dt[0, part, head] + bias[head])
+    group = head // (HEADS // GROUPS)
+    streams = (b[0, part, group], c[0, part, group])
+    return scan(x[0, part, head], delta, a[head], *streams, d[head], *double(state[head]))
+
+
+def test_mamba2_scan_of_packed_prompts_follows_the_recurrence():
+    inputs = mamba_inputs(sum(LENGTHS))
+    x, dt, b, c, a, d, bias = inputs
+    initial = torch.randn(len(LENGTHS), HEADS, DIM, STATE)
+    out = torch.full_like(x, torch.nan)
+
+    _, finals, _ = mamba_ops.mamba_chunk_scan_combined(
+        x, dt, a, b, c, 4, D=d, dt_bias=bias, initial_states=initial, cu_seqlens=edges(),
+        dt_softplus=True, out=out, state_dtype=torch.float32,
+    )  # fmt: skip
+
+    start = 0
+    for index, length in enumerate(LENGTHS):
+        part = slice(start, start + length)
+        for head in range(HEADS if length else 0):
+            expected, state = mamba_expected(inputs, head, part, initial[index])
+            np.testing.assert_allclose(out[0, part, head], expected, **TOLERANCE)
+            np.testing.assert_allclose(finals[index, head], state, **TOLERANCE)
+        start += length
+
+
+def test_states_inside_the_prompts_are_those_of_the_recurrence():
+    """Before every chunk of the whole batch, and before the tokens that are asked for."""
+    lengths, chunk = (6, 13, 3), 4
+    inputs = mamba_inputs(sum(lengths))
+    x, dt, b, c, a, d, bias = inputs
+    initial = torch.randn(len(lengths), HEADS, DIM, STATE)
+    owners = [index for index, length in enumerate(lengths) for _ in range(length)]
+    begins = [sum(lengths[:index]) for index in owners]
+    asked = [(0, 5), (1, 6), (1, 17)]  # one of them where its sequence begins
+
+    states, _, tracked = mamba_ops.mamba_chunk_scan_combined(
+        x, dt, a, b, c, chunk, D=d, dt_bias=bias, initial_states=initial, cu_seqlens=edges(lengths),
+        dt_softplus=True, out=torch.empty_like(x), state_dtype=torch.float32,
+        track_seq_idx=torch.tensor([index for index, _ in asked]),
+        track_end_locs=torch.tensor([end for _, end in asked]),
+    )  # fmt: skip
+
+    assert states.shape == (1, 6, HEADS, DIM, STATE)
+    assert tracked.shape == (1, 3, HEADS, DIM, STATE)
+    found = [(row * chunk, states[0, row]) for row in range(6)]
+    found += [(end, tracked[0, row]) for row, (_, end) in enumerate(asked)]
+    for end, state in found:
+        for head in range(HEADS):
+            part = slice(begins[end], end)
+            _, expected = mamba_expected(inputs, head, part, initial[owners[end]])
+            np.testing.assert_allclose(state[head], expected, **TOLERANCE)
+
+
+def test_a_prefill_that_asks_for_no_tracked_state_returns_none():
+    x, dt, b, c, a, *_ = mamba_inputs(5)
+
+    *_, tracked = mamba_ops.mamba_chunk_scan_combined(
+        x, dt, a, b, c, 4, cu_seqlens=edges((5,)), out=torch.empty_like(x),
+        track_seq_idx=torch.tensor([], dtype=torch.int64),
+        track_end_locs=torch.tensor([], dtype=torch.int64),
+    )  # fmt: skip
+
+    assert tracked is None
+
+
+def test_mamba2_decodes_every_request_in_its_slot():
+    inputs = mamba_inputs(len(SLOTS))
+    x, dt, b, c, a, d, bias = inputs
+    pool = strided_pool(HEADS, DIM, STATE)
+    before = pool.clone()
+    out = torch.full_like(x[0], torch.nan)
+
+    mamba_ops.selective_state_update(
+        pool,
+        x[0],
+        dt[0][:, :, None].expand(-1, -1, DIM),
+        a[:, None, None].expand(-1, DIM, STATE),
+        b[0],
+        c[0],
+        d[:, None].expand(-1, DIM),
+        dt_bias=bias[:, None].expand(-1, DIM),
+        dt_softplus=True,
+        state_batch_indices=torch.tensor(SLOTS),
+        out=out,
+    )
+
+    for index, slot in enumerate(SLOTS):
+        for head in range(HEADS):
+            part = slice(index, index + 1)
+            expected, state = mamba_expected(inputs, head, part, before[slot])
+            np.testing.assert_allclose(out[part, head], expected, **TOLERANCE)
+            np.testing.assert_allclose(pool[slot, head], state, **TOLERANCE)

@@ -1,0 +1,139 @@
+"""Snapshots of states: the copies, and stock SGLang that caches from them on the CPU engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_jenga import gdn_ops, mamba_ops, track_ops
+from tests.engines import Run, run_engine
+from tests.parity import EXACT, STOCK_STATES, differing, first_wave, model_of, next_wave
+from tests.recurrences import NUM_SLOTS, strided_pool
+
+SOURCES = torch.tensor([1, 2, 3, -1, 4])
+MASK = torch.tensor([True, False, True, True, True])
+TARGETS = torch.tensor([5, 6, 0, 2, -1])
+# Rows 0 and 2: the mask leaves out one, a freed source or target the last two.
+COPIED = {5: 1, 0: 3}
+
+
+@pytest.fixture(autouse=True)
+def rng():
+    torch.manual_seed(0)
+
+
+def check(before: torch.Tensor, after: torch.Tensor) -> None:
+    for slot in range(NUM_SLOTS):
+        assert torch.equal(after[slot], before[COPIED.get(slot, slot)])
+
+
+def test_states_of_tracked_requests_are_copied_and_no_others():
+    conv, ssm = strided_pool(3, 2), strided_pool(4, 5)
+    before = conv.clone(), ssm.clone()
+
+    track_ops.track_mamba_states_if_needed(conv, ssm, SOURCES, MASK, TARGETS, len(SOURCES))
+
+    check(before[0], conv)
+    check(before[1], ssm)
+
+
+def test_all_layers_are_copied_at_once():
+    conv, ssm = torch.randn(3, NUM_SLOTS, 2, 2), torch.randn(3, NUM_SLOTS, 4)
+    before = conv.clone(), ssm.clone()
+
+    track_ops.track_mamba_states_all_layers(conv, ssm, SOURCES, MASK, TARGETS, len(SOURCES))
+
+    for layer in range(3):
+        check(before[0][layer], conv[layer])
+        check(before[1][layer], ssm[layer])
+
+
+def test_rows_behind_the_batch_are_padding():
+    conv, ssm = strided_pool(2), strided_pool(2)
+    before = conv.clone()
+
+    track_ops.track_mamba_states_if_needed(conv, ssm, SOURCES, MASK, TARGETS, 1)
+
+    assert torch.equal(conv[5], before[1])
+    assert torch.equal(conv[0], before[0])
+
+
+FAMILIES = ("qwen3_next", "falcon_h1", "granite_hybrid")
+TRACKED = {
+    "page 1": {"mamba_radix_cache_strategy": "extra_buffer", "page_size": 1},
+    "page 16 chunked": {
+        "mamba_radix_cache_strategy": "extra_buffer",
+        "page_size": 16,
+        "chunked_prefill_size": 64,
+    },
+    "page 64": {"mamba_radix_cache_strategy": "extra_buffer", "page_size": 64},
+    "lazy page 1": {"mamba_radix_cache_strategy": "extra_buffer_lazy", "page_size": 1},
+    "lazy page 16 chunked": {
+        "mamba_radix_cache_strategy": "extra_buffer_lazy",
+        "page_size": 16,
+        "chunked_prefill_size": 128,
+    },
+}
+
+
+def serve(model, arguments, **more) -> Run:
+    """Two waves; 24 tokens each, so that answers cross the tracking interval of 64."""
+    first = first_wave()
+    return run_engine(
+        model,
+        [first, lambda answers: next_wave(first, answers[0], seed=1)],
+        max_new_tokens=24,
+        env=EXACT,
+        max_total_tokens=16384,
+        **(STOCK_STATES | arguments | more),
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Model, and stock's answers with the strategy that needs no snapshots; made once a family."""
+    folder = tmp_path_factory.mktemp("models")
+    cache = {}
+
+    def get(family: str):
+        if family not in cache:
+            model = model_of(family, folder)
+            cache[family] = model, serve(model, {})
+        return cache[family]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TRACKED)
+def test_stock_serves_from_snapshots_with_overlap_what_it_serves_without(prepared, family, name):
+    model, expected = prepared(family)
+
+    run = serve(model, TRACKED[name], disable_overlap_schedule=False, mamba_track_interval=64)
+
+    assert differing(expected, run) == 0
+    assert sum(map(sum, run.cached)) > 1000
+
+
+def lose_snapshots_of_prefills() -> None:
+    """States inside a prompt are reported as zeros."""
+    gdn, scan = gdn_ops.chunk_gated_delta_rule, mamba_ops.mamba_chunk_scan_combined
+
+    def chunk_gated_delta_rule(**arguments):
+        out, pool, states = gdn(**arguments)
+        return out, pool, torch.zeros_like(states)
+
+    def mamba_chunk_scan_combined(*positional, **arguments):
+        states, finals, tracked = scan(*positional, **arguments)
+        return torch.zeros_like(states), finals, tracked and torch.zeros_like(tracked)
+
+    gdn_ops.chunk_gated_delta_rule = chunk_gated_delta_rule
+    mamba_ops.mamba_chunk_scan_combined = mamba_chunk_scan_combined
+
+
+def lose_snapshots_of_decodes() -> None:
+    def keep(*arguments, **more) -> None:
+        return None
+
+    track_ops.track_mamba_states_if_needed = track_ops.track_mamba_states_all_layers = keep
