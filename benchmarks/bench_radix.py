@@ -22,12 +22,11 @@ import json
 import random
 import statistics
 import time
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.cache_sides import Shape, build
+from benchmarks.cache_sides import Shape, build, request
 from tests.engines import preload, run_engine
 
 WINDOW = 1024
@@ -170,13 +169,6 @@ def torch_int32() -> Any:
     import torch
 
     return torch.int32
-
-
-def request(name: str, tokens: Sequence[int]) -> Any:
-    from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.sampling.sampling_params import SamplingParams
-
-    return Req(name, "", array("q", tokens), SamplingParams(max_new_tokens=ANSWER))
 
 
 # ---- streams --------------------------------------------------------------------------------

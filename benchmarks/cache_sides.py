@@ -8,6 +8,8 @@ writes KV: pools have no bytes, or bytes that nobody touches.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 LAYERS = (10, 52)  # full and window layers of Gemma-3-27B: the shape of large pages
@@ -154,3 +156,11 @@ def _jenga(shape: Shape) -> Any:
         max_tokens=shape.num_tokens,
     )
     return JengaRadixCache(_params(shape, rows, allocator))
+
+
+def request(name: str, tokens: Sequence[int]) -> Any:
+    """SGLang's request for these prompt tokens."""
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    return Req(name, "", array("q", tokens), SamplingParams(max_new_tokens=64))

@@ -1,0 +1,240 @@
+"""Time that memory takes on the scheduler's thread: jenga against SGLang's allocators and tree.
+
+    python -m benchmarks.bench_host                              # all cells, some minutes
+    python -m benchmarks.bench_host --batch 64 --pool 10000      # one cell of each geometry
+    python -m benchmarks.bench_host --profile jenga --batch 256 --pool 100000
+
+SGLang's own `ScheduleBatch`, `Req` and allocation functions (under jenga with the plugin's hooks
+around them) in one process on CPU tensors; all sides get the same calls in turn (`host_side.py`).
+`--batch` requests decode at a time. First in an empty pool; then on and on, each one that ends
+followed by the next, in a pool that cached prefixes fill, so that every page must be evicted first.
+What a GPU adds to every side (copies to the device, kernel launches) is not in it.
+
+    check    whether the next decode step fits, evicting if it does not
+    slide    giving up what windows have left behind
+    alloc    the step's slots, into the request rows
+    match    longest cached prefix of a waiting request
+    lock     of that prefix
+    extend   allocation for its prompt, eviction and the indices of the hit included
+    insert   offering the prompt's pages to the tree
+    release  offering the answer's, giving back the rest
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import json
+import pstats
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.cache_sides import Shape
+from benchmarks.host_side import Chat, HostSide, prepare
+
+STEP_CALLS = ("check", "slide", "alloc")
+REQUEST_CALLS = ("match", "lock", "extend", "insert", "release")
+BATCHES = (8, 64, 256)
+POOLS = (10_000, 100_000, 1_000_000)
+LEAST_REQUEST = 64  # tokens; cells whose requests would be shorter are left out
+MOST_AT_ONCE = 8  # prompts of one prefill batch
+WARM_STEPS = 16
+SIDES = ("unified", "unified-memory", "jenga")
+CELL_HEAD = "layers | batch | pool | request"
+Average = Callable[[Sequence[float]], float]
+
+
+class Cell(NamedTuple):
+    """`pool`: small pages of a group, which are tokens times `page_size`."""
+
+    windows: bool
+    batch: int
+    pool: int
+    page_size: int = 1
+
+    @property
+    def request(self) -> int:
+        """Tokens of a running request; together they fill half of the pool at most."""
+        return min(2048, self.pool * self.page_size // 2 // self.batch)
+
+    @property
+    def answer(self) -> int:
+        return min(64, self.request // 4)
+
+    @property
+    def window(self) -> int | None:
+        """A quarter of a request, so that all of them outgrow it."""
+        return max(16, self.request // 4) if self.windows else None
+
+    @property
+    def shape(self) -> Shape:
+        tokens = self.pool * self.page_size
+        return Shape(tokens, self.page_size, self.window, self.batch, self.request + 64)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Unified memory is for models with windows (or states) only."""
+        return SIDES if self.windows else SIDES[::2]
+
+    @property
+    def label(self) -> str:
+        layers = f"full + window {self.window}" if self.windows else "full"
+        return f"{layers} | {self.batch} | {self.pool:,} | {self.request:,}"
+
+
+def chats(cell: Cell, rng: random.Random) -> Iterator[Chat]:
+    """Without end: a few shared system prompts; every second prompt goes on from half of an earlier
+    one. All of one length, but for their last tenth."""
+
+    def fresh(count: int) -> list[int]:
+        return [rng.randrange(1 << 20) for _ in range(count)]
+
+    longest = cell.request - cell.answer
+    systems = [fresh(longest // 4) for _ in range(4)]
+    recent: list[list[int]] = []
+    while True:
+        length = longest - rng.randrange(max(1, longest // 10))
+        goes_on = recent and rng.random() < 0.5
+        head = rng.choice(recent)[: longest // 2] if goes_on else rng.choice(systems)
+        prompt = head + fresh(length - len(head))
+        recent = [*recent[-cell.batch :], prompt]
+        yield Chat(prompt, fresh(cell.answer))
+
+
+def run_cell(cell: Cell, steps: int, names: Sequence[str]) -> list[HostSide]:
+    """Play a cell on all sides at once, call by call in turn; they have the times."""
+    sides = [HostSide(name, cell.shape) for name in names]
+    rng = random.Random(0)
+    stream = chats(cell, rng)
+
+    def each(act: Callable[[HostSide], object]) -> None:
+        # In any order, so that no side always finds the processor's caches warmed by another.
+        for side in rng.sample(sides, len(sides)):
+            act(side)
+
+    def admit(count: int) -> None:
+        for begin in range(0, count, MOST_AT_ONCE):
+            group = list(islice(stream, min(MOST_AT_ONCE, count - begin)))
+            each(lambda side, group=group: side.admit(group))
+
+    def phase(name: str | None) -> None:
+        for side in sides:
+            side.phase = name
+
+    gc.collect()
+    gc.disable()
+    admit(cell.batch)
+    each(HostSide.decode)
+    phase("spare")
+    for _ in range(cell.answer - 2):
+        each(HostSide.decode)
+    phase(None)
+    each(HostSide.release_all)
+    for _ in range(-(-2 * cell.shape.num_tokens // cell.request)):  # half of a prompt is new
+        admit(1)
+        each(HostSide.release_all)
+    # Answers of every length, so that a few requests end in every step and not all in one.
+    for chat in islice(stream, cell.batch):
+        chat = Chat(chat.prompt, chat.answer[: rng.randint(2, cell.answer)])
+        each(lambda side, chat=chat: side.admit([chat]))
+    for at in range(WARM_STEPS + steps):
+        phase("full" if at >= WARM_STEPS else None)
+        each(HostSide.decode)
+        ended = {side.release_ended() for side in rng.sample(sides, len(sides))}
+        assert len(ended) == 1, "the sides do not play the same"
+        admit(ended.pop())
+    gc.enable()
+    return sides
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for windows in (False, True):
+        for batch in options.batch or BATCHES:
+            for pool in options.pool or POOLS:
+                cell = Cell(windows, batch, pool, options.page_size)
+                if cell.request >= LEAST_REQUEST:
+                    yield cell
+
+
+# ---- report ---------------------------------------------------------------------------------
+
+
+def across(sides: Sequence[HostSide], phase: str, call: str, average: Average) -> str:
+    """Microseconds of all sides, and jenga's over the first one's."""
+    micros = [1e6 * average(side.seconds[phase, call]) for side in sides]
+    shown = " / ".join(f"{value:,.0f}" for value in micros)
+    return f"{shown} **{micros[-1] / micros[0]:.2f}**" if micros[0] >= 0.5 else shown
+
+
+def step_row(sides: Sequence[HostSide]) -> list[str]:
+    parts = [across(sides, "spare", call, statistics.median) for call in ("step", *STEP_CALLS)]
+    parts.append(across(sides, "full", "step", statistics.median))
+    parts.append(across(sides, "full", "step", statistics.mean))
+    return parts
+
+
+def request_row(sides: Sequence[HostSide]) -> list[str]:
+    return [across(sides, "full", call, statistics.median) for call in REQUEST_CALLS]
+
+
+STEP_HEAD = (
+    "step, memory to spare",
+    *STEP_CALLS,
+    "step, pool full of prefixes",
+    "the same, mean",
+)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head, *lines = (f"| {' | '.join(line)} |" for line in (heading, *rows))
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
+
+
+def profile(cell: Cell, steps: int, name: str) -> None:
+    """Play the cell on one side under cProfile; print where its own time went."""
+    with cProfile.Profile() as profiler:
+        run_cell(cell, steps, [name])
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, action="append", metavar="N", help="only this one")
+    parser.add_argument("--pool", type=int, action="append", metavar="N", help="only this one")
+    parser.add_argument("--page-size", type=int, default=1, metavar="N", help="tokens per page")
+    parser.add_argument("--steps", type=int, default=192, metavar="N", help="timed in a full pool")
+    parser.add_argument("--profile", choices=SIDES, help="this side alone, under cProfile")
+    parser.add_argument("--json", type=Path, help="write all times, in seconds, to this file")
+    options = parser.parse_args(argv)
+    prepare()
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    step_rows, request_rows = [], []
+    for cell in cells(options):
+        print(cell.label, file=sys.stderr, flush=True)
+        if options.profile:
+            profile(cell, options.steps, options.profile)
+            continue
+        sides = run_cell(cell, options.steps, cell.sides)
+        step_rows.append([cell.label, *step_row(sides)])
+        request_rows.append([cell.label, *request_row(sides)])
+        found[cell.label] = {
+            side.name: {"/".join(key): times for key, times in side.seconds.items()}
+            for side in sides
+        }
+    if step_rows:
+        print(f"microseconds, {' / '.join(SIDES)}, **jenga / unified**\n")
+        print(table((CELL_HEAD, *STEP_HEAD), step_rows), end="\n\n")
+        print(table((CELL_HEAD, *REQUEST_CALLS), request_rows))
+    if options.json:
+        options.json.write_text(json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
