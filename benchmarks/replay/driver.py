@@ -1,0 +1,214 @@
+"""The part of a replay that lives in the scheduler process: clients, clock and null model in one.
+
+SGLang asks for new requests, forwards batches and hands over outputs as always; these three seams
+lead here. A request arrives once the clock has passed its moment, each forward moves the clock by
+what the roofline says, and when nothing runs and nothing waits the clock jumps to the next arrival.
+So a replay's course depends on the workload and the pool alone. One simplification: with overlap,
+SGLang schedules a step while the previous one still runs; here it has the arrivals of that time too.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from benchmarks.replay.clock import Clock, Weights
+from benchmarks.replay.null_model import NullModel
+from benchmarks.replay.recorder import Recorder
+from benchmarks.replay.requests import Request
+from benchmarks.replay.result import Served, Steps
+from sglang_jenga.spec import LayerGroup
+
+IDLE_PASSES = 200
+"""Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""
+
+
+class Play(NamedTuple):
+    """What the scheduler process is told. Groups: with the real model's bytes, and the replayed."""
+
+    requests: tuple[Request, ...]
+    clock: Clock
+    weights: Weights
+    real_groups: tuple[LayerGroup, ...]
+    groups: tuple[LayerGroup, ...]
+    pool_bytes: int
+    plan: str
+    largest_page_bytes: int
+
+
+class Outcome(NamedTuple):
+    steps: Steps
+    served: list[Served]
+    totals: dict[str, float]
+    pool: str
+
+
+class Stuck(RuntimeError):
+    """The replay cannot go on; the message says what waits for what."""
+
+
+class Driver:
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.now = 0.0
+        self.model = NullModel(play.requests)
+        self.recorder = Recorder(play.groups, play.pool_bytes)
+        self.outcome: Outcome | None = None
+        self._due: list[tuple[float, int, Request]] = []
+        self._followers: dict[str, list[tuple[int, Request]]] = defaultdict(list)
+        for order, request in enumerate(play.requests):
+            if request.after is None:
+                heapq.heappush(self._due, (request.at, order, request))
+            else:
+                self._followers[request.after].append((order, request))
+        self._served: dict[str, Served] = {}
+        self._scheduler: Any = None
+        self._idle = 0
+
+    # ---- requests come ------------------------------------------------------------------------
+
+    def arrivals(self, scheduler: Any) -> list[TokenizedGenerateReqInput]:
+        """Requests whose moment has come, as the tokenizer would send them."""
+        if self._scheduler is None:
+            self._scheduler = scheduler
+            self.recorder.attach(scheduler)
+        arrived = []
+        while self._due and self._due[0][0] <= self.now:
+            at, _, request = heapq.heappop(self._due)
+            self.model.planted[request.rid].arrived = at
+            arrived.append(_tokenized(request))
+        return arrived
+
+    def idle(self) -> bool:
+        """Nothing could be run. Jump to the next arrival; True when there will be none.
+
+        Raises Stuck if requests wait that SGLang will never admit, or that nobody ends.
+        """
+        if self._due:
+            if self._scheduler.is_fully_idle():
+                self.now = max(self.now, self._due[0][0])
+                self._idle = 0
+            else:
+                self._count_idle()
+            return False
+        if len(self._served) == len(self.play.requests):
+            self.outcome = self._result()
+            return True
+        self._count_idle()
+        return False
+
+    def _count_idle(self) -> None:
+        self._idle += 1
+        if self._idle < IDLE_PASSES:
+            return
+        waiting = self._scheduler.waiting_queue
+        first = f", the first of {len(waiting[0].full_untruncated_fill_ids)}" if waiting else ""
+        raise Stuck(
+            f"no step in {IDLE_PASSES} passes: {len(self._served)} of {len(self.play.requests)} "
+            f"requests served, {len(waiting)} waiting{first}; pool: {self.recorder.pool_described}"
+        )
+
+    # ---- batches run --------------------------------------------------------------------------
+
+    def forward(self, batch: Any) -> GenerationBatchResult:
+        """Answer a batch, and let so much time pass as its model would take."""
+        ends = batch.seq_lens_cpu.numpy().astype(np.int64)
+        if batch.forward_mode.is_decode():
+            starts = ends - 1
+        else:
+            starts = np.array(batch.prefix_lens, dtype=np.int64)
+        counts = ends - starts
+        play = self.play
+        span = play.clock.step_seconds(play.weights, play.real_groups, starts, counts)
+        self.now += span
+        self._idle = 0
+        self.recorder.step(self._scheduler, batch, starts, counts, span, self.now)
+        rids = [req.rid for req in batch.reqs]
+        tokens, ended = self.model.answer(rids, starts, counts, self.now)
+        for rid in ended:
+            for order, request in self._followers.pop(rid, ()):
+                heapq.heappush(self._due, (self.now + request.at, order, request))
+        return GenerationBatchResult(next_token_ids=torch.from_numpy(tokens))
+
+    # ---- outputs leave ------------------------------------------------------------------------
+
+    def output(self, reqs: list[Any]) -> None:
+        """See to it that what ends has ended well, and with the planted answer."""
+        for req in reqs:
+            if not req.finished() or req.finished_output:
+                continue
+            req.finished_output = True
+            reason = req.finished_reason.to_json()
+            planted = self.model.planted[req.rid]
+            if reason["type"] != "length":
+                raise Stuck(f"{req.rid} ({planted.prompt_tokens} tokens) was refused: {reason}")
+            if list(req.output_ids) != planted.answer:
+                raise Stuck(f"{req.rid} was not answered with its planted tokens")
+            self._served[req.rid] = planted.served(req.rid, req.retraction_count)
+
+    def aborted(self, req: Any) -> None:
+        raise Stuck(f"{req.rid} was aborted by SGLang: {req.to_finish}")
+
+    def _result(self) -> Outcome:
+        served = [self._served[request.rid] for request in self.play.requests]
+        return Outcome(
+            self.recorder.thinned(),
+            served,
+            self.recorder.totals() | request_totals(served),
+            self.recorder.pool_described,
+        )
+
+
+def request_totals(served: list[Served]) -> dict[str, float]:
+    """Totals over requests; the modelled ones count from the first arrival to the last token."""
+    first = np.array([item.first_token - item.arrived for item in served])
+    gaps = np.array(
+        [
+            (item.finished - item.first_token) / (item.output_tokens - 1)
+            for item in served
+            if item.output_tokens > 1
+        ]
+        or [0.0]
+    )
+    seconds = max(item.finished for item in served) - min(item.arrived for item in served)
+    output_tokens = sum(item.output_tokens for item in served)
+    return {
+        "hit_tokens": float(sum(item.hit_tokens for item in served)),
+        "prompt_tokens": float(sum(item.prompt_tokens for item in served)),
+        "output_tokens": float(output_tokens),
+        "recomputed_tokens": float(sum(item.recomputed_tokens for item in served)),
+        "retractions": float(sum(item.retractions for item in served)),
+        "modelled_seconds": seconds,
+        "modelled_tokens_per_s": output_tokens / seconds,
+        "ttft_p50": float(np.percentile(first, 50)),
+        "ttft_p99": float(np.percentile(first, 99)),
+        "itl_p50": float(np.percentile(gaps, 50)),
+        "itl_p99": float(np.percentile(gaps, 99)),
+    }
+
+
+def _tokenized(request: Request) -> TokenizedGenerateReqInput:
+    sampling = SamplingParams(max_new_tokens=request.output.size, temperature=0, ignore_eos=True)
+    sampling.normalize(None)
+    return TokenizedGenerateReqInput(
+        rid=request.rid,
+        input_text=None,
+        input_ids=array("q", request.prompt.astype(np.int64).tobytes()),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=sampling,
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=False,
+    )

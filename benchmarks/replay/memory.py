@@ -1,0 +1,149 @@
+"""Who has the pool's bytes at this moment: running requests, the prefix cache, or nobody.
+
+Reads the counters of whichever pools the scheduler was built with; `result.py` defines the words.
+Two readers, since stock SGLang cuts the pool into partitions at boot and jenga does not. Neither
+changes anything, and neither knows what the bytes are needed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+
+from sglang_jenga.spec import LayerGroup
+
+
+class Occupancy(NamedTuple):
+    """Bytes. `held` and `cached` are per layer group, padding included; `lent` are free bytes that
+    only one group (jenga) or one partition (stock) can take, `common` those that anybody can."""
+
+    held: list[int]
+    cached: list[int]
+    lent: list[int]
+    common: int
+    padded: int
+
+    def stranded(self, mix: Sequence[float]) -> int:
+        """Free bytes left over when groups go on being served in the proportions `mix`.
+
+        Finds the most bytes t with ``sum(max(0, t * mix[g] - lent[g])) <= common``.
+        """
+        free = sum(self.lent) + self.common
+        # Groups in the order in which they use up what is theirs alone.
+        order = sorted(
+            (lent / share, share, lent)
+            for lent, share in zip(self.lent, mix, strict=True)
+            if share > 0
+        )
+        taken_share = taken_lent = 0.0
+        best = order[0][0] if order else 0.0
+        for index, (_, share, lent) in enumerate(order):
+            taken_share += share
+            taken_lent += lent
+            best = (self.common + taken_lent) / taken_share
+            if index + 1 == len(order) or best <= order[index + 1][0]:
+                break
+        return max(0, int(free - best))
+
+
+class StockMemory:
+    """Partitions of fixed size, in SGLang's own figures: available, evictable, the rest is held."""
+
+    def __init__(self, scheduler: Any, groups: Sequence[LayerGroup], pool_bytes: int) -> None:
+        self._stats = scheduler.pool_stats_observer.get_pool_stats
+        self._groups = groups
+        self._pool_bytes = pool_bytes
+        self.described = self._describe()
+
+    def _partitions(self) -> list[tuple[list[int], int, int, int]]:
+        """Per partition: its groups, its capacity, and what is free and evictable of it, in tokens
+        or states."""
+        stats = self._stats()
+        full = (stats.full_capacity, stats.full_available_size, stats.full_evictable_size)
+        if len(self._groups) == 1:
+            return [([0], *full)]
+        if self._groups[1].layer_type == "state":
+            used = stats.mamba_num_used + stats.mamba_available_size + stats.mamba_evictable_size
+            states = (used, stats.mamba_available_size, stats.mamba_evictable_size)
+            return [([0], *full), ([1], *states)]
+        if not stats.is_hybrid_swa:
+            return [([0, 1], *full)]
+        window = (stats.swa_capacity, stats.swa_available_size, stats.swa_evictable_size)
+        return [([0], *full), ([1], *window)]
+
+    def _describe(self) -> str:
+        names = [group.label for group in self._groups]
+        return ", ".join(
+            f"{'+'.join(names[group] for group in members)}: {capacity}"
+            for members, capacity, _, _ in self._partitions()
+        )
+
+    def occupancy(self, running: Sequence[Any]) -> Occupancy:
+        held, cached = [0] * len(self._groups), [0] * len(self._groups)
+        lent = [0] * len(self._groups)
+        cut = common = 0
+        for members, capacity, free, evictable in self._partitions():
+            for group in members:
+                entry = self._groups[group].entry_bytes
+                held[group] = (capacity - free - evictable) * entry
+                cached[group] = evictable * entry
+                cut += capacity * entry
+                if len(members) > 1:  # stored side by side: every token takes its part of each
+                    common += free * entry
+                else:
+                    lent[group] = free * entry
+        return Occupancy(held, cached, lent, common, self._pool_bytes - cut)
+
+
+class JengaMemory:
+    """One pool of large pages. What a running request keeps behind its window counts as cached: it
+    is given back when memory is short, and is in nobody's way before."""
+
+    def __init__(self, scheduler: Any, pool_bytes: int) -> None:
+        self._tree = scheduler.tree_cache
+        self._core = scheduler.token_to_kv_pool_allocator.core
+        self._page_size = scheduler.token_to_kv_pool_allocator.page_size
+        self._pool_bytes = pool_bytes
+        plan = self._core.plan
+        cuts = ", ".join(
+            f"{item.group.label} {item.smalls_per_large} a large page, "
+            f"{100 * item.padding_fraction:.2f} % padding"
+            for item in plan.groups
+        )
+        self.described = f"{plan.num_large} large pages of {plan.large_page_bytes} bytes: {cuts}"
+
+    def occupancy(self, running: Sequence[Any]) -> Occupancy:
+        core = self._core
+        items = core.plan.groups
+        sizes = [item.small_page_bytes for item in items]
+        held = [count * size for count, size in zip(core.num_used, sizes, strict=True)]
+        cached = [count * size for count, size in zip(core.num_cached, sizes, strict=True)]
+        if self._tree.supports_swa():
+            left = self._behind_windows(running) * sizes[1]
+            held[1] -= left
+            cached[1] += left
+        padded = self._pool_bytes - core.plan.pool_bytes
+        for item, used, kept in zip(items, core.num_used, core.num_cached, strict=True):
+            spare = item.padded_entry_bytes - item.group.entry_bytes
+            padded += (used + kept) * item.group.tokens_per_page * spare
+        return Occupancy(
+            held,
+            cached,
+            [count * size for count, size in zip(core.large.free, sizes, strict=True)],
+            core.large.num_empty * core.plan.large_page_bytes,
+            padded,
+        )
+
+    def _behind_windows(self, running: Sequence[Any]) -> int:
+        """Small pages that sliding all running requests exactly would give back."""
+        step = self._page_size
+        reach = -(-max(self._tree.swa_retain_window, step) // step) * step
+        total = 0
+        for req in running:
+            if not req.kv.holds_kv or req.decode_batch_idx < 1:
+                continue
+            begin = max(req.kv.get_evicted_seqlen(ComponentType.SWA), req.kv.swa_dead_lo(step))
+            total += max(0, (req.seqlen - 1 - reach) // step - -(-begin // step))
+        return total

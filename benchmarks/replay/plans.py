@@ -1,0 +1,37 @@
+"""Plans of the pool that only a benchmark asks for, in place of the planner's own.
+
+lcm    the planner's, its bounds on large pages scaled like the bytes
+max    one page size for all groups, the largest: smaller entries are padded up to it
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES, plan_pool, raw_small_bytes
+from sglang_jenga.spec import GroupPlan, PoolPlan
+
+PLANS = ("lcm", "max")
+
+
+def install(plan: str, largest_page_bytes: int = MAX_LARGE_PAGE_BYTES) -> None:
+    """Let the pool of this process be cut by `plan`."""
+    from sglang_jenga import runtime
+
+    def scaled(geometry: Any, pool_bytes: int) -> PoolPlan:
+        return plan_pool(geometry.groups, pool_bytes, max_large_page_bytes=largest_page_bytes)
+
+    def largest(geometry: Any, pool_bytes: int) -> PoolPlan:
+        return max_page_plan(geometry.groups, pool_bytes)
+
+    runtime.plan_for = {"lcm": scaled, "max": largest}[plan]
+
+
+def max_page_plan(groups: Any, pool_bytes: int) -> PoolPlan:
+    """Every small page is a large page. Raises ValueError if entries do not divide it."""
+    size = max(raw_small_bytes(group) for group in groups)
+    for group in groups:
+        if size % group.tokens_per_page:
+            raise ValueError(f"a page of {size} bytes cannot hold {group.tokens_per_page} entries")
+    items = tuple(GroupPlan(group, size // group.tokens_per_page, 1) for group in groups)
+    return PoolPlan(items, size, pool_bytes // size)

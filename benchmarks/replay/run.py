@@ -1,0 +1,226 @@
+"""Replay a workload on one geometry and one baseline, and write what was found as JSON.
+
+    python -m benchmarks.replay.run --geometry gemma-3-27b --workload chats --baseline jenga \\
+        --pool-gib 16 --json out.json
+
+Memory facts are measured on SGLang's own scheduler, allocator and tree; times are modelled by
+`clock.py`. `pool_bytes` are bytes of the real model's GPUs: the replayed pool is `scale` times
+smaller, and so is everything in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.replay.baselines import BASELINES, SWEEPS, Baseline
+from benchmarks.replay.clock import HARDWARE, Clock
+from benchmarks.replay.engine import ReplayFailed, play_on_engine
+from benchmarks.replay.geometries import CONTEXT_TOKENS, GEOMETRIES, Geometry
+from benchmarks.replay.requests import Workload
+from benchmarks.replay.result import Result, to_json
+from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES
+
+CHUNK = 8192
+"""SGLang's --chunked-prefill-size on a GPU of 80 GB."""
+
+
+def replay(
+    geometry: Geometry,
+    workload: Workload,
+    baseline: Baseline,
+    *,
+    pool_bytes: int,
+    clock: Clock,
+    page_size: int = 1,
+    max_running: int = 256,
+    chunk: int = CHUNK,
+    seconds: float = 1800,
+    arguments: dict[str, Any] | None = None,
+) -> Result:
+    """Serve `workload`; start an engine before and stop it afterwards.
+
+    Args:
+        pool_bytes: of the real model, for KV and states together.
+        arguments: further server arguments, which win over the baseline's.
+
+    Raises:
+        ValueError: the geometry or the baseline cannot be had (see their `missing`).
+        ReplayFailed: the server refused, died, got stuck or took longer than `seconds`.
+    """
+    missing = baseline.missing_on(geometry)
+    if missing is not None:
+        raise ValueError(f"{baseline.name} on {geometry.name}: {missing}")
+    if workload.longest_tokens() >= CONTEXT_TOKENS:
+        raise ValueError(f"{workload.name}: requests must be shorter than {CONTEXT_TOKENS} tokens")
+    options = dict(page_size=page_size, max_running=max_running, chunk=chunk, seconds=seconds)
+    common = (geometry, workload, baseline, pool_bytes, clock)
+    if not (baseline.sweeps and geometry.ratio):
+        return _play(*common, arguments=arguments or {}, **options)
+    return _sweep(*common, arguments=arguments or {}, **options)
+
+
+def _sweep(geometry: Geometry, *common: Any, arguments: dict[str, Any], **options: Any) -> Result:
+    """The best of several ratios by modelled throughput; all of them stay in the result."""
+    points: list[dict[str, Any]] = []
+    best: Result | None = None
+    for ratio in SWEEPS[geometry.ratio]:
+        try:
+            found = _play(
+                geometry, *common, arguments=arguments | {geometry.ratio: ratio}, **options
+            )
+        except ReplayFailed as error:
+            points.append({"ratio": ratio, "failed": str(error).splitlines()[0]})
+            continue
+        points.append({"ratio": ratio, **found.totals})
+        if best is None or _speed(found) > _speed(best):
+            best = found
+    if best is None:
+        raise ReplayFailed(f"{geometry.name}: no ratio serves this workload: {points}")
+    return best._replace(config=best.config | {"sweep": points})
+
+
+def _speed(result: Result) -> float:
+    return result.totals["modelled_tokens_per_s"]
+
+
+def _play(
+    geometry: Geometry,
+    workload: Workload,
+    baseline: Baseline,
+    pool_bytes: int,
+    clock: Clock,
+    *,
+    page_size: int,
+    max_running: int,
+    chunk: int,
+    seconds: float,
+    arguments: dict[str, Any],
+) -> Result:
+    from benchmarks.replay.driver import Play
+
+    arguments = {
+        "page_size": page_size,
+        "max_running_requests": max_running,
+        "chunked_prefill_size": chunk,
+        **baseline.arguments,
+        **arguments,
+    }
+    play = Play(
+        workload.requests,
+        clock,
+        geometry.weights,
+        geometry.real.groups,
+        geometry.replayed,
+        pool_bytes // geometry.scale,
+        baseline.plan,
+        MAX_LARGE_PAGE_BYTES // geometry.scale,
+    )
+    started = time.perf_counter()
+    outcome = play_on_engine(geometry, play, arguments, baseline.env, seconds)
+    config = {
+        "command": " ".join(sys.argv),
+        "sglang": version("sglang"),
+        "python": platform.python_version(),
+        "geometry": geometry.name,
+        "stock_stores": geometry.stock,
+        "workload": workload.name,
+        "described": workload.described,
+        "baseline": baseline.name,
+        "baseline_described": baseline.described,
+        "arguments": geometry.server | arguments,
+        "env": baseline.env,
+        "pool_bytes": pool_bytes,
+        "scale": geometry.scale,
+        "replayed_pool_bytes": play.pool_bytes,
+        "pool": outcome.pool,
+        "clock": clock._asdict(),
+    }
+    totals = outcome.totals | {"host_seconds": time.perf_counter() - started}
+    return Result(outcome.steps, outcome.served, totals, config)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from benchmarks.replay import workloads
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", required=True, choices=[*GEOMETRIES])
+    parser.add_argument("--workload", required=True, choices=[*workloads.WORKLOADS])
+    parser.add_argument("--baseline", required=True, choices=[*BASELINES])
+    parser.add_argument("--pool-gib", type=float, help="of KV and states; default: what is left")
+    parser.add_argument("--page-size", type=int, default=1)
+    parser.add_argument("--max-running", type=int, default=256)
+    parser.add_argument("--chunk", type=int, default=CHUNK)
+    parser.add_argument("--seconds", type=float, default=1800, help="of this machine, at most")
+    parser.add_argument("--json", type=Path)
+    add_clock_options(parser)
+    options = parser.parse_args(argv)
+    geometry = GEOMETRIES[options.geometry]
+    clock = clock_of(options, geometry)
+    pool_bytes = (
+        int(options.pool_gib * 2**30) if options.pool_gib else room_for_pool(geometry, clock)
+    )
+    try:
+        result = replay(
+            geometry,
+            workloads.WORKLOADS[options.workload](),
+            BASELINES[options.baseline],
+            pool_bytes=pool_bytes,
+            clock=clock,
+            page_size=options.page_size,
+            max_running=options.max_running,
+            chunk=options.chunk,
+            seconds=options.seconds,
+        )
+    except (ReplayFailed, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.json:
+        options.json.write_text(json.dumps(to_json(result)))
+    print(result.config["described"])
+    print(result.config["pool"])
+    for name, value in result.totals.items():
+        print(f"{name:30} {value:14,.3f}")
+    return 0
+
+
+def add_clock_options(parser: argparse.ArgumentParser) -> None:
+    defaults = Clock()
+    parser.add_argument("--hardware", choices=[*HARDWARE], default=defaults.hardware)
+    parser.add_argument("--gpus", type=int, help="default: the fewest that hold the model")
+    for name in ("bandwidth_share", "flops_share", "fixed_seconds", "request_seconds"):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=float, default=getattr(defaults, name))
+
+
+def clock_of(options: argparse.Namespace, geometry: Geometry) -> Clock:
+    return Clock(
+        options.hardware,
+        options.gpus or geometry.gpus,
+        options.bandwidth_share,
+        options.flops_share,
+        options.fixed_seconds,
+        options.request_seconds,
+    )
+
+
+def room_for_pool(geometry: Geometry, clock: Clock, *, share: float = 0.88) -> int:
+    """Bytes left for the pool when `share` of the GPUs' memory is for weights and pool.
+
+    0.88 is about what SGLang chooses for --mem-fraction-static on one GPU of 80 GB.
+    """
+    memory = HARDWARE[clock.hardware].memory_bytes * clock.gpus
+    left = int(memory * share - geometry.weights.total_bytes)
+    if left <= 0:
+        raise ValueError(f"{geometry.name} does not fit on {clock.gpus} x {clock.hardware}")
+    return left
+
+
+if __name__ == "__main__":
+    sys.exit(main())
