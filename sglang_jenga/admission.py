@@ -12,24 +12,66 @@ from typing import Any
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
 
 
-class _Parking:
-    """Remembers in one round of admission that a chunk had to wait."""
+class _Round:
+    """Common to all models: what has been promised and put off in one round of admission.
 
-    _parked = False
+    A model with states gives every new request ``states_per_request`` of them beside its tokens,
+    out of the same bytes; a prompt whose next chunk is asked for has its own already.
 
-    def fit_chunk(self, **demand: Any) -> int | None:
-        limit = self._fit_chunk(**demand)
+    Where SGLang does not track states inside a prompt, a request that parts from cached ones behind
+    the last cached state is cut there: the chunk's end leaves a state at the branch point, which
+    the next ones hit. SGLang runs one cut prompt at a time, so nobody is admitted after it.
+    """
+
+    _parked = False  # a chunk had to wait
+    _cut_again = False  # a prompt in flight does not end in this round
+    _cut_at_branch = False  # a new one is cut where it parts from others
+    _states_promised = 0
+
+    @property
+    def states_wanted(self) -> int:
+        """States promised in this round and those of one more request."""
+        return self._states_promised + self.allocator.states_per_request
+
+    def fit_chunk(self, *, extend_input_len: int, **demand: Any) -> int | None:
+        self._states_promised -= self.allocator.states_per_request
+        try:
+            limit = self._fit_chunk(extend_input_len=extend_input_len, **demand)
+        finally:
+            self._states_promised += self.allocator.states_per_request
         self._parked = limit is None
+        self._cut_again = limit is None or limit < extend_input_len
         return limit
 
-    def check_prefill(self, **demand: Any) -> tuple[bool, int | None]:
-        return (False, None) if self._parked else super().check_prefill(**demand)
+    def check_prefill(
+        self, *, extend_input_len: int, chunk_limit: int | None, **demand: Any
+    ) -> tuple[bool, int | None]:
+        if self._parked:
+            return False, None
+        fits, limit = super().check_prefill(
+            extend_input_len=extend_input_len, chunk_limit=chunk_limit, **demand
+        )
+        if not fits or limit is None:
+            return fits, limit
+        if self._cut_at_branch:
+            return True, 0  # not now, though there is room
+        # SGLang has matched this very request just before.
+        branch = self.tree_cache.tokens_to_branch
+        if not self._cut_again and 0 < branch < min(limit, extend_input_len):
+            self._cut_at_branch = True
+            return True, branch
+        return True, limit
 
     def can_allocate_prefill(self, **demand: Any) -> bool:
         return not self._parked and super().can_allocate_prefill(**demand)
 
+    def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
+        super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
+        if not is_chunked_continuation:
+            self._states_promised += self.allocator.states_per_request
 
-class JengaDenseBudget(_Parking, PrefillBudget):
+
+class JengaDenseBudget(_Round, PrefillBudget):
     """Models with one attention group. SGLang's budget lets a prompt's next chunk run in any case
     and dies if decoding has taken the room meanwhile; here it is cut or parked."""
 
@@ -44,62 +86,20 @@ class JengaDenseBudget(_Parking, PrefillBudget):
 
 
 class JengaStateBudget(JengaDenseBudget):
-    """Models with states: a new request takes one beside its tokens, out of the same bytes.
-
-    A request whose prompt parts from cached ones behind the last cached state is cut there: the
-    chunk's end leaves a state at the branch point, which the next ones hit. SGLang runs one cut
-    prompt at a time, so nobody else is admitted after it in that round.
-    """
-
-    _states = 0  # promised in this round
-    _has_cut = False  # a prompt in flight is cut again
-    _branch_cut = False  # a new one is cut at its branch point
-
-    def fit_chunk(self, *, extend_input_len: int, **demand: Any) -> int | None:
-        limit = super().fit_chunk(extend_input_len=extend_input_len, **demand)
-        self._has_cut = limit is None or limit < extend_input_len
-        return limit
-
-    def check_prefill(
-        self, *, extend_input_len: int, chunk_limit: int | None, **demand: Any
-    ) -> tuple[bool, int | None]:
-        fits, limit = super().check_prefill(
-            extend_input_len=extend_input_len, chunk_limit=chunk_limit, **demand
-        )
-        if not fits or limit is None:
-            return fits, limit
-        if self._branch_cut:
-            return True, 0  # not now, though there is room
-        # SGLang has matched this very request just before.
-        branch = self.tree_cache.tokens_to_branch
-        if not self._has_cut and 0 < branch < min(limit, extend_input_len):
-            self._branch_cut = True
-            return True, branch
-        return True, limit
+    """Models with full attention and states, which compete for the same large pages."""
 
     @property
     def remaining_total(self) -> int:
-        return self.allocator.tokens_beside(self._states + 1) - self.total_offset
+        return self.allocator.tokens_beside(self.states_wanted) - self.total_offset
 
     @property
     def remaining_current(self) -> int:
-        return self.allocator.tokens_beside(self._states + 1) - self.current_offset
-
-    def _fit_chunk(self, **demand: Any) -> int | None:
-        # The prompt's next chunk: it has its state.
-        self._states -= 1
-        try:
-            return super()._fit_chunk(**demand)
-        finally:
-            self._states += 1
-
-    def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
-        super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
-        self._states += not is_chunked_continuation
+        return self.allocator.tokens_beside(self.states_wanted) - self.current_offset
 
 
-class JengaSWABudget(_Parking, SharedSWAPrefillBudget):
-    """Models with full and window layers, which compete for the same large pages."""
+class JengaSWABudget(_Round, SharedSWAPrefillBudget):
+    """Models with full and window layers, and perhaps states, which compete for the same large
+    pages."""
 
     _slid = False
 
@@ -107,14 +107,19 @@ class JengaSWABudget(_Parking, SharedSWAPrefillBudget):
         return SharedSWAPrefillBudget.fit_chunk(self, **demand)
 
     def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
-        core = self.allocator.core
+        allocator, core = self.allocator, self.allocator.core
         if empty_pool:
-            return core.fits_empty_pool(self.allocator.need(full_tokens, swa_tokens))
-        need = self.allocator.need(full_tokens + self.total_offset, swa_tokens + self.swa_offset)
+            states = allocator.states_per_request
+            return core.fits_empty_pool(allocator.need(full_tokens, swa_tokens, states=states))
+        need = allocator.need(
+            full_tokens + self.total_offset,
+            swa_tokens + self.swa_offset,
+            states=self.states_wanted,
+        )
         if core.fits_after_evicting(need):
             return True
         if self._slid:
             return False
         self._slid = True  # once per admission round is enough
-        self.tree_cache.slide(self.allocator.decoding, exactly=True)
+        self.tree_cache.slide(allocator.decoding, exactly=True)
         return core.fits_after_evicting(need)

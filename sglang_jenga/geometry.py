@@ -39,31 +39,36 @@ def geometry_of(configurator: Any) -> Geometry:
         return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
-    if configurator.mambaish_config is not None:
-        config = configurator.mambaish_config
-        state = StateShape.of(
-            config.mamba2_cache_params, tuple(configurator._get_mamba_layer_ids_for_req_pool())
+    if configurator.is_hybrid_swa:
+        if not layers.full_attention_layer_ids:
+            raise ValueError(
+                "--memory-backend jenga needs at least one full-attention layer and this model has "
+                "window layers only; drop --memory-backend jenga"
+            )
+        sliding = HeadShape(
+            model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
         )
-        states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
-        layer_ids = [i for i in config.full_attention_layer_ids if i < layers.end_layer]
-        return Geometry((group("full", layer_ids, full), states), (full,), state)
-    if not configurator.is_hybrid_swa:
-        return Geometry((group("full", range(layers.num_effective_layers), full),), (full,))
-    if not layers.full_attention_layer_ids:
-        raise ValueError(
-            "--memory-backend jenga needs at least one full-attention layer and this model has "
-            "window layers only; drop --memory-backend jenga"
-        )
-    sliding = HeadShape(model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim)
-    # SGLang's window excludes the current token, ours includes it.
-    window = configurator.sliding_window_size + 1
-    return Geometry(
-        (
+        # SGLang's window excludes the current token, ours includes it.
+        window = configurator.sliding_window_size + 1
+        groups = (
             group("full", layers.full_attention_layer_ids, full),
             group("window", layers.swa_attention_layer_ids, sliding, window),
-        ),
-        (full, sliding),
+        )
+        heads = (full, sliding)
+    elif configurator.mambaish_config is not None:
+        every = configurator.mambaish_config.full_attention_layer_ids
+        layer_ids = [layer_id for layer_id in every if layer_id < layers.end_layer]
+        groups, heads = (group("full", layer_ids, full),), (full,)
+    else:
+        groups, heads = (group("full", range(layers.num_effective_layers), full),), (full,)
+    if configurator.mambaish_config is None:
+        return Geometry(groups, heads)
+    state = StateShape.of(
+        configurator.mambaish_config.mamba2_cache_params,
+        tuple(configurator._get_mamba_layer_ids_for_req_pool()),
     )
+    states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
+    return Geometry((*groups, states), heads, state)
 
 
 def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) -> int:
@@ -72,28 +77,22 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
     Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
     stores as full KV, gives every layer a row for every token.
     """
-    if geometry.state is not None:
-        return _pinned_with_states(geometry, num_tokens)
-    total = 0
     page_size = geometry.groups[0].tokens_per_page
-    for group in geometry.groups:
-        tokens = num_tokens // page_size * page_size
+    tokens = num_tokens // page_size * page_size
+    total = 0
+    for group in geometry.groups[: len(geometry.heads)]:
+        rows = tokens
         if group.layer_type == "window" and stock_is_hybrid:
             ratio = get_schedule().swa_full_tokens_ratio
-            tokens = int(tokens * ratio) // page_size * page_size
-        total += (tokens + page_size) * group.entry_bytes
-    return total
-
-
-def _pinned_with_states(geometry: Geometry, num_tokens: int) -> int:
-    """Stock's bytes with states: so many as the user asks for, or the share of its fixed ratio."""
-    full, state = geometry.groups
-    page_size = full.tokens_per_page
-    kv_bytes = (num_tokens // page_size * page_size + page_size) * full.entry_bytes
+            rows = int(tokens * ratio) // page_size * page_size
+        total += (rows + page_size) * group.entry_bytes
+    if geometry.state is None:
+        return total
+    # So many states as the user asks for, or the share of stock's fixed ratio.
     slots = get_schedule().max_mamba_cache_size
     if slots is None:
-        return kv_bytes + int(kv_bytes * get_schedule().mamba_full_memory_ratio)
-    return kv_bytes + (slots + 1) * state.entry_bytes
+        return total + int(total * get_schedule().mamba_full_memory_ratio)
+    return total + (slots + 1) * geometry.groups[-1].entry_bytes
 
 
 def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:

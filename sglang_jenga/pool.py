@@ -154,7 +154,7 @@ class JengaSWAPool(SWAKVPool):
         *,
         enable_alt_stream: bool = True,
     ) -> None:
-        full, window = (plan.group for plan in buffer.plan.groups)
+        full, window = (plan.group for plan in buffer.plan.groups[:2])
         self._buffer = buffer
         self.full_kv_pool, self.swa_kv_pool = (
             JengaMHAPool(buffer, group_id, shape, dtype, enable_alt_stream=enable_alt_stream)

@@ -27,7 +27,6 @@ from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
 from sglang_jenga.state_pool import JengaStatePool, JengaStateRows, StateSlots
 from sglang_jenga.token_allocator import (
     FULL,
-    STATE,
     JengaStateAllocator,
     JengaSWAAllocator,
     JengaTokenAllocator,
@@ -138,15 +137,16 @@ def _init_pools(
     )
     states = None
     if geometry.state is not None:
-        states = JengaStatePool(buffer, STATE, geometry.state)
+        states = JengaStatePool(buffer, len(geometry.heads), geometry.state)
         rows = _build_state_rows(self, states, sizes.max_running_requests)
     else:
         rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
     tables = PageTables(plan, *rows.req_to_token.shape)
     kvcache = _build_kv_pool(self, buffer, geometry, states)
-    allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
-    if states is not None:
-        allocator_class = JengaStateAllocator
+    if self.is_hybrid_swa:
+        allocator_class = JengaSWAAllocator
+    else:
+        allocator_class = JengaTokenAllocator if states is None else JengaStateAllocator
     allocator = allocator_class(
         Allocator(plan, order="packed" if ablation.policy().affinity else "fullest"),
         tables,
@@ -159,7 +159,8 @@ def _init_pools(
         max_tokens=sizes.max_total_num_tokens,
     )
     if states is not None:
-        rows.mamba_allocator = StateSlots(allocator, STATE, states.size)
+        rows.mamba_allocator = StateSlots(allocator, states.size)
+        allocator.states_per_request = rows.states_per_request
     return _InitializedPools(
         req_to_token_pool=rows,
         token_to_kv_pool=kvcache,
@@ -185,6 +186,8 @@ def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: i
         enable_memory_saver=get_exec().features.enable_memory_saver,
         cache_params=configurator.mambaish_config.mamba2_cache_params,
         mamba_layer_ids=states.mamba_layer_ids,
+        enable_mamba_extra_buffer=get_exec().mamba.enable_mamba_extra_buffer,
+        enable_mamba_extra_buffer_lazy=get_exec().mamba.enable_mamba_extra_buffer_lazy,
         enable_overlap_schedule=not get_schedule().disable_overlap_schedule,
         start_layer=configurator.layer_info.start_layer,
     )

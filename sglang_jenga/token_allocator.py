@@ -22,8 +22,7 @@ from sglang_jenga.allocator import Allocator
 from sglang_jenga.page_tables import PageTables, Step, expand
 from sglang_jenga.pool import PoolBuffer
 
-FULL, WINDOW = 0, 1
-STATE = 1  # of models with states; none of those has window layers as well
+FULL, WINDOW = 0, 1  # a group of states comes after the attention groups
 
 
 class _JengaAllocator:
@@ -58,20 +57,25 @@ class _JengaAllocator:
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
         self._step: Step | None = None
+        self.tree_cache: Any = None  # the prefix cache names itself here
         # Requests of the last decode step; some may have finished since.
         self.decoding: Sequence[Any] = ()
         # Attention groups come first; a state group, if any, is the last one.
         self._num_groups = len(tables.rows)
-        self._no_states = [0] * (len(core.plan.groups) - self._num_groups)
+        has_states = len(core.plan.groups) > self._num_groups
+        self.state_group = self._num_groups if has_states else None
+        # States that a new request takes: its own and those it is tracked in.
+        self.states_per_request = 0
 
     # ---- capacity ---------------------------------------------------------------------------
 
-    def need(self, *tokens: int) -> list[int]:
-        """Tokens per group to small pages per group; one number means the same for all."""
+    def need(self, *tokens: int, states: int = 0) -> list[int]:
+        """Small pages per group: of tokens per attention group (one number means the same for all),
+        and of states, which models without any have no group for."""
         if len(tokens) == 1:
             tokens *= self._num_groups
         pages = [-(-int(count) // self.page_size) for count in tokens]
-        return pages + self._no_states
+        return pages if self.state_group is None else [*pages, states]
 
     def available_size(self) -> int:
         """Tokens that every group at once could take now, without evicting."""
@@ -80,7 +84,7 @@ class _JengaAllocator:
             return high * self.page_size
         while low < high:
             middle = (low + high + 1) // 2
-            if self.core.fits_now([middle] * self._num_groups):
+            if self.core.fits_now(self.need(middle * self.page_size)):
                 low = middle
             else:
                 high = middle - 1
@@ -104,7 +108,7 @@ class _JengaAllocator:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
         need = self.need(num_tokens)
         if self._step is not None:
-            need = [self._step.num_pages] * self._num_groups + self._no_states
+            need = self.need(self._step.num_pages * self.page_size)
         return self._make_room(tree_cache, need)
 
     def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
@@ -173,8 +177,10 @@ class _JengaAllocator:
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
         rows = [req.kv.req_pool_idx for req in step.reqs]
-        none = [[0] * len(rows)] * len(self._no_states)
-        ids = self.core.alloc(rows, [step.pages] * self._num_groups + none)
+        demand = [step.pages] * self._num_groups
+        if self.state_group is not None:
+            demand.append([0] * len(rows))
+        ids = self.core.alloc(rows, demand)
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
@@ -184,6 +190,16 @@ class _JengaAllocator:
         ]
         assert slots[FULL].size == num_tokens
         return self._publish(slots)
+
+    def alloc_states(self, count: int) -> np.ndarray | None:
+        """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
+
+        Cached prefixes are given up for them."""
+        if not self._make_room(self.tree_cache, self.need(0, states=count)):
+            return None
+        ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
+        self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
+        return ids[-1]
 
     def _enter_prefixes(self, step: Step, rows: list[int]) -> None:
         for index in step.fresh:
@@ -288,27 +304,17 @@ class JengaStateAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
 
     def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
         self._setup(core, tables, kvcache, **kwargs)
-        self.tree_cache: Any = None  # the prefix cache names itself here
 
     @property
     def size(self) -> int:
         """Tokens held and tokens that could be taken now: the split between KV and states moves."""
         return self.available_size() + self.group_allocated(FULL)
 
-    def alloc_states(self, count: int) -> np.ndarray | None:
-        """Slots of so many states, ``[count]`` int64, or None if they cannot be had."""
-        need = [0] * self._num_groups + [count]
-        if not self._make_room(self.tree_cache, need):
-            return None
-        ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
-        self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
-        return ids[-1]
-
     def tokens_beside(self, states: int) -> int:
         """Tokens that could be had beside so many more states, if everything cached went for them;
         -1 if not even the states can be had."""
         large, (full, state) = self.core.large, self.core.plan.groups
-        short = max(0, states - large.slack[STATE])
+        short = max(0, states - large.slack[self.state_group])
         larges = large.num_empty + large.num_idle - -(-short // state.smalls_per_large)
         if larges < 0:
             return -1
@@ -372,7 +378,7 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
                 allocation_limit=self.page_size if chunk_size else None,
             )
             full = input_tokens + new_tokens + self.page_size
-            need = self.need(full, window)
+            need = self.need(full, window, states=self.states_per_request)
             # A long prompt comes in chunks, and each may leave a large page partly filled.
             slack = [group.smalls_per_large - 1 for group in self.core.plan.groups]
             return self.core.fits_empty_pool(

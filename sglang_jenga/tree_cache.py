@@ -33,15 +33,13 @@ from sglang_jenga.ablation import policy
 from sglang_jenga.kv_events import EventPublisher
 from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
-from sglang_jenga.radix.node import Node, PathLock, PrefixPages, TokenPages
+from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPages
 from sglang_jenga.radix.policy import Prefix, policy_of
 from sglang_jenga.radix.tree import RadixTrees
-from sglang_jenga.token_allocator import FULL, STATE, WINDOW
+from sglang_jenga.state_caching import EndStates, TrackedStates
+from sglang_jenga.token_allocator import FULL, WINDOW
 
 logger = logging.getLogger(__name__)
-
-LEAST_BRANCH = 64
-"""Tokens that a state at a branch point must save whoever hits it to be worth its bytes."""
 
 
 class JengaRadixCache(BasePrefixCache):
@@ -60,9 +58,12 @@ class JengaRadixCache(BasePrefixCache):
         self._keeps_behind_window = part.keep_behind_window and not self.disable
         self._slide_interval = max(1, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
         groups = [item.group for item in self.core.plan.groups]
-        self._has_states = groups[-1].layer_type == "state"
-        # Of the request matched last: how far behind its hit it parts from what is cached.
-        self.tokens_to_branch = 0
+        self.state_group = self.allocator.state_group
+        self.states: EndStates | TrackedStates | None = None
+        if self.state_group is not None:
+            tracked = params.enable_mamba_extra_buffer
+            rows = self.req_to_token_pool
+            self.states = TrackedStates(rows, self.page_size) if tracked else EndStates(rows)
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
@@ -96,24 +97,29 @@ class JengaRadixCache(BasePrefixCache):
         return self.trees.root
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        node = self.trees.root
+        match = Match(self.trees.root, 0, ())
         if not self.disable:
             key = params.key
             length = len(key)
             match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
             self.misses.record(match, length, params.req)
-            node = match.node
-        if params.cow_mamba and self._has_states and params.req is not None:
+        node, branch = match.node, None
+        if params.cow_mamba and self.states is not None and params.req is not None:
             self._copy_state_from(params.req, node)
-            parted = 0 if self.disable else match.agreed - node.end
-            self.tokens_to_branch = parted if parted >= LEAST_BRANCH else 0
+            branch = self.states.branch(match)
         return MatchResult(
             device_prefix_len=node.end,
             last_device_node=node,
             last_host_node=node,
             best_match_node=node,
             full_kv_hit_length=node.end,
+            mamba_branching_seqlen=branch,
         )
+
+    @property
+    def tokens_to_branch(self) -> int:
+        """How far behind its hit the request matched last should be cut, 0 for nowhere."""
+        return self.states.tokens_to_branch if self.states is not None else 0
 
     def _copy_state_from(self, req: Any, node: Node) -> None:
         """The request's own state begins as a copy of the node's, made in its first forward.
@@ -123,7 +129,7 @@ class JengaRadixCache(BasePrefixCache):
         """
         if req.kv.holds_mamba:
             return
-        extent = node.extents[STATE]
+        extent = node.extents[self.state_group]
         req.kv.mamba_cow_src_index = None if extent is None else torch.from_numpy(extent.ids)
 
     def touch_prefix(self, key: RadixKey) -> None:
@@ -139,54 +145,50 @@ class JengaRadixCache(BasePrefixCache):
 
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """Offer the request's KV of ``[0, up_to)`` to the trees, whole small pages only."""
-        kv = req.kv
+        self._insert(req, up_to, leaves=req.finished())
+
+    def claim_kv_row(self, req: Any) -> bool:
+        """SGLang is about to free a row. A request that is retracted leaves what it has computed to
+        the trees: it resumes from there, unless somebody needs the bytes meanwhile."""
+        if not req.finished() and not req.skip_radix_cache_insert:
+            req.refresh_fill_ids()
+            self._insert(req, req.owned_kv_len(), leaves=True)
+        return False
+
+    def _insert(self, req: Any, up_to: int, *, leaves: bool) -> None:
+        kv, row = req.kv, req.kv.req_pool_idx
         protected = kv.cache_protected_len
         end = up_to - up_to % self.page_size
+        if self.states is not None and not self.disable:
+            end = self.states.cacheable(req, end, leaves=leaves)
         if self.disable or end <= protected:
             return
-        row = kv.req_pool_idx
+        offers: list[TokenPages | PrefixPages] = [
+            TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
+            for group_id, begin in enumerate(self._own_from(kv))
+        ]
+        if self.states is not None:
+            # Before the tree is walked: making room for a copy may change it.
+            offers.append(self.states.take(req, end, leaves=leaves))
         node, declined = self.trees.insert(
             # What lies before has been walked and locked already.
             self.trees.root if req.lock is None else req.lock.node,
             (req.extra_key, req.cache_salt or None),
             _tokens(req.full_untruncated_fill_ids, end),
-            [
-                TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
-                for group_id, begin in enumerate(self._own_from(kv))
-            ]
-            + self._offer_state(req, up_to),
+            offers,
         )
         for group_id, parts in enumerate(declined):
             for ids in parts:
                 self.core.free(group_id, ids)
         # Before the old lock goes: otherwise the shared part would be evictable for a moment.
         # It runs on a state of its own, so the cached one may go while it runs.
-        lock = self.trees.lock(node, without=(STATE,) if self._has_states else ())
+        lock = self.trees.lock(node, without=() if self.states is None else (self.state_group,))
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
-        if any(declined):
+        if any(declined[: len(self.tables.rows)]):
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
-
-    def _offer_state(self, req: Any, length: int) -> list[PrefixPages]:
-        """The request's state after ``length`` tokens: its own if it has finished, else a copy.
-
-        Nothing if the state has gone further, or if there is no room for the copy.
-        """
-        if not self._has_states:
-            return []
-        kv = req.kv
-        if length != kv.kv_committed_len or length % self.page_size:
-            return [{}]
-        if req.finished():
-            slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
-            return [{length: slot}]
-        slots = self.req_to_token_pool.mamba_allocator.alloc(1)
-        if slots is None:
-            return [{}]
-        self.req_to_token_pool.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
-        return [{length: int(slots)}]
 
     def _own_from(self, kv: Any) -> list[int]:
         """Per group the position from which on the request's row holds pages of its own."""
@@ -278,7 +280,7 @@ class JengaRadixCache(BasePrefixCache):
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
-        if self._has_states and req.kv.holds_mamba:  # not handed over to the trees
+        if self.states is not None:
             self.req_to_token_pool.free_mamba_cache(req)
 
     # ---- locks ------------------------------------------------------------------------------
@@ -319,18 +321,17 @@ class JengaRadixCache(BasePrefixCache):
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
         started = time.perf_counter()
-        wanted = self.allocator.need(params.num_tokens, params.swa_num_tokens)
-        if self._has_states:
-            wanted = [*wanted[:STATE], params.mamba_num]
+        tokens = (params.num_tokens, params.swa_num_tokens)[: len(self.tables.rows)]
+        wanted = self.allocator.need(*tokens, states=params.mamba_num)
         evicted = [
             self.trees.evict_small(group_id, count) * self.page_size
-            for group_id, count in enumerate(wanted[: len(self.trees.policies)])
+            for group_id, count in enumerate(wanted)
         ]
         self.update_eviction_metrics(sum(evicted), started)
         return EvictResult(
             num_tokens_evicted=evicted[FULL],
             swa_num_tokens_evicted=evicted[WINDOW] if self.supports_swa() else 0,
-            mamba_num_evicted=evicted[STATE] // self.page_size if self._has_states else 0,
+            mamba_num_evicted=0 if self.states is None else evicted[-1] // self.page_size,
         )
 
     def reset(self) -> None:
@@ -349,7 +350,7 @@ class JengaRadixCache(BasePrefixCache):
         return self.sliding_window_size is not None
 
     def supports_mamba(self) -> bool:
-        return self._has_states
+        return self.states is not None
 
     def supports_prefix_sharing(self) -> bool:
         return not self.disable
@@ -380,11 +381,13 @@ class JengaRadixCache(BasePrefixCache):
 
     def mamba_evictable_size(self) -> int:
         """In states."""
-        return self.core.num_cached[STATE] if self._has_states else 0
+        return 0 if self.states is None else self.core.num_cached[self.state_group]
 
     def mamba_protected_size(self) -> int:
         """In states."""
-        return self.trees.num_pages[STATE] - self.mamba_evictable_size() if self._has_states else 0
+        if self.states is None:
+            return 0
+        return self.trees.num_pages[self.state_group] - self.mamba_evictable_size()
 
     def total_size(self) -> int:
         return self.trees.num_pages[FULL] * self.page_size

@@ -38,7 +38,6 @@ _OFF = (False, None)
 _HOST = "jenga pages have no host or remote copy"
 _SESSION = "a session keeps pages that no running request holds"
 _SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
-_TRACKING = "its tracked states are not carried yet"
 _SHARD = "one rank would hold only a part of a page's tokens"
 FLAG_RULES = (
     FlagRule("enable_unified_memory", _OFF, "both would own the one buffer"),
@@ -116,31 +115,27 @@ def register_model_check() -> None:
             model = model_config_of(server_args)
             _require(_model_lines(model))
             if _has_state(model):
-                _settle_state_caching(server_args)
+                _require(_state_caching_lines(server_args, model))
         previous(server_args)
 
 
-def _settle_state_caching(server_args: Any) -> None:
-    """States are cached where prompts' chunks and requests end: SGLang's ``no_buffer``.
-
-    The other strategies copy states at track intervals while the next step runs already; their
-    buffers are not part of the pool yet.
-    """
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+def _state_caching_lines(server_args: Any, model: Any) -> list[str]:
+    """SGLang asserts what it cannot do here, with a trace; say it in one line before it does."""
+    from sglang.srt.arg_groups.overrides import resolving_view, supports_mamba_cache_extra_buffer
 
     config = resolving_view(server_args)
     if config.disable_radix_cache:
-        return  # nothing is cached: any page size, and steps overlap
-    strategy = FlagRule("mamba_radix_cache_strategy", ("auto", "no_buffer"), _TRACKING)
-    page_size = FlagRule("page_size", (None, 1), "a cached state is that of one very token")
-    _require(_broken_flags(config, (strategy, page_size)))
-    _logger.info("jenga caches states by no_buffer: page size 1, overlap schedule off")
-    declare_resolution(
-        server_args,
-        "sglang-jenga",
-        mamba_radix_cache_strategy="no_buffer",
-        disable_overlap_schedule=True,
-    )
+        return []  # nothing is cached: any page size, and steps overlap
+    rules = []
+    tracks = supports_mamba_cache_extra_buffer(config, model.hf_config)
+    if not tracks:
+        name = model.hf_config.architectures[0]
+        served, why = ("auto", "no_buffer"), f"SGLang tracks no states inside prompts of {name}"
+        rules.append(FlagRule("mamba_radix_cache_strategy", served, why))
+    if not tracks or config.mamba_radix_cache_strategy == "no_buffer":
+        why = "without tracking, a cached state is that of one very token"
+        rules.append(FlagRule("page_size", (None, 1), why))
+    return _broken_flags(config, tuple(rules))
 
 
 def after_resolution(server_args: Any) -> None:

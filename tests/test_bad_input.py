@@ -122,19 +122,25 @@ def test_model_is_refused_in_one_line(launcher, tmp_path, architecture, model_ty
     assert outcome[:2] == ("SystemExit", f"{SERVE}{architecture}: {why}; drop --memory-backend")
 
 
+ONE_TOKEN = "without tracking, a cached state is that of one very token"
+NOT_TRACKED = "SGLang tracks no states inside prompts of Lfm2ForCausalLM"
 BAD_STATE_FLAGS = [
-    ("--mamba-radix-cache-strategy extra_buffer", "its tracked states are not carried yet"),
-    ("--mamba-radix-cache-strategy extra_buffer_lazy", "its tracked states are not carried yet"),
-    ("--page-size 16", "a cached state is that of one very token"),
+    ("lfm2", "--mamba-radix-cache-strategy extra_buffer", (), NOT_TRACKED),
+    ("lfm2", "--mamba-radix-cache-strategy extra_buffer_lazy", (), NOT_TRACKED),
+    ("lfm2", "--page-size 16", (), ONE_TOKEN),
+    ("falcon_h1", "--page-size 16", ("--mamba-radix-cache-strategy", "no_buffer"), ONE_TOKEN),
 ]
 
 
-@pytest.mark.parametrize(("flag", "why"), BAD_STATE_FLAGS)
-def test_way_of_caching_states_is_refused_in_one_line(launcher, tmp_path, flag, why):
-    path = write_model(tmp_path, "FalconH1ForCausalLM", "falcon_h1")
+@pytest.mark.parametrize(("model_type", "flag", "beside", "why"), BAD_STATE_FLAGS)
+def test_way_of_caching_states_is_refused_in_one_line(
+    launcher, tmp_path, model_type, flag, beside, why
+):
+    architecture = {"lfm2": "Lfm2ForCausalLM", "falcon_h1": "FalconH1ForCausalLM"}[model_type]
+    path = write_model(tmp_path, architecture, model_type)
 
     outcome = launcher.command_line(
-        "--model-path", path, "--memory-backend", "jenga", *flag.split()
+        "--model-path", path, "--memory-backend", "jenga", *flag.split(), *beside
     )
 
     name = flag.split()[0]

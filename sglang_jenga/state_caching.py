@@ -1,0 +1,110 @@
+"""Which of a request's states the trees get, and when: SGLang's two strategies, for our cache.
+
+    no_buffer     a request has one state, that of its last token. It is copied where a prompt's
+                  chunk ends, and handed over when the request leaves. No step may run ahead.
+    extra_buffer  forwards copy the state into a *tracking* slot where a chunk of a prompt ends and
+                  every --mamba-track-interval tokens after; SGLang says which slot holds that of
+                  which length. A tracking slot is handed over, and the request gets another one.
+
+Knows requests and slots; what is done with a state is the trees' business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.runtime_context import mamba_checkpoint_grid
+
+from sglang_jenga.radix.node import Match, PrefixPages
+
+LEAST_BRANCH = 64
+"""Tokens that a state at a branch point must save whoever hits it to be worth its bytes."""
+
+
+class EndStates:
+    """``no_buffer``. A prompt is cut where it parts from cached ones, to leave a state there;
+    ``tokens_to_branch`` says how far behind the last match's hit that is, 0 for nowhere."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.tokens_to_branch = 0
+
+    def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
+        """Length up to which the request's KV is worth caching: all of it."""
+        return length
+
+    def take(self, req: Any, length: int, *, leaves: bool) -> PrefixPages:
+        """The request's state after ``length`` tokens: its own if it leaves, else a copy.
+
+        Nothing if the state has gone further, or if there is no room for the copy.
+        """
+        kv = req.kv
+        if length != kv.kv_committed_len:
+            return {}
+        if leaves:
+            slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
+            return {length: slot}
+        slots = self._rows.mamba_allocator.alloc(1)
+        if slots is None:
+            return {}
+        self._rows.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
+        return {length: int(slots)}
+
+    def branch(self, match: Match) -> int | None:
+        """Note where the request matched last parts from what is cached; SGLang tracks nothing."""
+        parted = match.agreed - match.node.end
+        self.tokens_to_branch = parted if parted >= LEAST_BRANCH else 0
+        return None
+
+
+class TrackedStates:
+    """``extra_buffer`` and ``extra_buffer_lazy``."""
+
+    tokens_to_branch = 0  # SGLang tracks the state at a branch point in the middle of a forward
+
+    def __init__(self, rows: Any, page_size: int) -> None:
+        self._rows = rows
+        self._grid = mamba_checkpoint_grid(page_size)
+
+    def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
+        """Length of the last tracked state: what lies behind it could not be hit."""
+        return self._tracked(req, length, leaves)[0]
+
+    def take(self, req: Any, length: int, *, leaves: bool) -> PrefixPages:
+        """The tracking slot that holds the state after ``length`` tokens.
+
+        A request that goes on gets another one; if there is no room, it keeps the one it has.
+        """
+        kv = req.kv
+        index = self._tracked(req, length, leaves)[1]
+        slot = int(kv.mamba_ping_pong_track_buffer[index])
+        if leaves:
+            kv.mamba_ping_pong_empty[index] = True
+        else:
+            fresh = self._rows.mamba_allocator.alloc(1)
+            if fresh is None:
+                return {}
+            self._rows.set_mamba_ping_pong_slot(req, index, fresh[0])
+            # As in SGLang: the state is the trees' now, a later request's to name.
+            kv.mamba_last_track_seqlen = kv.mamba_prev_track_seqlen = None
+        return {length: slot}
+
+    def _tracked(self, req: Any, length: int, leaves: bool) -> tuple[int, int]:
+        """Length of the longest tracked state of at most ``length`` tokens, 0 if there is none, and
+        its place in the request's buffer. Steps that ran ahead of a finished request may have
+        tracked one behind its end; then the one before, which SGLang names too, is still there."""
+        kv = req.kv
+        if kv.mamba_ping_pong_track_buffer is None:
+            return 0, 0
+        last, index = kv.mamba_last_track_seqlen or 0, kv.mamba_last_track_idx
+        if last <= length:
+            return last, index
+        before = kv.mamba_prev_track_seqlen
+        if leaves and before is not None and before <= length:
+            return before, self._rows.get_mamba_ping_pong_other_idx(index)
+        return 0, 0
+
+    def branch(self, match: Match) -> int | None:
+        """Length at which SGLang shall track a state because requests part there."""
+        length = match.agreed - match.agreed % self._grid
+        return length if length > match.node.end else None
