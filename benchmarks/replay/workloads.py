@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -304,3 +304,14 @@ class Shift:
             f"{self.long_prompt[1]:,}, answers {self.answer}, {rate_text(self.rate)}"
         )
         return Workload("shift", requests, described)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "shared-prefixes": lambda: SharedPrefixes().build(),
+    "multi-turn": lambda: Chats().build(),
+    "agents": lambda: agents().build(),
+    "documents": lambda: Documents().build(),
+    "exams": lambda: Exams().build(),
+    "shift": lambda: Shift().build(),
+}
+"""The generated ones at their default sizes, by name."""
