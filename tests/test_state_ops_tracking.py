@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_jenga import gdn_ops, mamba_ops, track_ops
+from sglang_jenga import track_ops
 from tests.engines import Run, run_engine
 from tests.parity import EXACT, STOCK_STATES, differing, first_wave, model_of, next_wave
 from tests.recurrences import NUM_SLOTS, strided_pool
@@ -116,24 +116,25 @@ def test_stock_serves_from_snapshots_with_overlap_what_it_serves_without(prepare
     assert sum(map(sum, run.cached)) > 1000
 
 
-def lose_snapshots_of_prefills() -> None:
-    """States inside a prompt are reported as zeros."""
-    gdn, scan = gdn_ops.chunk_gated_delta_rule, mamba_ops.mamba_chunk_scan_combined
+def prefills_leave_no_snapshot() -> None:
+    from sglang.srt.layers.attention.hybrid_linear_attn_backend import MambaAttnBackendBase
 
-    def chunk_gated_delta_rule(**arguments):
-        out, pool, states = gdn(**arguments)
-        return out, pool, torch.zeros_like(states)
-
-    def mamba_chunk_scan_combined(*positional, **arguments):
-        states, finals, tracked = scan(*positional, **arguments)
-        return torch.zeros_like(states), finals, tracked and torch.zeros_like(tracked)
-
-    gdn_ops.chunk_gated_delta_rule = chunk_gated_delta_rule
-    mamba_ops.mamba_chunk_scan_combined = mamba_chunk_scan_combined
+    MambaAttnBackendBase._track_mamba_state_extend = lambda *arguments, **more: None
 
 
-def lose_snapshots_of_decodes() -> None:
-    def keep(*arguments, **more) -> None:
-        return None
+def decodes_leave_no_snapshot() -> None:
+    nothing = torch.tensor([], dtype=torch.int64)
+    track_ops._tracked_slots = lambda *arguments: (nothing, nothing)
 
-    track_ops.track_mamba_states_if_needed = track_ops.track_mamba_states_all_layers = keep
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fault", [prefills_leave_no_snapshot, decodes_leave_no_snapshot])
+def test_a_snapshot_that_is_not_taken_shows_in_the_tokens(prepared, family, fault):
+    """The comparison above means something only if such a fault would break it."""
+    model, expected = prepared(family)
+    tracked = TRACKED["page 1"] | {"disable_overlap_schedule": False, "mamba_track_interval": 64}
+
+    run = serve(model, tracked, prepare=fault)
+
+    assert differing(expected, run) > 2
