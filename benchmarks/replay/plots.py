@@ -28,7 +28,7 @@ COLOURS = {
 }
 # Running requests dark, cached prefixes light, one hue per layer group.
 HUES = [("#1f4e9c", "#a9c4ee"), ("#1b7a46", "#a6dcbc"), ("#a3581b", "#f2c79c")]
-WASTED, EMPTY = "#d62728", "#e8e8e8"
+EMPTY = "#e8e8e8"
 X_LABEL = "modelled seconds"
 
 
@@ -98,7 +98,6 @@ def memory_panel(title: str, result: Result, end: float) -> Panel:
     for group in steps.held:
         layers[f"{group}, running"] = percent(steps.held[group])
         layers[f"{group}, cached"] = percent(steps.cached[group])
-    layers["wasted"] = percent(steps.wasted)
     layers["empty"] = percent(steps.empty)
     padding = np.linspace(grid[-1], end, 2).tolist() if grid[-1] < end else []
     return Panel(
@@ -116,7 +115,7 @@ def memory_colours(result: Result) -> dict[str, str]:
     for group, (running, cached) in zip(result.steps.held, HUES, strict=False):
         colours[f"{group}, running"] = running
         colours[f"{group}, cached"] = cached
-    return {**colours, "wasted": WASTED, "empty": EMPTY}
+    return {**colours, "empty": EMPTY}
 
 
 def write_plots(

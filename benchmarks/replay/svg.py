@@ -88,9 +88,8 @@ def _panel(panel: Panel, colours: dict[str, str], y_label: str) -> str:
         parts.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{i * y_step:.6g}</text>')
     for i in range(floor(right / x_step + 1e-9) + 1):
         x = i * x_step / right * PANEL_WIDTH
-        parts.append(
-            f'<text x="{x:.1f}" y="{PANEL_HEIGHT + 16}" text-anchor="middle">{i * x_step:.6g}</text>'
-        )
+        at = f'x="{x:.1f}" y="{PANEL_HEIGHT + 16}"'
+        parts.append(f'<text {at} text-anchor="middle">{i * x_step:.6g}</text>')
     for name, values in panel.lines.items():
         points = " ".join(place(x, y) for x, y in zip(panel.x, values, strict=True))
         parts.append(

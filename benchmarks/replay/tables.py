@@ -11,17 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from typing import NamedTuple
 
+from benchmarks.replay.cells import Cell, Missing
+from benchmarks.replay.facts import Facts
 from benchmarks.replay.result import Result
 
 JENGA = "jenga"
 RIVALS = ("stock", "stock-best", "max-page", "unified")
 DASH = "-"
-
-
-class Cell(NamedTuple):
-    model: str
-    workload: str
-    baseline: str
 
 
 class Group(NamedTuple):
@@ -169,7 +165,10 @@ def means_by(results: Mapping[Cell, Result], dense: Sequence[str], field: str) -
 
 
 def ablation_table(results: Mapping[Cell, Result]) -> str:
-    """Each of our policies switched off, over jenga as it is: below 1.00 means that it is worth it."""
+    """Each of our policies switched off, over jenga as it is: below 1.00x it is worth having.
+
+    Empty if no ablation was played.
+    """
     prefix = f"{JENGA}-no-"
     names = list(
         dict.fromkeys(cell.baseline for cell in results if cell.baseline.startswith(prefix))
@@ -186,10 +185,50 @@ def ablation_table(results: Mapping[Cell, Result]) -> str:
             ]
             row.append(" / ".join(parts))
         rows.append(row)
+    if not rows:
+        return ""
     header = ["model", "workload", *(f"no {name.removeprefix(prefix)}" for name in names)]
     return markdown(header, rows) + "\n\n~tokens/s / hit tokens, over jenga with everything on."
 
 
-def missing_table(missing: Mapping[str, str]) -> str:
-    """What was not replayed and why: models by name, or cells."""
-    return markdown(["not replayed", "why"], [[name, why] for name, why in missing.items()])
+def workload_table(found: Mapping[str, Facts]) -> str:
+    header = ["workload", "requests", "prompt tokens", "reusable", "output tokens", "longest"]
+    rows = [
+        [
+            name,
+            f"{facts.requests:,}",
+            f"{facts.prompt_tokens:,}",
+            f"{100 * facts.reusable_share:.1f} %",
+            f"{facts.output_tokens:,}",
+            f"{facts.longest_tokens:,}",
+        ]
+        for name, facts in found.items()
+    ]
+    return markdown(header, rows)
+
+
+def pool_table(results: Mapping[Cell, Result]) -> str:
+    """What each model's pool is, and what stock makes of it."""
+    rows = {}
+    for cell, result in results.items():
+        config = result.config
+        clock = config["clock"]
+        rows[cell.model] = [
+            cell.model,
+            f"{clock['gpus']} x {clock['hardware'].upper()}",
+            f"{config['pool_bytes'] / 2**30:.1f} GiB",
+            f"1 / {config['scale']:,}",
+            config["stock_stores"],
+        ]
+    header = ["model", "GPUs", "pool", "replayed at", "how stock divides it"]
+    return markdown(header, rows.values())
+
+
+def missing_table(missing: Mapping[Cell, Missing], not_built: Mapping[str, str]) -> str:
+    """What was not replayed and why, a row per reason; empty if nothing is missing."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for cell, found in missing.items():
+        by_reason.setdefault((cell.model, found.why), []).append(f"{cell.workload}/{cell.baseline}")
+    rows = [[workload, "", why] for workload, why in not_built.items()]
+    rows += [[model, ", ".join(cells), why] for (model, why), cells in by_reason.items()]
+    return markdown(["not replayed", "cells", "why"], rows) if rows else ""

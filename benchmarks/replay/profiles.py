@@ -1,0 +1,82 @@
+"""Which cells a table has, and how large its workloads are.
+
+    ci      two models, one small workload: minutes, for a test that the whole instrument works
+    quick   `make bench`: under half an hour on two cores
+    full    what benchmarks/README.md reports; hours
+
+Models run on the GPUs they are usually given, so pools have a real size; workloads are the same for
+all models, large enough that requests wait for memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.replay.cells import Deployment, Limits
+from benchmarks.replay.mooncake import Mooncake
+from benchmarks.replay.requests import Workload
+from benchmarks.replay.workloads import Chats, Documents, Exams, SharedPrefixes, Shift, agents
+
+DENSE = ("llama-3.1-8b",)
+"""The control: one kind of layer, nothing to gain."""
+
+DEPLOYMENTS = {
+    "gemma-3-27b": Deployment("h100", 2),
+    "gemma-2-9b": Deployment("h100"),
+    "gpt-oss-20b": Deployment("l4"),
+    "qwen3-next-80b": Deployment("h100", 2),
+    "falcon-h1-7b": Deployment("l4"),
+    "llama-3.1-8b": Deployment("h100"),
+    "ministral-8b": Deployment("h100"),
+    "nemotron-h-8b": Deployment("l4"),
+    "jamba-1.5-mini": Deployment("h100", 2),
+}
+MODELS = tuple(DEPLOYMENTS)
+
+
+class Profile(NamedTuple):
+    """`workloads` build themselves when their turn comes; `trace` is what is taken of the trace."""
+
+    models: tuple[str, ...]
+    workloads: Mapping[str, Callable[[], Workload]]
+    baselines: tuple[str, ...]
+    limits: Limits
+    trace: Callable[[Path], Mooncake] | None
+
+
+PROFILES = {
+    "ci": Profile(
+        ("gemma-3-27b", "llama-3.1-8b"),
+        {"shift": Shift(phases=2, short=24, long=8, answer=64).build},
+        ("stock", "jenga"),
+        Limits(),
+        None,
+    ),
+    "quick": Profile(
+        ("gemma-3-27b", "gpt-oss-20b", "falcon-h1-7b", "llama-3.1-8b"),
+        {
+            "shift": Shift(phases=2).build,
+            "multi-turn": Chats(clients=16, rounds=8).build,
+            "documents": Documents(documents=6).build,
+        },
+        ("stock", "max-page", "jenga"),
+        Limits(),
+        None,
+    ),
+    "full": Profile(
+        MODELS,
+        {
+            "multi-turn": Chats().build,
+            "shared-prefixes": SharedPrefixes().build,
+            "documents": Documents().build,
+            "shift": Shift().build,
+            "agents": agents().build,
+            "exams": Exams().build,
+        },
+        ("stock", "stock-best", "max-page", "unified", "jenga"),
+        Limits(),
+        lambda path: Mooncake(path, 300, one_in=20, faster=20, longest=100_000),
+    ),
+}
