@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cache_sides import Shape
-from benchmarks.host_side import Chat, HostSide, prepare
+from benchmarks.host_side import Chat, HostSide, configured
 
 STEP_CALLS = ("check", "slide", "alloc")
 REQUEST_CALLS = ("match", "lock", "extend", "insert", "release")
@@ -107,8 +107,13 @@ def chats(cell: Cell, rng: random.Random) -> Iterator[Chat]:
         yield Chat(prompt, fresh(cell.answer))
 
 
-def run_cell(cell: Cell, steps: int, names: Sequence[str]) -> list[HostSide]:
-    """Play a cell on all sides at once, call by call in turn; they have the times."""
+def run_cell(
+    cell: Cell, steps: int, names: Sequence[str], profiler: cProfile.Profile | None = None
+) -> list[HostSide]:
+    """Play a cell on all sides at once, call by call in turn; they have the times.
+
+    `profiler`: enabled for the steps that are timed in a full pool.
+    """
     sides = [HostSide(name, cell.shape) for name in names]
     rng = random.Random(0)
     stream = chats(cell, rng)
@@ -144,11 +149,16 @@ def run_cell(cell: Cell, steps: int, names: Sequence[str]) -> list[HostSide]:
         chat = Chat(chat.prompt, chat.answer[: rng.randint(2, cell.answer)])
         each(lambda side, chat=chat: side.admit([chat]))
     for at in range(WARM_STEPS + steps):
-        phase("full" if at >= WARM_STEPS else None)
+        if at == WARM_STEPS:
+            phase("full")
+            if profiler is not None:
+                profiler.enable()
         each(HostSide.decode)
         ended = {side.release_ended() for side in rng.sample(sides, len(sides))}
         assert len(ended) == 1, "the sides do not play the same"
         admit(ended.pop())
+    if profiler is not None:
+        profiler.disable()
     gc.enable()
     return sides
 
@@ -197,10 +207,13 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def profile(cell: Cell, steps: int, name: str) -> None:
-    """Play the cell on one side under cProfile; print where its own time went."""
-    with cProfile.Profile() as profiler:
-        run_cell(cell, steps, [name])
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    """Play the cell on one side; print where the own time of memory's functions went, and their
+    callees' included."""
+    profiler = cProfile.Profile()
+    run_cell(cell, steps, [name], profiler)
+    stats = pstats.Stats(profiler)
+    for order in ("tottime", "cumtime"):
+        stats.sort_stats(order).print_stats("sglang_jenga|mem_cache|radix", 20)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,24 +222,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", type=int, action="append", metavar="N", help="only this one")
     parser.add_argument("--page-size", type=int, default=1, metavar="N", help="tokens per page")
     parser.add_argument("--steps", type=int, default=192, metavar="N", help="timed in a full pool")
-    parser.add_argument("--profile", choices=SIDES, help="this side alone, under cProfile")
+    parser.add_argument("--profile", choices=SIDES, help="play one side under cProfile")
     parser.add_argument("--json", type=Path, help="write all times, in seconds, to this file")
     options = parser.parse_args(argv)
-    prepare()
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     step_rows, request_rows = [], []
-    for cell in cells(options):
-        print(cell.label, file=sys.stderr, flush=True)
-        if options.profile:
-            profile(cell, options.steps, options.profile)
-            continue
-        sides = run_cell(cell, options.steps, cell.sides)
-        step_rows.append([cell.label, *step_row(sides)])
-        request_rows.append([cell.label, *request_row(sides)])
-        found[cell.label] = {
-            side.name: {"/".join(key): times for key, times in side.seconds.items()}
-            for side in sides
-        }
+    with configured():
+        for cell in cells(options):
+            print(cell.label, file=sys.stderr, flush=True)
+            if options.profile is not None:
+                if options.profile in cell.sides:
+                    profile(cell, options.steps, options.profile)
+                continue
+            sides = run_cell(cell, options.steps, cell.sides)
+            step_rows.append([cell.label, *step_row(sides)])
+            request_rows.append([cell.label, *request_row(sides)])
+            found[cell.label] = {
+                side.name: {"/".join(key): times for key, times in side.seconds.items()}
+                for side in sides
+            }
     if step_rows:
         print(f"microseconds, {' / '.join(SIDES)}, **jenga / unified**\n")
         print(table((CELL_HEAD, *STEP_HEAD), step_rows), end="\n\n")

@@ -1,4 +1,4 @@
-"""One side of `bench_host.py`: a cache and the requests on it, led as SGLang's scheduler leads them.
+"""One side of `bench_host.py`: a cache and the requests on it, led as SGLang's scheduler does.
 
 Every call that touches memory is SGLang's own: `ScheduleBatch.check_decode_mem`,
 `alloc_for_decode_default`, `alloc_for_extend`, `match_kv_cache`, `checkpoint_kv_cache`,
@@ -12,7 +12,8 @@ import functools
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from benchmarks.cache_sides import Shape, build, request
@@ -20,8 +21,9 @@ from sglang_jenga.tiny_models import write_tiny_model
 from tests.engines import CPU_ARGUMENTS, preload
 
 
-def prepare() -> None:
-    """Import SGLang and publish a server's configuration, which its functions read. Once."""
+@contextmanager
+def configured() -> Iterator[None]:
+    """Import SGLang and, inside, let its functions find the configuration of a server."""
     preload()
     import torch
     from sglang.srt import runtime_context
@@ -32,7 +34,9 @@ def prepare() -> None:
         model = write_tiny_model("llama", folder)
         server_args = ServerArgs(model_path=str(model), **CPU_ARGUMENTS)
         server_args.resolve_once()
-        runtime_context.publish(server_args, role="scheduler")
+    context = runtime_context.create_context(server_args, role="scheduler")
+    with runtime_context.use_context(context):
+        yield
 
 
 class Chat(NamedTuple):
