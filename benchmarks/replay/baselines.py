@@ -1,6 +1,7 @@
 """What is compared: ways to give the same bytes to a model's layer groups.
 
-A baseline is server arguments and environment, a plan of the pool, and perhaps a flag that is swept.
+A baseline is server arguments, environment variables, a plan of the pool, and whether stock's fixed
+ratio is swept. It does not know the workload.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 SGLang asks for new requests, forwards batches and hands over outputs as always; these three seams
 lead here. A request arrives once the clock has passed its moment, each forward moves the clock by
-what the roofline says, and when nothing runs and nothing waits the clock jumps to the next arrival.
-So a replay's course depends on the workload and the pool alone. One simplification: with overlap,
-SGLang schedules a step while the previous one still runs; here it has the arrivals of that time too.
+what the roofline says, and when nothing runs and nothing waits the clock jumps to the next
+arrival. So a replay's course depends on the workload and the pool alone. One simplification: with
+overlap, SGLang schedules a step while the previous one still runs; here it already knows what
+arrives in that time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +21,14 @@ from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from benchmarks.replay.clock import Clock, Weights
 from benchmarks.replay.null_model import NullModel
+from benchmarks.replay.play import Outcome, Play
 from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.requests import Request
-from benchmarks.replay.result import Served, Steps
-from sglang_jenga.spec import LayerGroup
+from benchmarks.replay.result import Served
 
 IDLE_PASSES = 200
 """Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""
-
-
-class Play(NamedTuple):
-    """What the scheduler process is told. Groups: with the real model's bytes, and the replayed."""
-
-    requests: tuple[Request, ...]
-    clock: Clock
-    weights: Weights
-    real_groups: tuple[LayerGroup, ...]
-    groups: tuple[LayerGroup, ...]
-    pool_bytes: int
-    plan: str
-    largest_page_bytes: int
-
-
-class Outcome(NamedTuple):
-    steps: Steps
-    served: list[Served]
-    totals: dict[str, float]
-    pool: str
 
 
 class Stuck(RuntimeError):

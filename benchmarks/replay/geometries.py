@@ -1,10 +1,10 @@
 """Real models' layer mixes, and the small models that carry them through SGLang's server.
 
-A geometry names the published config (``tests/configs/``: layer types, windows, heads, states) and a
-config that SGLang serves with the same mix, in which one token's KV and one state take `scale` times
-fewer bytes, in every layer group alike. Windows and lengths are the real ones. Parameter counts are
-those of the model cards. The carrier is another family's code where SGLang's CPU engine does not load
-the model's own; what nothing carries is listed with the reason in `missing`.
+A geometry names the published config (``tests/configs/``: layer types, windows, heads, states) and
+a config that SGLang serves with the same mix, in which one token's KV and one state take `scale`
+times fewer bytes, in every layer group alike. Windows and lengths are the real ones. Parameter
+counts are those of the model cards. The carrier is another family's code where SGLang's CPU engine
+does not load the model's own; what nothing carries is listed with the reason in `missing`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What one replay found, as plain numbers that go to JSON and back.
 
-Measured, exact on any machine: everything in `Steps` but the time, the token counts of `Served`, and
-the totals that are not named below. Modelled by the clock (`clock.py`) and nothing else: `Steps.time`,
-the three moments of `Served`, and the totals ``modelled_*``, ``ttft_*``, ``itl_*``.
+Measured, exact on any machine: everything in `Steps` but the time, the token counts of `Served`,
+and the totals that are not named below. Modelled by the clock (`clock.py`) and nothing else:
+`Steps.time`, the three moments of `Served`, and the totals ``modelled_*``, ``ttft_*``, ``itl_*``.
 
 Every byte of the pool is in one of three places, the same for every baseline:
 

@@ -23,6 +23,7 @@ from benchmarks.replay.baselines import BASELINES, SWEEPS, Baseline
 from benchmarks.replay.clock import HARDWARE, Clock
 from benchmarks.replay.engine import ReplayFailed, play_on_engine
 from benchmarks.replay.geometries import CONTEXT_TOKENS, GEOMETRIES, Geometry
+from benchmarks.replay.play import Play
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, to_json
 from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES
@@ -59,22 +60,33 @@ def replay(
         raise ValueError(f"{baseline.name} on {geometry.name}: {missing}")
     if workload.longest_tokens() >= CONTEXT_TOKENS:
         raise ValueError(f"{workload.name}: requests must be shorter than {CONTEXT_TOKENS} tokens")
-    options = dict(page_size=page_size, max_running=max_running, chunk=chunk, seconds=seconds)
-    common = (geometry, workload, baseline, pool_bytes, clock)
-    if not (baseline.sweeps and geometry.ratio):
-        return _play(*common, arguments=arguments or {}, **options)
-    return _sweep(*common, arguments=arguments or {}, **options)
+    server = {
+        "page_size": page_size,
+        "max_running_requests": max_running,
+        "chunked_prefill_size": chunk,
+        **baseline.arguments,
+        **(arguments or {}),
+    }
+    play = _sweep if baseline.sweeps and geometry.ratio else _play
+    return play(geometry, workload, baseline, pool_bytes, clock, seconds, server)
 
 
-def _sweep(geometry: Geometry, *common: Any, arguments: dict[str, Any], **options: Any) -> Result:
+def _sweep(
+    geometry: Geometry,
+    workload: Workload,
+    baseline: Baseline,
+    pool_bytes: int,
+    clock: Clock,
+    seconds: float,
+    server: dict[str, Any],
+) -> Result:
     """The best of several ratios by modelled throughput; all of them stay in the result."""
     points: list[dict[str, Any]] = []
     best: Result | None = None
     for ratio in SWEEPS[geometry.ratio]:
+        cut = server | {geometry.ratio: ratio}
         try:
-            found = _play(
-                geometry, *common, arguments=arguments | {geometry.ratio: ratio}, **options
-            )
+            found = _play(geometry, workload, baseline, pool_bytes, clock, seconds, cut)
         except ReplayFailed as error:
             points.append({"ratio": ratio, "failed": str(error).splitlines()[0]})
             continue
@@ -96,22 +108,9 @@ def _play(
     baseline: Baseline,
     pool_bytes: int,
     clock: Clock,
-    *,
-    page_size: int,
-    max_running: int,
-    chunk: int,
     seconds: float,
-    arguments: dict[str, Any],
+    server: dict[str, Any],
 ) -> Result:
-    from benchmarks.replay.driver import Play
-
-    arguments = {
-        "page_size": page_size,
-        "max_running_requests": max_running,
-        "chunked_prefill_size": chunk,
-        **baseline.arguments,
-        **arguments,
-    }
     play = Play(
         workload.requests,
         clock,
@@ -123,7 +122,7 @@ def _play(
         MAX_LARGE_PAGE_BYTES // geometry.scale,
     )
     started = time.perf_counter()
-    outcome = play_on_engine(geometry, play, arguments, baseline.env, seconds)
+    outcome = play_on_engine(geometry, play, server, baseline.env, seconds)
     config = {
         "command": " ".join(sys.argv),
         "sglang": version("sglang"),
@@ -134,7 +133,7 @@ def _play(
         "described": workload.described,
         "baseline": baseline.name,
         "baseline_described": baseline.described,
-        "arguments": geometry.server | arguments,
+        "server": geometry.server | server,
         "env": baseline.env,
         "pool_bytes": pool_bytes,
         "scale": geometry.scale,

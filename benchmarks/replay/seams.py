@@ -1,7 +1,7 @@
 """The functions of SGLang that a replay takes the place of, and the process that has them replaced.
 
-Everything between them is SGLang's own, or the plugin's: queues, admission, allocation, rows, trees,
-results. Like the plugin's hooks, each names the signature that it was written for.
+Everything between them is SGLang's own, or the plugin's: queues, admission, allocation, rows,
+trees, results. Like the plugin's hooks, each names the signature that it was written for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 from sglang.srt.managers.scheduler import run_scheduler_process
 
 from benchmarks.replay import plans
-from benchmarks.replay.driver import Driver, Play, Stuck
+from benchmarks.replay.driver import Driver, Stuck
+from benchmarks.replay.play import Play
 from sglang_jenga.hooks import Hook, apply
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
