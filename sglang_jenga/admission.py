@@ -75,6 +75,11 @@ class JengaDenseBudget(_Round, PrefillBudget):
     """Models with one attention group. SGLang's budget lets a prompt's next chunk run in any case
     and dies if decoding has taken the room meanwhile; here it is cut or parked."""
 
+    def available_chunk_tokens(self, chunk_limit: int) -> int:
+        """Whole small pages: a chunk that ends inside one leaves a state that no prefix names."""
+        available = super().available_chunk_tokens(chunk_limit)
+        return min(chunk_limit, max(self.page_size, available - available % self.page_size))
+
     def _fit_chunk(
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
     ) -> int | None:

@@ -6,6 +6,7 @@ The only reader of SGLang's ModelConfig for the pool; the planner does the arith
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sglang.srt.runtime_context import get_parallel, get_schedule
@@ -14,6 +15,10 @@ from sglang_jenga.planner import PoolTooSmallError, larges_for_requests, plan_po
 from sglang_jenga.pool import HeadShape
 from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan
 from sglang_jenga.state_pool import StateShape
+
+SLOT_BYTES = 64
+"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
+takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
 
 
 class Geometry(NamedTuple):
@@ -34,7 +39,7 @@ def geometry_of(configurator: Any) -> Geometry:
     def group(
         kind: LayerType, layer_ids: Sequence[int], heads: HeadShape, window: int | None = None
     ) -> LayerGroup:
-        entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize)
+        entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize) or SLOT_BYTES
         page_size = configurator.pool_page_size
         return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
 
@@ -81,6 +86,8 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
     tokens = num_tokens // page_size * page_size
     total = 0
     for group in geometry.groups[: len(geometry.heads)]:
+        if not group.layer_ids:
+            continue
         rows = tokens
         if group.layer_type == "window" and stock_is_hybrid:
             ratio = get_schedule().swa_full_tokens_ratio
@@ -97,10 +104,14 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
 
 def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
     """The pool's plan, or one line that says what the smallest request would need."""
+    first, *others = geometry.groups
     # A prompt of one page, and a page to answer into.
-    smallest = 2 * geometry.groups[0].tokens_per_page
+    smallest = 2 * first.tokens_per_page
+    if not first.layer_ids:  # slot numbers are of 32 bits
+        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
+        first = replace(first, entry_bytes=slot_bytes)
     try:
-        return plan_pool(geometry.groups, pool_bytes, max_request_tokens=smallest)
+        return plan_pool((first, *others), pool_bytes, max_request_tokens=smallest)
     except PoolTooSmallError as error:
         raise PoolTooSmallError(
             f"--memory-backend jenga: {error}; raise --mem-fraction-static or --max-total-tokens"

@@ -65,7 +65,9 @@ def _plan_budget(self: Any, budget_bytes: int, cap_tokens: int | None) -> Any:
         (cap for cap in (get_schedule().max_total_tokens, cap_tokens) if cap is not None),
         default=None,
     )
-    if wanted is not None:
+    # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
+    tokens_count = bool(geometry.groups[0].layer_ids)
+    if wanted is not None and (tokens_count or get_schedule().max_mamba_cache_size is not None):
         pinned = pinned_bytes(geometry, wanted, stock_is_hybrid=_stock_is_hybrid(self))
         if pinned > budget_bytes:
             logger.warning(

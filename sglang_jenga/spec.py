@@ -28,6 +28,9 @@ class LayerGroup:
     number of tokens a ``window`` layer sees, the current one included, and None otherwise.
     ``element`` names the number format of the bytes: a large page that goes from one format to
     another must be zeroed, because masked rows still enter ``0 * x`` and x may read as NaN.
+
+    A model of states only has a ``full`` group without layers: its tokens still have slots, which
+    rows and trees name them by, and ``entry_bytes`` is what a slot costs.
     """
 
     layer_type: LayerType
@@ -38,7 +41,7 @@ class LayerGroup:
     element: str = ""
 
     def __post_init__(self) -> None:
-        if not self.layer_ids:
+        if not self.layer_ids and self.layer_type != "full":
             raise ValueError(f"a {self.layer_type} group needs at least one layer, got none")
         if self.entry_bytes <= 0 or self.tokens_per_page <= 0:
             raise ValueError(

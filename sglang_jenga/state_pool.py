@@ -220,7 +220,8 @@ class JengaStateRows(HybridReqToTokenPool):
             req.kv.mamba_pool_idx = slot
             # Unless a cached state is to be copied there.
             req.kv.mamba_needs_clear = req.kv.mamba_cow_src_index is None
-        for req, own in zip(untracked, slots[len(fresh) :].view(len(untracked), tracked), strict=True):
+        tracking = slots[len(fresh) :].view(len(untracked), tracked)
+        for req, own in zip(untracked, tracking, strict=True):
             self._begin_tracking(req, own)
         index = self._to_device(torch.tensor(rows, dtype=torch.int64))
         held = torch.stack([req.kv.mamba_pool_idx for req in reqs]).to(torch.int32)

@@ -87,11 +87,6 @@ class ModelRule(NamedTuple):
 MODEL_RULES = (
     ModelRule(lambda model: _has_extra_cache(model), "it caches more per token than K and V"),
     ModelRule(lambda model: _is_mla(model), "MLA layers are not carried yet"),
-    ModelRule(lambda model: _states_only(model), "models without attention are not carried yet"),
-    ModelRule(
-        lambda model: _has_state(model) and model.is_hybrid_swa,
-        "window layers beside state layers are not carried yet",
-    ),
     ModelRule(lambda model: model.is_encoder_decoder, "cross-attention is not carried yet"),
 )
 
@@ -117,6 +112,24 @@ def register_model_check() -> None:
             if _has_state(model):
                 _require(_state_caching_lines(server_args, model))
         previous(server_args)
+        if is_on(server_args) and _has_state(model_config_of(server_args)):
+            _hold_back_steps(server_args)
+
+
+def _hold_back_steps(server_args: Any) -> None:
+    """Where states are cached without tracking, no step may run ahead: it would change the state of
+    a request that has ended. SGLang sees to it, but not for models of states only."""
+    from sglang.srt.arg_groups.model_override_base import mamba_extra_buffer_of
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    config = resolving_view(server_args)
+    if not config.disable_radix_cache and not mamba_extra_buffer_of(config):
+        declare_resolution(
+            server_args,
+            "sglang-jenga",
+            mamba_radix_cache_strategy="no_buffer",
+            disable_overlap_schedule=True,
+        )
 
 
 def _state_caching_lines(server_args: Any, model: Any) -> list[str]:
@@ -210,13 +223,6 @@ def _has_state(model: Any) -> bool:
     from sglang.srt.configs.model_config import AttentionArch
 
     return model.attention_arch == AttentionArch.SSM or mambaish_config(model) is not None
-
-
-def _states_only(model: Any) -> bool:
-    from sglang.srt.configs.hybrid_arch import mambaish_config
-
-    config = mambaish_config(model)
-    return config is not None and not config.full_attention_layer_ids
 
 
 def _has_extra_cache(model: Any) -> bool:

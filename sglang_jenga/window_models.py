@@ -17,32 +17,42 @@ _logger = logging.getLogger(__name__)
 _enabled = False
 
 
-def _every_second(config: Any) -> list[bool]:
+Kinds = list[bool | None]
+"""Per layer whether it has a window; None for a layer without attention."""
+
+
+def _every_second(config: Any) -> Kinds:
     has_window = getattr(config, "sliding_window", None) is not None
     return [has_window and layer % 2 == 0 for layer in range(config.num_hidden_layers)]
 
 
-def _by_layer_types(config: Any) -> list[bool]:
+def _by_layer_types(config: Any) -> Kinds:
     types = getattr(config, "layer_types", None) or ()
     is_window = [kind == "sliding_attention" for kind in types[: config.num_hidden_layers]]
     return is_window if len(is_window) == config.num_hidden_layers else []
 
 
-def _by_pattern(config: Any) -> list[bool]:
+def _by_pattern(config: Any) -> Kinds:
     pattern = getattr(config, "sliding_window_pattern", None)
     if not pattern or not isinstance(pattern, str):
         return []
     return [(layer + 1) % len(pattern) != 0 for layer in range(config.num_hidden_layers)]
 
 
+def _beside_states(config: Any) -> Kinds:
+    kinds = {"attn": False, "swa": True}
+    return [kinds.get(kind) for kind in config.layer_types]
+
+
 # Olmo-3 arrives under the name Olmo2ForCausalLM, and Olmo-2 proper has no layer types.
-WINDOW_RULES: dict[str, Callable[[Any], list[bool]]] = {
+WINDOW_RULES: dict[str, Callable[[Any], Kinds]] = {
     "Gemma2ForCausalLM": _every_second,
     "Gemma3ForCausalLM": _by_layer_types,
     "Gemma3ForConditionalGeneration": _by_layer_types,
     "Olmo2ForCausalLM": _by_layer_types,
     "Exaone4ForCausalLM": _by_pattern,
     "Cohere2ForCausalLM": _by_layer_types,
+    "JetNemotronForCausalLM": _beside_states,
 }
 
 
@@ -55,7 +65,7 @@ def enable(on: bool) -> None:
     _enabled = on
 
 
-def window_layers(architectures: list[str], text_config: Any) -> list[bool] | None:
+def window_layers(architectures: list[str], text_config: Any) -> Kinds | None:
     """Say per layer whether it has a window, or None if this model is not ours to change."""
     rule = next((WINDOW_RULES[arch] for arch in architectures if arch in WINDOW_RULES), None)
     if not _enabled or rule is None or text_config is None:
@@ -75,7 +85,7 @@ def _layer_ids(original: Any, model_architectures: list[str], hf_text_config: An
     if is_window is None:
         return original(model_architectures, hf_text_config)
     window = [layer for layer, yes in enumerate(is_window) if yes]
-    full = [layer for layer, yes in enumerate(is_window) if not yes]
+    full = [layer for layer, yes in enumerate(is_window) if yes is False]
     return window, full
 
 

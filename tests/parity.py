@@ -53,16 +53,19 @@ EXACT = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
 
 class Cell(NamedTuple):
-    """One way to serve. ``tokens``: --max-total-tokens, stock's bytes of that many tokens."""
+    """One way to serve. ``tokens``: --max-total-tokens, stock's bytes of that many tokens;
+    ``states``: --mamba-radix-cache-strategy."""
 
     page_size: int = 1
     chunked: bool = False
     overlap: bool = True
     radix: bool = True
     tokens: int = 16384
+    states: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        return {
+        strategy = {} if self.states is None else {"mamba_radix_cache_strategy": self.states}
+        return strategy | {
             "memory_backend": "jenga",
             "page_size": self.page_size,
             "chunked_prefill_size": 64 if self.chunked else -1,
@@ -76,6 +79,7 @@ class Cell(NamedTuple):
         return (
             f"page {self.page_size:2d}  chunked {_on(self.chunked)}  overlap {_on(self.overlap)}"
             f"  radix {_on(self.radix)}  tokens {self.tokens}"
+            f"{f'  {self.states}' if self.states else ''}"
         )
 
 
@@ -94,15 +98,24 @@ PRESSURE = tuple(
 )
 
 
+# Families whose states SGLang tracks inside prompts and answers.
+TRACKED_FAMILIES = ("qwen3_next", "falcon_h1", "granite_hybrid")
+
+
 def cells_of(family: str, cells: Sequence[Cell] = (*MATRIX, *PRESSURE)) -> list[Cell]:
-    """Those that the family can be served in: states are cached at page size 1, without overlap."""
+    """Those that the family can be served in. Without tracking, states are cached at page size 1
+    and without overlap; with it, in both of SGLang's ways, everywhere."""
     if family not in STATE_FAMILIES:
         return list(cells)
-    served = (
-        cell._replace(overlap=cell.overlap and not cell.radix)
-        for cell in cells
-        if cell.page_size == 1 or not cell.radix
-    )
+    served = []
+    for cell in cells:
+        if not cell.radix:
+            served.append(cell)
+            continue
+        if cell.page_size == 1:
+            served.append(cell._replace(overlap=False, states="no_buffer"))
+        if family in TRACKED_FAMILIES:
+            served += [cell._replace(states=way) for way in ("extra_buffer", "extra_buffer_lazy")]
     return list(dict.fromkeys(served))
 
 

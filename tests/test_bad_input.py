@@ -71,12 +71,6 @@ BAD_MODELS = [
         "it caches more per token than K and V",
     ),
     (
-        "FalconMambaForCausalLM",
-        "falcon_mamba",
-        {},
-        "models without attention are not carried yet",
-    ),
-    (
         "WhisperForConditionalGeneration",
         "whisper",
         {"d_model": 64, "decoder_attention_heads": 4, "encoder_attention_heads": 4},

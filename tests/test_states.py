@@ -9,15 +9,30 @@ import pytest
 from sglang_jenga.tiny_models import STATE_FAMILIES, VOCAB_SIZE
 from tests.engines import run_engine
 from tests.faults import poisoned_free_states, states_not_copied
-from tests.parity import EXACT, STOCK_STATES, Cell, differing, model_of, reference, run_cell
+from tests.parity import (
+    EXACT,
+    STOCK_STATES,
+    TRACKED_FAMILIES,
+    Cell,
+    differing,
+    model_of,
+    reference,
+    run_cell,
+)
 
 pytestmark = pytest.mark.slow
 
-PRESSURE = Cell(1, chunked=True, overlap=False, tokens=640)
+PRESSURE = Cell(1, chunked=True, overlap=False, tokens=640, states="no_buffer")
 CELLS = (
-    Cell(1, chunked=True, overlap=False),
-    Cell(16, chunked=True, overlap=True, radix=False),
+    Cell(1, chunked=True, overlap=False, states="no_buffer"),
+    Cell(16, chunked=True, radix=False),
     PRESSURE,
+)
+TRACKED_CELLS = (
+    Cell(1, chunked=True, states="extra_buffer"),
+    Cell(64, chunked=False, overlap=False, states="extra_buffer"),
+    Cell(16, chunked=True, tokens=640, states="extra_buffer"),
+    Cell(1, chunked=True, tokens=640, states="extra_buffer_lazy"),
 )
 
 
@@ -48,7 +63,20 @@ def test_tokens_are_those_of_stock_sglang(prepared, family: str, cell: Cell):
         assert sum(map(sum, run.cached)) > 0
 
 
-def test_a_state_that_nobody_holds_is_never_read(prepared):
+@pytest.mark.parametrize("family", TRACKED_FAMILIES)
+@pytest.mark.parametrize("cell", TRACKED_CELLS, ids=[cell.label for cell in TRACKED_CELLS])
+def test_tokens_are_those_of_stock_where_states_are_tracked(prepared, family: str, cell: Cell):
+    """Steps overlap, and small pages may hold many tokens."""
+    model, waves, expected = prepared(family)
+
+    run = run_cell(family, model, waves, cell)
+
+    assert differing(expected, run) == 0
+    assert sum(map(sum, run.cached)) > 0
+
+
+@pytest.mark.parametrize("cell", [PRESSURE, *TRACKED_CELLS[2:]], ids=lambda cell: cell.states)
+def test_a_state_that_nobody_holds_is_never_read(prepared, cell: Cell):
     """Freed and evicted states read as NaN; the pool is small, so they are soon given out again,
     as states and as keys and values."""
     model, waves, expected = prepared("qwen3_next")
@@ -60,7 +88,7 @@ def test_a_state_that_nobody_holds_is_never_read(prepared):
         env=EXACT,
         prepare=poisoned_free_states,
         max_mamba_cache_size=16,
-        **PRESSURE.arguments(),
+        **cell.arguments(),
     )
 
     assert differing(expected, run) == 0
