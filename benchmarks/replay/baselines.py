@@ -1,29 +1,45 @@
 """What is compared: ways to give the same bytes to a model's layer groups.
 
-A baseline is server arguments, environment variables, a plan of the pool, and whether stock's fixed
-ratio is swept. It does not know the workload.
+A baseline is server arguments, environment variables, a plan of the pool, and which settings of a
+geometry are swept for the best. Stock runs as it would on a GPU: its null model forwards nothing, so
+what SGLang only refuses for want of CPU kernels is had here as well.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
 from sglang_jenga.ablation import ENV, Policy
 
-SWEEPS: dict[str, tuple[float, ...]] = {
-    "swa_full_tokens_ratio": (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
-    "mamba_full_memory_ratio": (0.1, 0.3, 0.6, 0.9, 1.5, 3.0),
+# How states get into the prefix cache. SGLang's default tracks them at intervals, in extra slots of
+# each running request; the other way caches them where chunks and requests end, without overlap.
+TRACKED = {"mamba_radix_cache_strategy": "extra_buffer"}
+UNTRACKED = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
+
+SWEEPS: dict[str, tuple[dict[str, Any], ...]] = {
+    "swa_full_tokens_ratio": tuple(
+        {"swa_full_tokens_ratio": ratio} for ratio in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+    ),
+    "mamba_full_memory_ratio": tuple(
+        strategy | {"mamba_full_memory_ratio": ratio}
+        for strategy, ratio in product((TRACKED, UNTRACKED), (0.3, 0.9, 3.0, 9.0))
+    ),
 }
+"""Server arguments to try, by the flag that cuts stock's pool."""
 
 
 @dataclass(frozen=True)
 class Baseline:
+    """`states`: further arguments for models with states. `missing`: why nobody can have it."""
+
     name: str
     described: str
     arguments: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    states: dict[str, Any] = field(default_factory=lambda: dict(TRACKED))
     plan: str = "lcm"
     sweeps: bool = False
     missing: str | None = None
@@ -32,13 +48,18 @@ class Baseline:
         """Why this baseline cannot be had for `geometry`, or None."""
         if self.missing or geometry.missing:
             return self.missing or geometry.missing
-        states = geometry.real.groups[-1].layer_type == "state"
-        if self.plan == "max" and states:
+        if self.plan == "max" and geometry.has_states:
             return (
                 "a page of a state's size holds thousands of tokens' KV, and states are cached at "
                 "one token per page"
             )
+        if self.name == "unified" and geometry.ratio is None:
+            return "--enable-unified-memory is refused: stock stores this model in one pool"
         return None
+
+    def server(self, geometry: Geometry) -> dict[str, Any]:
+        """All server arguments on this geometry; the baseline's win."""
+        return geometry.server | (self.states if geometry.has_states else {}) | self.arguments
 
 
 _JENGA = {"memory_backend": "jenga"}
@@ -47,13 +68,18 @@ _ALL = (
     Baseline("stock", "SGLang as it comes, default ratios"),
     Baseline(
         "stock-best",
-        "SGLang with the ratio of the pool that models the most tokens per second in a sweep; "
-        "stock where there is no ratio",
+        "SGLang with the ratio (and caching of states) that models the most tokens per second in a "
+        "sweep; the same as stock where it has no ratio",
         sweeps=True,
     ),
     Baseline(
+        "stock-untracked",
+        "SGLang caching states as jenga does, where chunks and requests end; else as stock",
+        states=UNTRACKED,
+    ),
+    Baseline(
         "max-page",
-        "our pool with one page size for all groups, the largest",
+        "jenga's pool with one page size for all groups, the largest",
         _JENGA,
         plan="max",
     ),
@@ -69,13 +95,14 @@ _ALL = (
         {"enable_unified_memory": True, "attention_backend": "triton"},
         {"TRITON_INTERPRET": "1"},
     ),
-    Baseline("jenga", "this project", _JENGA),
+    Baseline("jenga", "this project", _JENGA, states=UNTRACKED),
     *(
         Baseline(
             f"jenga-no-{part.replace('_', '-')}",
             f"without {part} (see ablation.py)",
             _JENGA,
             {ENV: part},
+            UNTRACKED,
         )
         for part in Policy._fields
     ),

@@ -39,7 +39,7 @@ def play_on_engine(
         log, outcome = Path(folder) / "log", Path(folder) / "outcome"
         process = multiprocessing.get_context("fork").Process(
             target=_engine_process,
-            args=(log, outcome, play, env, _arguments(model, geometry, arguments)),
+            args=(log, outcome, play, env, _arguments(model, arguments)),
         )
         process.start()
         try:
@@ -56,7 +56,7 @@ def play_on_engine(
         return result
 
 
-def _arguments(model: Path, geometry: Geometry, arguments: dict[str, Any]) -> dict[str, Any]:
+def _arguments(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     defaults = {name: CPU_ARGUMENTS[name] for name in CPU_ARGUMENTS if name != "max_total_tokens"}
     return {
         **defaults,
@@ -66,7 +66,6 @@ def _arguments(model: Path, geometry: Geometry, arguments: dict[str, Any]) -> di
         "sleep_on_idle": False,
         "log_level": "warning",
         "decode_log_interval": 1 << 30,
-        **geometry.server,
         **arguments,
     }
 

@@ -41,8 +41,6 @@ _COMMON: dict[str, Any] = {
 }
 _GEMMA = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-# Stock caches states in one way on a CPU, and jenga in the same.
-_STATES = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ class Geometry:
     @cached_property
     def config(self) -> dict[str, Any]:
         return json.loads((_CONFIGS / f"{self.published}.json").read_text())
+
+    @property
+    def has_states(self) -> bool:
+        return self.real.groups[-1].layer_type == "state"
 
     @cached_property
     def real(self) -> ModelGeometry:
@@ -205,8 +207,7 @@ _ALL = (
             "rope_parameters": _ROPE | {"partial_rotary_factor": 1.0},
             "partial_rotary_factor": 1.0,
         },
-        _STATES,
-        _STATE_RATIO,
+        ratio=_STATE_RATIO,
         gpus=2,
     ),
     Geometry(
@@ -218,18 +219,16 @@ _ALL = (
             "architectures": ["FalconH1ForCausalLM"],
             "model_type": "falcon_h1",
             "num_hidden_layers": 44,
-            "head_dim": 4,
-            "mamba_d_ssm": 696,
+            "mamba_d_ssm": 440,
             "mamba_n_heads": 8,
-            "mamba_d_head": 87,
-            "mamba_n_groups": 4,
-            "mamba_d_state": 16,
+            "mamba_d_head": 55,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 54,
             "mamba_d_conv": 4,
             "mamba_chunk_size": 16,
             "rope_parameters": _ROPE,
         },
-        _STATES,
-        _STATE_RATIO,
+        ratio=_STATE_RATIO,
     ),
     Geometry(
         "nemotron-h-8b",
@@ -250,8 +249,7 @@ _ALL = (
             "chunk_size": 16,
             "mlp_hidden_act": "relu2",
         },
-        _STATES,
-        _STATE_RATIO,
+        ratio=_STATE_RATIO,
     ),
     Geometry(
         "jamba-1.5-mini",

@@ -64,7 +64,7 @@ def replay(
         "page_size": page_size,
         "max_running_requests": max_running,
         "chunked_prefill_size": chunk,
-        **baseline.arguments,
+        **baseline.server(geometry),
         **(arguments or {}),
     }
     play = _sweep if baseline.sweeps and geometry.ratio else _play
@@ -83,14 +83,14 @@ def _sweep(
     """The best of several ratios by modelled throughput; all of them stay in the result."""
     points: list[dict[str, Any]] = []
     best: Result | None = None
-    for ratio in SWEEPS[geometry.ratio]:
-        cut = server | {geometry.ratio: ratio}
+    for setting in SWEEPS[geometry.ratio]:
+        tried = server | setting
         try:
-            found = _play(geometry, workload, baseline, pool_bytes, clock, seconds, cut)
+            found = _play(geometry, workload, baseline, pool_bytes, clock, seconds, tried)
         except ReplayFailed as error:
-            points.append({"ratio": ratio, "failed": str(error).splitlines()[0]})
+            points.append({"setting": setting, "failed": str(error).splitlines()[0]})
             continue
-        points.append({"ratio": ratio, **found.totals})
+        points.append({"setting": setting, **found.totals})
         if best is None or _speed(found) > _speed(best):
             best = found
     if best is None:
@@ -133,7 +133,7 @@ def _play(
         "described": workload.described,
         "baseline": baseline.name,
         "baseline_described": baseline.described,
-        "server": geometry.server | server,
+        "server": server,
         "env": baseline.env,
         "pool_bytes": pool_bytes,
         "scale": geometry.scale,
