@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,20 +16,22 @@ from benchmarks.replay.workloads import (
     Chats,
     Documents,
     Exams,
+    Phase,
     SharedPrefixes,
-    Shift,
     agents,
     arrivals,
+    reasoning,
+    shift,
     spread,
 )
 
 CHATS = Chats(clients=5, rounds=4, system=64, message=(40, 40), answer=16, rate=2.0)
 AGENTS = agents(clients=3, calls=6, system=512, result=(20, 200), answer=8)
-DOCUMENTS = Documents(documents=4, questions=3, document=(800, 1200), question=16, answer=8)
-EXAMS = Exams(subjects=3, questions=5, examples=(100, 140), question=(10, 20), answer=4)
-SHIFT = Shift(
-    phases=3, short=7, long=2, short_prompt=(10, 30), long_prompt=(400, 600), answer=8, rate=5.0
+DOCUMENTS = Documents(
+    documents=4, questions=3, readers=3, document=(800, 1200), question=16, answer=8
 )
+EXAMS = Exams(subjects=3, questions=5, examples=(100, 140), question=(10, 20), answer=4)
+SHIFT = shift(Phase(7, (10, 30), (4, 12)), Phase(2, (400, 600), (20, 40)), rate=5.0)
 GROUPS = SharedPrefixes(groups=6, prompts=5, system=128, question=16, answer=8, rate=10.0)
 
 TRACE = [
@@ -104,16 +107,30 @@ def test_questions_of_a_subject_reuse_its_examples():
     assert 4 * 3 * 120 <= got.reusable_tokens <= 4 * 3 * 120 + TOLERANCE
 
 
+def test_a_reader_takes_the_next_document_after_the_last_question_about_one():
+    requests = {request.rid: request for request in DOCUMENTS.build().requests}
+
+    assert requests["documents-2-0"].after is None
+    assert requests["documents-3-0"].after == "documents-0-2"
+    assert requests["documents-3-2"].after == "documents-3-1"
+
+
 def test_a_shifting_load_shares_nothing_and_takes_turns():
     workload = SHIFT.build()
     got = facts(workload)
 
-    assert (got.requests, got.output_tokens) == (16, 128)
-    assert got.prompt_tokens == 2 * 7 * 20 + 2 * 500
+    assert (got.requests, got.output_tokens) == (18, 2 * (7 * 8 + 2 * 30))
+    assert got.prompt_tokens == 2 * (7 * 20 + 2 * 500)
     assert got.reusable_tokens <= TOLERANCE
     assert [request.prompt.size > 100 for request in workload.requests] == (
-        [False] * 7 + [True] * 2 + [False] * 7
-    )
+        [False] * 7 + [True] * 2
+    ) * 2
+
+
+def test_reasoning_answers_far_more_than_it_is_asked():
+    got = facts(reasoning().build())
+
+    assert (got.requests, got.prompt_tokens, got.output_tokens) == (128, 128 * 640, 128 * 3072)
 
 
 def test_generated_groups_reuse_their_system_prompts(groups):
@@ -218,13 +235,13 @@ def test_requests_are_causal_and_their_tokens_in_the_vocabulary(spec):
             assert ids.min() >= 1 and ids.max() < VOCABULARY
 
 
-@pytest.mark.parametrize("spec", [CHATS, EXAMS, SHIFT], ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize("spec", [CHATS, EXAMS, DOCUMENTS], ids=lambda spec: type(spec).__name__)
 def test_a_workload_is_the_same_every_time_and_another_with_another_seed(spec):
     def play(workload):
         return [(r.rid, r.prompt.tobytes(), r.output.tobytes(), r.at) for r in workload.requests]
 
     assert play(spec.build()) == play(spec.build())
-    assert play(type(spec)(seed=99).build()) != play(type(spec)().build())
+    assert play(replace(spec, seed=99).build()) != play(spec.build())
 
 
 def test_spread_lengths_have_the_mean_of_their_ends():

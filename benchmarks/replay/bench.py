@@ -30,6 +30,7 @@ from benchmarks.replay.plots import write_plots
 from benchmarks.replay.profiles import DENSE, DEPLOYMENTS, PROFILES, Profile
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result
+from tests.engines import preload
 
 MOONCAKE = "mooncake"
 
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files here")
     options = parser.parse_args(argv)
     profile = PROFILES[options.profile]
+    preload()  # before anything else imports SGLang, which asks for the device once
     try:
         workloads, not_built = build_workloads(options, profile)
     except (OSError, ValueError) as error:

@@ -33,13 +33,12 @@ class Cell(NamedTuple):
 
 
 class Deployment(NamedTuple):
-    """The GPUs a model is thought to run on; the pool gets what its weights leave of them."""
+    """The GPUs a model is thought to run on; the pool gets what its weights leave of them, or
+    `pool_gib` of that."""
 
     hardware: str = "h100"
     gpus: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.gpus} x {self.hardware.upper()}"
+    pool_gib: float | None = None
 
 
 class Limits(NamedTuple):
@@ -73,6 +72,8 @@ def play(
         return Missing(why)
     clock = Clock(deployment.hardware, deployment.gpus)
     pool_bytes = room_for_pool(geometry, clock)
+    if deployment.pool_gib is not None:
+        pool_bytes = min(pool_bytes, int(deployment.pool_gib * 2**30))
     fingerprint = _fingerprint(
         workload, geometry, baseline, baseline.sweeps and SWEEPS, clock, pool_bytes, limits
     )

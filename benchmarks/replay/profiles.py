@@ -4,8 +4,9 @@
     quick   `make bench`: under half an hour on two cores
     full    what benchmarks/README.md reports; hours
 
-Models run on the GPUs they are usually given, so pools have a real size; workloads are the same for
-all models, large enough that requests wait for memory.
+Models run on GPUs that hold them, so pools have a real size. Workloads are the same for all models,
+large enough that requests wait for memory; where the GPUs would hold them all at once, which stock
+does not need help with, the pool is limited.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from typing import NamedTuple
 from benchmarks.replay.cells import Deployment, Limits
 from benchmarks.replay.mooncake import Mooncake
 from benchmarks.replay.requests import Workload
-from benchmarks.replay.workloads import Chats, Documents, Exams, SharedPrefixes, Shift, agents
+from benchmarks.replay.workloads import (
+    Chats,
+    Documents,
+    Exams,
+    Phase,
+    SharedPrefixes,
+    agents,
+    reasoning,
+    shift,
+)
 
 DENSE = ("llama-3.1-8b",)
 """The control: one kind of layer, nothing to gain."""
@@ -26,8 +36,8 @@ DEPLOYMENTS = {
     "gemma-3-27b": Deployment("h100", 2),
     "gemma-2-9b": Deployment("h100"),
     "gpt-oss-20b": Deployment("l4"),
-    "qwen3-next-80b": Deployment("h100", 2),
-    "falcon-h1-7b": Deployment("l4"),
+    "qwen3-next-80b": Deployment("h100", 2, pool_gib=10),
+    "falcon-h1-7b": Deployment("h100", pool_gib=12),
     "llama-3.1-8b": Deployment("h100"),
     "ministral-8b": Deployment("h100"),
     "nemotron-h-8b": Deployment("l4"),
@@ -49,7 +59,11 @@ class Profile(NamedTuple):
 PROFILES = {
     "ci": Profile(
         ("gemma-3-27b", "llama-3.1-8b"),
-        {"shift": Shift(phases=2, short=24, long=8, answer=64).build},
+        {
+            "shift": shift(
+                Phase(24, (128, 512), (32, 96)), Phase(24, (12_000, 28_000), (32, 96)), 1
+            ).build
+        },
         ("stock", "jenga"),
         Limits(),
         None,
@@ -57,9 +71,9 @@ PROFILES = {
     "quick": Profile(
         ("gemma-3-27b", "gpt-oss-20b", "falcon-h1-7b", "llama-3.1-8b"),
         {
-            "shift": Shift(phases=2).build,
+            "shift": shift(repeat=1).build,
             "multi-turn": Chats(clients=16, rounds=8).build,
-            "documents": Documents(documents=6).build,
+            "documents": Documents(documents=8).build,
         },
         ("stock", "max-page", "jenga"),
         Limits(),
@@ -71,12 +85,14 @@ PROFILES = {
             "multi-turn": Chats().build,
             "shared-prefixes": SharedPrefixes().build,
             "documents": Documents().build,
-            "shift": Shift().build,
+            "documents-rush": Documents(readers=16, name="documents-rush").build,
+            "shift": shift().build,
+            "reasoning": reasoning().build,
             "agents": agents().build,
             "exams": Exams().build,
         },
         ("stock", "stock-best", "max-page", "unified", "jenga"),
         Limits(),
-        lambda path: Mooncake(path, 300, one_in=20, faster=20, longest=100_000),
+        lambda path: Mooncake(path, 300, one_in=20, faster=100, longest=100_000),
     ),
 }

@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -185,42 +186,51 @@ def agents(
 
 @dataclass(frozen=True)
 class Documents:
-    """Readers, each with questions about a long document of their own, in turn (arXiv-QA)."""
+    """Readers with questions about long documents, each of them in turn (arXiv-QA).
 
-    documents: int = 12
+    With fewer `readers` than documents a reader goes on to the next document after the last
+    question about one; the first question of every reader is there at the start.
+    """
+
+    documents: int = 16
     questions: int = 4
+    readers: int = 8
     document: tuple[int, int] = (80_000, 92_000)
     question: int = 64
     answer: int = 150
     think: float = 10.0
-    rate: float = math.inf
     seed: int = 4
+    name: str = "documents"
 
     def build(self) -> Workload:
         lengths = spread(*self.document, self.documents, [self.seed, 0])
-        starts = arrivals(self.rate, self.documents, [self.seed, 1])
-        texts = [tokens([self.seed, 2, i], length) for i, length in enumerate(lengths)]
         requests = []
-        for number in range(self.questions):
-            for i, text in enumerate(texts):
-                question = tokens([self.seed, 3, i, number], self.question)
-                first = number == 0
-                requests.append(
-                    Request(
-                        f"document-{i}-{number}",
-                        np.concatenate([text, question]),
-                        tokens([self.seed, 4, i, number], self.answer),
-                        starts[i] if first else self.think,
-                        None if first else f"document-{i}-{number - 1}",
+        before: list[str | None] = [None] * self.readers
+        for turn in range(0, self.documents, self.readers):
+            reading = range(turn, min(turn + self.readers, self.documents))
+            texts = {i: tokens([self.seed, 2, i], lengths[i]) for i in reading}
+            for number in range(self.questions):
+                for i in reading:
+                    question = tokens([self.seed, 3, i, number], self.question)
+                    rid = f"{self.name}-{i}-{number}"
+                    previous = before[i - turn]
+                    requests.append(
+                        Request(
+                            rid,
+                            np.concatenate([texts[i], question]),
+                            tokens([self.seed, 4, i, number], self.answer),
+                            0.0 if previous is None else self.think,
+                            previous,
+                        )
                     )
-                )
+                    before[i - turn] = rid
         low, high = self.document
         described = (
             f"questions about documents: {self.documents} documents of {low:,}-{high:,} tokens x "
-            f"{self.questions} questions, answers {self.answer}, {self.think:g} s between "
-            f"questions, documents arrive {rate_text(self.rate)}"
+            f"{self.questions} questions, {self.readers} readers, answers {self.answer}, "
+            f"{self.think:g} s between questions"
         )
-        return Workload("documents", tuple(requests), described)
+        return Workload(self.name, tuple(requests), described)
 
 
 @dataclass(frozen=True)
@@ -265,45 +275,68 @@ class Exams:
 
 
 @dataclass(frozen=True)
-class Shift:
-    """A load that changes: a phase of short requests, then one of long ones, and so on.
+class Phase:
+    """`count` requests with prompts and answers of lengths between two each."""
 
-    No two prompts share anything, so what differs is who fits. A phase begins when the one before
-    has been asked for completely; with an infinite rate the server works them off in this order.
+    count: int
+    prompt: tuple[int, int]
+    answer: tuple[int, int]
+
+    def __str__(self) -> str:
+        prompt, answer = (f"{low:,}-{high:,}" for low, high in (self.prompt, self.answer))
+        return f"{self.count} prompts of {prompt} tokens with answers of {answer}"
+
+
+SHORT = Phase(512, (128, 512), (128, 384))
+LONG = Phase(32, (12_000, 28_000), (512, 1536))
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """Prompts that share nothing, phase after phase: what differs is who fits.
+
+    A phase begins when the one before has been asked for completely; with an infinite rate the
+    server works them off in this order.
     """
 
-    phases: int = 4
-    short: int = 192
-    long: int = 16
-    short_prompt: tuple[int, int] = (128, 512)
-    long_prompt: tuple[int, int] = (12_000, 28_000)
-    answer: int = 256
+    name: str
+    stands_for: str
+    phases: tuple[Phase, ...]
     rate: float = math.inf
     seed: int = 6
 
     def build(self) -> Workload:
-        lengths: list[int] = []
-        for phase in range(self.phases):
-            low_high, count = (
-                (self.long_prompt, self.long) if phase % 2 else (self.short_prompt, self.short)
-            )
-            lengths += spread(*low_high, count, [self.seed, 0, phase])
-        times = arrivals(self.rate, len(lengths), [self.seed, 1])
+        lengths: list[tuple[int, int]] = []
+        for number, phase in enumerate(self.phases):
+            prompts = spread(*phase.prompt, phase.count, [self.seed, 0, number])
+            answers = spread(*phase.answer, phase.count, [self.seed, 1, number])
+            lengths += zip(prompts, answers, strict=True)
+        times = arrivals(self.rate, len(lengths), [self.seed, 2])
         requests = tuple(
             Request(
-                f"shift-{i}",
-                tokens([self.seed, 2, i], length),
-                tokens([self.seed, 3, i], self.answer),
+                f"{self.name}-{i}",
+                tokens([self.seed, 3, i], prompt),
+                tokens([self.seed, 4, i], answer),
                 times[i],
             )
-            for i, length in enumerate(lengths)
+            for i, (prompt, answer) in enumerate(lengths)
         )
-        described = (
-            f"{self.phases} phases in turn, {self.short} prompts of {self.short_prompt[0]}-"
-            f"{self.short_prompt[1]} tokens and {self.long} of {self.long_prompt[0]:,}-"
-            f"{self.long_prompt[1]:,}, answers {self.answer}, {rate_text(self.rate)}"
-        )
-        return Workload("shift", requests, described)
+        phases = ", then ".join(map(str, self.phases))
+        described = f"{self.stands_for}: {phases}, {rate_text(self.rate)}"
+        return Workload(self.name, requests, described)
+
+
+def shift(short: Phase = SHORT, long: Phase = LONG, repeat: int = 2, **options: Any) -> Unrelated:
+    """A load that changes: short requests, then long ones, `repeat` times."""
+    return Unrelated("shift", "a load that changes", (short, long) * repeat, **options)
+
+
+def reasoning(
+    phase: Phase = Phase(128, (256, 1024), (1024, 5120)),
+    **options: Any,
+) -> Unrelated:
+    """Long answers to short questions: a server that almost only decodes."""
+    return Unrelated("reasoning", "long answers", (phase,), seed=7, **options)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
@@ -312,6 +345,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "agents": lambda: agents().build(),
     "documents": lambda: Documents().build(),
     "exams": lambda: Exams().build(),
-    "shift": lambda: Shift().build(),
+    "shift": lambda: shift().build(),
+    "reasoning": lambda: reasoning().build(),
 }
 """The generated ones at their default sizes, by name."""
