@@ -3,17 +3,18 @@
 Every call that touches memory is SGLang's own: `ScheduleBatch.check_decode_mem`,
 `alloc_for_decode_default`, `alloc_for_extend`, `match_kv_cache`, `checkpoint_kv_cache`,
 `release_kv_cache`. Under jenga the plugin's hooks stand around them, as in a server. What else the
-scheduler does (queues, admission budgets, batches' tensors) is done untimed or not at all.
+scheduler does (queues, admission budgets, batches' tensors) is done untimed or not at all. Times
+are the thread's own: whoever else the processor runs meanwhile is not in them.
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import thread_time
 from typing import Any, NamedTuple
 
 from benchmarks.cache_sides import Shape, build, request
@@ -79,9 +80,9 @@ class HostSide:
         return seconds
 
     def _timed(self, call: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
+        begin = thread_time()
         result = function(*args, **kwargs)
-        self._record(call, time.perf_counter() - begin)
+        self._record(call, thread_time() - begin)
         return result
 
     # ---- requests begin and end -------------------------------------------------------------
@@ -103,9 +104,9 @@ class HostSide:
         batch.prefix_lens = [req.prefix_len for req in reqs]
         batch.extend_lens = [req.extend_len for req in reqs]
         batch.extend_num_tokens = sum(batch.extend_lens)
-        begin = time.perf_counter()
+        begin = thread_time()
         self._alloc_for_extend(batch)
-        share = (time.perf_counter() - begin) / len(reqs)
+        share = (thread_time() - begin) / len(reqs)
         for req, chat in zip(reqs, chats, strict=True):
             self._record("extend", share)
             self._timed("insert", checkpoint_kv_cache, req, self.cache)
@@ -148,13 +149,13 @@ class HostSide:
     def decode(self) -> None:
         """One step of all running requests. Raises RuntimeError if the pool is too small."""
         batch = self._decode_batch()
-        begin = time.perf_counter()
+        begin = thread_time()
         fits = batch.check_decode_mem()
-        checked = time.perf_counter()
+        checked = thread_time()
         if not fits:
             raise RuntimeError(f"{self.name}: the running requests do not fit the pool")
         self._alloc_for_decode(batch, 1)
-        ended = time.perf_counter()
+        ended = thread_time()
         self._record("check", checked - begin)
         self._record("slide", batch.slide_seconds)
         self._record("alloc", ended - checked - batch.slide_seconds)
@@ -215,8 +216,8 @@ def _batch_class() -> type:
         slide_seconds = 0.0
 
         def maybe_evict_swa(self) -> None:
-            begin = time.perf_counter()
+            begin = thread_time()
             super().maybe_evict_swa()
-            self.slide_seconds = time.perf_counter() - begin
+            self.slide_seconds = thread_time() - begin
 
     return Batch
