@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from sglang_jenga.elementwise import silu
 from sglang_jenga.packed import spans
 
 Tensor = torch.Tensor
 
 
-def _convolve(window: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def _convolve(window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
     """``[..., dim, width - 1 + n]`` tokens to ``[..., dim, n]``, one product after the other, so
     that a token's sum is the same whatever stands beside it."""
     width = weight.shape[1]
@@ -26,7 +26,7 @@ def _convolve(window: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -
         total += window[..., tap : tap + count].float() * weight[:, tap, None].float()
     if bias is not None:
         total += bias[:, None].float()
-    return F.silu(total) if silu else total
+    return silu(total) if activate else total
 
 
 def causal_conv1d_fwd_cpu(
@@ -94,9 +94,9 @@ def causal_conv1d_fn(
     pad_slot_id: int = -1,
     **unused: Any,
 ) -> Tensor:
-    silu = activation in ("silu", "swish")
+    activate = activation in ("silu", "swish")
     return causal_conv1d_fwd_cpu(
-        x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, silu,
+        x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, activate,
         pad_slot_id, False,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def causal_conv1d_update(
     conv_state_indices: Tensor | None = None,
     pad_slot_id: int = -1,
 ) -> Tensor:
-    silu = activation in ("silu", "swish")
+    activate = activation in ("silu", "swish")
     return causal_conv1d_update_cpu(
-        x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices, pad_slot_id, False
+        x, conv_state, weight, bias, activate, cache_seqlens, conv_state_indices, pad_slot_id, False
     )

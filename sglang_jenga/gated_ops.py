@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from sglang_jenga.elementwise import sigmoid, silu
 
 Tensor = torch.Tensor
 
@@ -24,7 +25,7 @@ def rms_norm_gated(
     wide, gate = x.float(), g.float()
     wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
     wide = wide if weight is None else wide * weight.float()
-    gate = F.silu(gate) if activation in ("silu", "swish") else gate.sigmoid()
+    gate = silu(gate) if activation in ("silu", "swish") else sigmoid(gate)
     return (wide * gate).to(x.dtype)
 
 
@@ -34,5 +35,5 @@ def fused_gate_sigmoid_mul_add(
     """Add the shared expert's output, scaled by its gate, to the routed experts' (in place).
 
     Not a state operator; Qwen3-Next's experts need it beside them."""
-    gate = (hidden_states.float() * gate_weight.float()).sum(-1, keepdim=True).sigmoid()
+    gate = sigmoid((hidden_states.float() * gate_weight.float()).sum(-1, keepdim=True))
     final_hidden_states += (gate * shared_output.float()).to(final_hidden_states.dtype)

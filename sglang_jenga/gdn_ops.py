@@ -8,8 +8,8 @@ updated in place; a negative slot is padding: its output is undefined and nothin
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from sglang_jenga.elementwise import sigmoid, softplus
 from sglang_jenga.packed import repeat_heads, spans
 
 Tensor = torch.Tensor
@@ -21,8 +21,8 @@ def fused_gdn_gating_cpu(
     A_log: Tensor, a: Tensor, b: Tensor, dt_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Log decay and write strength of every token and head, ``[1, tokens, heads]`` float32."""
-    g = -A_log.float().exp() * F.softplus(a.float() + dt_bias.float())
-    return g[None], b.float().sigmoid()[None]
+    g = -A_log.float().exp() * softplus(a.float() + dt_bias.float())
+    return g[None], sigmoid(b.float())[None]
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -12,11 +12,8 @@ import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
-import torch
-
-from sglang_jenga import conv_ops, gated_ops, gdn_ops, mamba_ops, track_ops
+from sglang_jenga import conv_ops, cpu_repairs, gated_ops, gdn_ops, mamba_ops, track_ops
 
 OPERATORS: dict[str, tuple[str, Callable]] = {
     "causal_conv1d_fwd_cpu": (
@@ -53,17 +50,25 @@ OPERATORS: dict[str, tuple[str, Callable]] = {
 # Names of `OPERATORS` that `cpu_ops` has defined: the library had none.
 DEFINED: set[str] = set()
 
-# Functions that SGLang's modules import by name. A model's own module may hold one as well.
-_BY_NAME: tuple[Callable, ...] = (
-    conv_ops.causal_conv1d_fn,
-    conv_ops.causal_conv1d_update,
-    mamba_ops.mamba_chunk_scan_combined,
-    mamba_ops.selective_state_update,
-    gated_ops.fused_gate_sigmoid_mul_add,
-)
+# SGLang's mixers bind these only where there is a GPU.
+_UNBOUND: dict[str, Callable] = {
+    "causal_conv1d_fn": conv_ops.causal_conv1d_fn,
+    "causal_conv1d_fn_triton": conv_ops.causal_conv1d_fn,
+    "causal_conv1d_update": conv_ops.causal_conv1d_update,
+    "causal_conv1d_update_triton": conv_ops.causal_conv1d_update,
+}
+# What modules hold under a name that they imported.
+_BY_NAME = _UNBOUND | {
+    "mamba_chunk_scan_combined": mamba_ops.mamba_chunk_scan_combined,
+    "selective_state_update": mamba_ops.selective_state_update,
+    "fused_gate_sigmoid_mul_add": gated_ops.fused_gate_sigmoid_mul_add,
+}
+# The mixer of Mamba-1 imports from that of Mamba-2, and so can only after that has the names.
+_MIXER = "sglang.srt.layers.attention.mamba.mamba"
 _HOLDERS = (
     "sglang.srt.layers.attention.mamba.causal_conv1d",
-    "sglang.srt.layers.attention.mamba.mamba",
+    _MIXER,
+    "sglang.srt.layers.attention.mamba.mamba1",
     "sglang.kernels.ops.elementwise.elementwise",
 )
 
@@ -71,29 +76,27 @@ _HOLDERS = (
 def install() -> None:
     """Put the references where SGLang's state models import kernels that need a GPU.
 
-    For scheduler processes of the CPU engine. SGLang binds nothing at all to some of these names on
-    a CPU; a model's module that was imported earlier holds the originals, and is put right too.
+    For scheduler processes of the CPU engine. A model's module that was imported earlier holds the
+    originals, and is put right too.
     """
     from sglang.kernels.ops.attention.fla import fused_norm_gate
     from sglang.srt.layers.attention import hybrid_linear_attn_backend
     from sglang.srt.layers.attention.linear.kernels import gdn_triton
-    from sglang.srt.layers.attention.mamba import mamba
 
     _replace(fused_norm_gate, gated_ops.rms_norm_gated)
     _replace(hybrid_linear_attn_backend, track_ops.track_mamba_states_if_needed)
     _replace(hybrid_linear_attn_backend, track_ops.track_mamba_states_all_layers)
     if gdn_states_are_tracked():
         _replace(gdn_triton, gdn_ops.chunk_gated_delta_rule)
-    mamba.causal_conv1d_fn = mamba.causal_conv1d_fn_triton = conv_ops.causal_conv1d_fn
-    mamba.causal_conv1d_update = mamba.causal_conv1d_update_triton = conv_ops.causal_conv1d_update
+    vars(importlib.import_module(_MIXER)).update(_UNBOUND)
     models = [
         module for name, module in sys.modules.items() if name.startswith("sglang.srt.models.")
     ]
     for module in (*map(importlib.import_module, _HOLDERS), *models):
-        for function in _BY_NAME:
-            if hasattr(module, function.__name__):
-                setattr(module, function.__name__, function)
-    _stay_on_the_cpu()
+        for name in _BY_NAME.keys() & vars(module).keys():
+            setattr(module, name, _BY_NAME[name])
+    cpu_repairs.stay_on_the_cpu()
+    cpu_repairs.align_no_heads()
 
 
 def _replace(module: ModuleType, function: Callable) -> None:
@@ -120,21 +123,3 @@ def allow_extra_buffer() -> None:
 
     if gdn_states_are_tracked():
         _replace(mamba_hook, _platform_supports_mamba_cache_extra_buffer)
-
-
-def _stay_on_the_cpu() -> None:
-    """A CUDA build of torch takes CUDA for granted even where there is no GPU: it names CUDA as its
-    device module, which Qwen3-Next's layers ask for the current device, and fails to pin memory,
-    which SGLang does to the mask of tracked requests whatever the device."""
-    if torch.cuda.is_available():
-        return
-    original = torch.get_device_module
-
-    def get_device_module(device: Any = None) -> Any:
-        return torch.cpu if device is None else original(device)
-
-    def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
-        return tensor
-
-    torch.get_device_module = get_device_module
-    torch.Tensor.pin_memory = pin_memory

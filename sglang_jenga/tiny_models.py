@@ -12,148 +12,32 @@ import hashlib
 import itertools
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
-VOCAB_SIZE = 512
+from sglang_jenga import tiny_families
+from sglang_jenga.tiny_families import (
+    BY_NAME,
+    CPU_FAMILIES,
+    FAMILIES,
+    HEAD_DIM,
+    LAYER_TYPES,
+    STATE_FAMILIES,
+    VOCAB_SIZE,
+    WINDOW_FAMILIES,
+    Family,
+)
+
+__all__ = [
+    "CPU_FAMILIES",
+    "FAMILIES",
+    "STATE_FAMILIES",
+    "VOCAB_SIZE",
+    "WINDOW_FAMILIES",
+    "write_tiny_model",
+]
+
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
-HEAD_DIM = 16
 _RECORD = "tiny_model.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How a family differs from the common tiny config.
-
-    `window_run` window layers stand before each full layer (0: the family has no window).
-    `sharpness` is the standard deviation of the attention scores, the knob of sensitivity.
-    `written` goes into config.json as it is.
-    """
-
-    model_type: str
-    window_run: int = 0
-    config: dict = field(default_factory=dict)
-    sharpness: float = 2.0
-    score_scale: float = HEAD_DIM**-0.5
-    embedding_scale: float = 1.0
-    norm_adds_one: bool = False
-    has_state: bool = False
-    written: dict = field(default_factory=dict)
-
-
-_GEMMA = {
-    # SGLang reads the first name, transformers the second.
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": HEAD_DIM,
-    "tie_word_embeddings": True,
-}
-_GEMMA_SCALE = 64**0.5
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_LAYER_TYPES = ("sliding_attention", "full_attention")
-
-_FAMILIES: dict[str, Family] = {
-    "llama": Family("llama"),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "mistral": Family("mistral", config={"sliding_window": None}),  # SGLang ignores one
-    "gemma2": Family("gemma2", 1, _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True),
-    "gemma3_text": Family(
-        "gemma3_text", 5, _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True
-    ),
-    "olmo2": Family("olmo2"),
-    # transformers' default rope differs between its config and SGLang's.
-    "olmo3": Family("olmo3", 3, {"rope_parameters": dict.fromkeys(_LAYER_TYPES, _ROPE)}),
-    # SGLang reads the pattern where transformers reads layer_types.
-    "exaone4": Family("exaone4", 3, {"sliding_window_pattern": "LLLG"}),
-    # SGLang's layers see `window` tokens besides the current one here, one more than elsewhere.
-    "cohere2": Family("cohere2", 3, {"logit_scale": 1.0, "tie_word_embeddings": True}),
-    "gpt_oss": Family(
-        "gpt_oss",
-        1,
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": _ROPE},
-    ),
-    "gemma4": Family(
-        "gemma4_text",
-        5,
-        _GEMMA
-        | {
-            "global_head_dim": HEAD_DIM,
-            "swa_head_dim": HEAD_DIM,
-            "swa_num_key_value_heads": 2,
-            "hidden_size_per_layer_input": 0,
-            "vocab_size_per_layer_input": VOCAB_SIZE,
-        },
-        embedding_scale=_GEMMA_SCALE,
-        score_scale=1.0,
-    ),
-    # Three GDN layers before each full one; a mixture of experts behind every layer.
-    "qwen3_next": Family(
-        "qwen3_next",
-        config={
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": HEAD_DIM,
-            "linear_value_head_dim": HEAD_DIM,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 32,
-            "rope_parameters": _ROPE | {"partial_rotary_factor": 0.25},
-        },
-        # SGLang reads these where transformers reads layer_types and rope_parameters.
-        written={"full_attention_interval": 4, "rope_theta": 10000.0},
-        norm_adds_one=True,
-        has_state=True,
-    ),
-    "lfm2": Family(
-        "lfm2",
-        config={
-            "layer_types": ["conv", "conv", "full_attention", "conv"],
-            "block_auto_adjust_ff_dim": False,
-            "tie_word_embeddings": True,
-            "rope_parameters": _ROPE,
-        },
-        has_state=True,
-    ),
-    # Attention and Mamba-2 side by side in every layer.
-    "falcon_h1": Family(
-        "falcon_h1",
-        config={
-            "mamba_d_ssm": 64,
-            "mamba_n_heads": 4,
-            "mamba_d_head": HEAD_DIM,
-            "mamba_n_groups": 1,
-            "mamba_d_state": HEAD_DIM,
-            "mamba_chunk_size": 16,
-            "rope_parameters": _ROPE,
-        },
-        has_state=True,
-    ),
-    "granite_hybrid": Family(
-        "granitemoehybrid",
-        config={
-            "layer_types": ["mamba", "attention", "mamba", "mamba"],
-            "mamba_n_heads": 8,
-            "mamba_d_head": HEAD_DIM,
-            "mamba_n_groups": 1,
-            "mamba_d_state": HEAD_DIM,
-            "mamba_chunk_size": 16,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_intermediate_size": 64,
-            "position_embedding_type": "rope",
-            "rope_parameters": _ROPE,
-            "attention_multiplier": HEAD_DIM**-0.5,
-        },
-        has_state=True,
-    ),
-}
-FAMILIES = tuple(_FAMILIES)
-STATE_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.has_state)
-WINDOW_FAMILIES = tuple(name for name, family in _FAMILIES.items() if family.window_run)
-# Stock SGLang does not serve the others with torch_native: attention sinks, a list of backends.
-CPU_FAMILIES = tuple(name for name in FAMILIES if name not in ("gpt_oss", "exaone4"))
 
 
 def write_tiny_model(
@@ -173,7 +57,7 @@ def write_tiny_model(
     """
     folder = Path(folder)
     arguments = {
-        "recipe": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12],
+        "recipe": _recipe(),
         "family": family,
         "num_layers": num_layers,
         "window": window,
@@ -184,15 +68,21 @@ def write_tiny_model(
     record = json.dumps(arguments, sort_keys=True)
     if (folder / _RECORD).exists() and (folder / _RECORD).read_text() == record:
         return folder
-    if family not in _FAMILIES:
+    if family not in BY_NAME:
         raise ValueError(f"family must be one of {FAMILIES}, got {family!r}")
     folder.mkdir(parents=True, exist_ok=True)
     overrides = dict(overrides)
-    sharpness = overrides.pop("sharpness", _FAMILIES[family].sharpness)
-    _write_weights(_FAMILIES[family], folder, num_layers, window, dtype, seed, sharpness, overrides)
+    sharpness = overrides.pop("sharpness", BY_NAME[family].sharpness)
+    _write_weights(BY_NAME[family], folder, num_layers, window, dtype, seed, sharpness, overrides)
     _write_tokenizer(folder)
     (folder / _RECORD).write_text(record)  # last: a half-written folder is written again
     return folder
+
+
+def _recipe() -> str:
+    """Changes when a line does that decides what a model is."""
+    sources = (Path(file).read_bytes() for file in (__file__, tiny_families.__file__))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 
 def tiny_config(family: Family, num_layers: int | None, window: int, overrides: dict):
@@ -205,22 +95,23 @@ def tiny_config(family: Family, num_layers: int | None, window: int, overrides: 
     values: dict = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
-        "intermediate_size": 128,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": HEAD_DIM,
-        "max_position_embeddings": 8192,
         "tie_word_embeddings": False,
         "pad_token_id": 0,
         "eos_token_id": 1,
         "bos_token_id": 2,
     }
+    if family.has_attention:
+        values |= {
+            "intermediate_size": 128,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": 8192,
+        }
     if family.window_run:
         values["sliding_window"] = window
-        values["layer_types"] = [
-            _LAYER_TYPES[(layer + 1) % run == 0] for layer in range(num_layers)
-        ]
+        values["layer_types"] = [LAYER_TYPES[(layer + 1) % run == 0] for layer in range(num_layers)]
     return AutoConfig.for_model(family.model_type, **values | family.config | overrides)
 
 
@@ -264,7 +155,9 @@ class _Drawer:
         # Tied to the head, a strong embedding makes every token predict itself.
         self.embedding = 0.25 if config.tie_word_embeddings else 1.0
         # Scores are q.k * score_scale over head_dim; q and k have RMS `gain` each.
-        self.gain = math.sqrt(sharpness / (family.score_scale * math.sqrt(config.head_dim)))
+        self.gain = math.sqrt(
+            sharpness / (family.score_scale * math.sqrt(getattr(config, "head_dim", HEAD_DIM)))
+        )
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         kind = name.rsplit(".", 2)[-2] if name.endswith((".weight", ".bias")) else name
@@ -278,7 +171,7 @@ class _Drawer:
             return self.gain - self.family.norm_adds_one, 0.1
         if "norm" in kind:
             return 1.0 - self.family.norm_adds_one, 0.1
-        if kind == "embed_tokens":
+        if kind in ("embed_tokens", "embeddings"):
             return 0.0, self.embedding / self.family.embedding_scale
         # Experts hold [expert, in, out]; a linear layer [out, in], a convolution [out, 1, width].
         fan_in = shape[-2] if len(shape) == 3 and shape[1] > 1 else shape[-1]

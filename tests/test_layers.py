@@ -42,9 +42,10 @@ LAYERS = {
     # The machine without a GPU, and the models for it. `import torch` itself imports cpu_ops.
     "cpu": layer("cpu_ops", "torch", "operators"),
     "operators": layer(
-        "state_ops packed conv_ops gdn_ops mamba_ops gated_ops track_ops", "torch sglang"
+        "state_ops cpu_repairs packed elementwise conv_ops gdn_ops mamba_ops gated_ops track_ops",
+        "torch sglang",
     ),
-    "tiny": layer("tiny_models", "torch transformers tokenizers"),
+    "tiny": layer("tiny_models tiny_families", "torch transformers tokenizers"),
 }
 # The rest puts it all together: pool, token_allocator, tree_cache, runtime, plugin, ...
 SERVING = layer("", "numpy torch triton sglang prometheus_client", " ".join(LAYERS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang_jenga import gated_ops
+from sglang_jenga import elementwise, gated_ops
 from tests.recurrences import TOLERANCE, double, silu
 
 
@@ -34,3 +34,16 @@ def test_shared_expert_is_added_by_its_gate():
 
     h, w, s, t = double(hidden, weight, shared, before)
     np.testing.assert_allclose(total, t + s / (1 + np.exp(-(h @ w)))[:, None], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "softplus"])
+def test_an_activation_has_the_same_bits_wherever_an_element_stands(name: str):
+    function = getattr(elementwise, name)
+    x = torch.cat([torch.randn(1000) * 5, torch.tensor([-90.0, 0.0, 19.9, 20.1, 90.0])])
+
+    whole = function(x)
+    pieces = torch.cat([function(part) for part in x.split(3)])
+
+    assert torch.equal(whole, pieces)
+    expected = getattr(torch.nn.functional, name)(x.double())
+    torch.testing.assert_close(whole.double(), expected, rtol=1e-6, atol=1e-7)

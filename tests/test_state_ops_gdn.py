@@ -118,6 +118,28 @@ def test_gated_delta_rule_decodes_every_request_in_its_slot():
             np.testing.assert_allclose(pool[slot, head], state, **TOLERANCE)
 
 
+def test_a_token_at_a_time_gives_the_same_bits_as_a_prompt():
+    length = 9
+    q, k, v, a, b, a_log, dt_bias = gdn_inputs(length)
+    pools = [torch.zeros(NUM_SLOTS, 4, 6, 8) for _ in range(2)]
+    slot = torch.tensor([2])
+    g, beta = gdn_ops.fused_gdn_gating_cpu(a_log, a, b, dt_bias)
+    whole, _ = gdn_ops.chunk_gated_delta_rule_cpu(
+        q, k, v, g, beta, pools[0], True, edges((length,)), False, True, slot
+    )
+
+    steps = [
+        gdn_ops.fused_sigmoid_gating_delta_rule_update_cpu(
+            a_log, dt_bias, q[:, [t]], k[:, [t]], v[:, [t]], a[[t]], b[[t]],
+            pools[1], slot, edges((1,)), True,
+        )
+        for t in range(length)
+    ]  # fmt: skip
+
+    assert torch.equal(torch.cat(steps, dim=1), whole)
+    assert torch.equal(*pools)
+
+
 def test_a_padded_request_writes_no_state():
     inputs = gdn_inputs(2)
     q, k, v, a, b, a_log, dt_bias = inputs

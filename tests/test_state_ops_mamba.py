@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from sglang_jenga import mamba_ops
-from tests.recurrences import LENGTHS, SLOTS, TOLERANCE, double, edges, scan, softplus, strided_pool
+from tests.recurrences import (
+    LENGTHS,
+    SLOTS,
+    TOLERANCE,
+    double,
+    edges,
+    scan,
+    silu,
+    softplus,
+    strided_pool,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +131,62 @@ def test_mamba2_decodes_every_request_in_its_slot():
             expected, state = mamba_expected(inputs, head, part, before[slot])
             np.testing.assert_allclose(out[part, head], expected, **TOLERANCE)
             np.testing.assert_allclose(pool[slot, head], state, **TOLERANCE)
+
+
+def test_a_token_at_a_time_scans_to_the_same_bits_as_a_prompt():
+    """Mamba-2's decode repeats numbers over the state, its prefill does not."""
+    length, slot = 9, torch.tensor([2])
+    x, dt, b, c, a, d, bias = mamba_inputs(length)
+    whole, pool = torch.empty_like(x), torch.zeros(4, HEADS, DIM, STATE)
+    _, finals, _ = mamba_ops.mamba_chunk_scan_combined(
+        x, dt, a, b, c, 4, D=d, dt_bias=bias, cu_seqlens=edges((length,)), dt_softplus=True,
+        out=whole,
+    )  # fmt: skip
+
+    steps = torch.empty_like(x)
+    for t in range(length):
+        mamba_ops.selective_state_update(
+            pool,
+            x[:, t],
+            dt[:, t, :, None].expand(-1, -1, DIM),
+            a[:, None, None].expand(-1, DIM, STATE),
+            b[:, t],
+            c[:, t],
+            d[:, None].expand(-1, DIM),
+            dt_bias=bias[:, None].expand(-1, DIM),
+            dt_softplus=True,
+            state_batch_indices=slot,
+            out=steps[:, t],
+        )
+
+    assert torch.equal(steps, whole)
+    assert torch.equal(pool[2], finals[0])
+
+
+def test_mamba1_decodes_every_channel_with_its_own_decays_and_gates_it():
+    channels, slots = 5, torch.tensor([3, -1, 1])
+    x, dt, z = torch.randn(3, 3, channels, 1)
+    b, c = torch.randn(2, 3, 1, STATE)
+    a, d = -torch.rand(channels, 1, STATE), torch.randn(channels, 1)
+    pool = strided_pool(channels, 1, STATE)
+    before = pool.clone()
+    out = torch.full_like(x, torch.nan)
+
+    mamba_ops.selective_state_update(
+        pool, x, dt, a, b, c, d, z=z, dt_softplus=True, state_batch_indices=slots, out=out
+    )
+
+    steps, gates = softplus(double(dt)[0]), silu(double(z)[0])
+    for index, slot in enumerate(slots.tolist()):
+        for channel in range(channels if slot >= 0 else 0):
+            state, xs, bs, cs, decays, skip = double(
+                before[slot, channel, 0], x[index, channel], b[index, 0], c[index, 0],
+                a[channel, 0], d[channel],
+            )  # fmt: skip
+            step = steps[index, channel, 0]
+            state = np.exp(step * decays) * state + step * xs * bs
+            y = (state @ cs + skip[0] * xs[0]) * gates[index, channel, 0]
+            np.testing.assert_allclose(pool[slot, channel, 0], state, **TOLERANCE)
+            np.testing.assert_allclose(out[index, channel], [y], **TOLERANCE)
+    untouched = [slot for slot in range(len(pool)) if slot not in (1, 3)]
+    assert torch.equal(pool[untouched], before[untouched])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sglang_jenga import track_ops
-from tests.engines import Run, run_engine
-from tests.parity import EXACT, STOCK_STATES, differing, first_wave, model_of, next_wave
+from tests.parity import differing, model_of
 from tests.recurrences import NUM_SLOTS, strided_pool
+from tests.stock_states import serve
 
 SOURCES = torch.tensor([1, 2, 3, -1, 4])
 MASK = torch.tensor([True, False, True, True, True])
@@ -59,6 +59,7 @@ def test_rows_behind_the_batch_are_padding():
 
 
 FAMILIES = ("qwen3_next", "falcon_h1", "granite_hybrid")
+WITH_OVERLAP = {"disable_overlap_schedule": False, "mamba_track_interval": 64}
 TRACKED = {
     "page 1": {"mamba_radix_cache_strategy": "extra_buffer", "page_size": 1},
     "page 16 chunked": {
@@ -76,19 +77,6 @@ TRACKED = {
 }
 
 
-def serve(model, arguments, **more) -> Run:
-    """Two waves; 24 tokens each, so that answers cross the tracking interval of 64."""
-    first = first_wave()
-    return run_engine(
-        model,
-        [first, lambda answers: next_wave(first, answers[0], seed=1)],
-        max_new_tokens=24,
-        env=EXACT,
-        max_total_tokens=16384,
-        **(STOCK_STATES | arguments | more),
-    )
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """Model, and stock's answers with the strategy that needs no snapshots; made once a family."""
@@ -98,7 +86,7 @@ def prepared(tmp_path_factory):
     def get(family: str):
         if family not in cache:
             model = model_of(family, folder)
-            cache[family] = model, serve(model, {})
+            cache[family] = model, serve(model)
         return cache[family]
 
     return get
@@ -110,7 +98,7 @@ def prepared(tmp_path_factory):
 def test_stock_serves_from_snapshots_with_overlap_what_it_serves_without(prepared, family, name):
     model, expected = prepared(family)
 
-    run = serve(model, TRACKED[name], disable_overlap_schedule=False, mamba_track_interval=64)
+    run = serve(model, **TRACKED[name], **WITH_OVERLAP)
 
     assert differing(expected, run) == 0
     assert sum(map(sum, run.cached)) > 1000
@@ -133,8 +121,7 @@ def decodes_leave_no_snapshot() -> None:
 def test_a_snapshot_that_is_not_taken_shows_in_the_tokens(prepared, family, fault):
     """The comparison above means something only if such a fault would break it."""
     model, expected = prepared(family)
-    tracked = TRACKED["page 1"] | {"disable_overlap_schedule": False, "mamba_track_interval": 64}
 
-    run = serve(model, tracked, prepare=fault)
+    run = serve(model, **TRACKED["page 1"], **WITH_OVERLAP, prepare=fault)
 
     assert differing(expected, run) > 2

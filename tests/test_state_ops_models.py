@@ -1,0 +1,67 @@
+"""Models that stock SGLang serves on its CPU engine only with our reference operators."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parity import differing, model_of
+from tests.stock_states import serve
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = ("mamba", "falcon_mamba", "mamba2")
+WAYS = {
+    "cached": {},
+    "cached and chunked": {"chunked_prefill_size": 64},
+    "overlap, chunked, page 16": {
+        "disable_radix_cache": True,
+        "disable_overlap_schedule": False,
+        "chunked_prefill_size": 64,
+        "page_size": 16,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Model and stock's answers without a prefix cache; made once a family."""
+    folder = tmp_path_factory.mktemp("models")
+    cache = {}
+
+    def get(family: str):
+        if family not in cache:
+            model = model_of(family, folder)
+            cache[family] = model, serve(model, disable_radix_cache=True)
+        return cache[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_stock_answers_the_same_however_it_cuts_and_caches(prepared, family: str, way: str):
+    model, expected = prepared(family)
+
+    run = serve(model, **WAYS[way])
+
+    assert differing(expected, run) == 0
+    hits = sum(map(sum, run.cached))
+    assert hits > 1000 if way.startswith("cached") else hits == 0
+
+
+def cached_states_are_not_copied() -> None:
+    """A request that hits finds another's state in its slot, or none."""
+    from sglang.srt.mem_cache.memory_pool import MambaPool
+
+    MambaPool.copy_from = lambda *arguments: None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lost_state_shows_in_the_tokens(prepared, family: str):
+    model, expected = prepared(family)
+
+    run = serve(model, prepare=cached_states_are_not_copied)
+
+    hits = sum(hit > 0 for wave in run.cached for hit in wave)
+    assert hits > 10
+    assert differing(expected, run) > hits // 2
