@@ -1,8 +1,8 @@
 """What is compared: ways to give the same bytes to a model's layer groups.
 
-A baseline is server arguments, environment variables, a plan of the pool, and which settings of a
-geometry are swept for the best. Stock runs as it would on a GPU: its null model forwards nothing, so
-what SGLang only refuses for want of CPU kernels is had here as well.
+A baseline is server arguments, environment variables, a plan of the pool, and whether stock's
+settings are swept for the best. Stock runs as it would on a GPU: nothing is forwarded, so what
+SGLang would refuse for want of CPU kernels can be had here as well.
 """
 
 from __future__ import annotations

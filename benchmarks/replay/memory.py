@@ -1,8 +1,9 @@
 """Who has the pool's bytes at this moment: running requests, the prefix cache, or nobody.
 
 Reads the counters of whichever pools the scheduler was built with; `result.py` defines the words.
-Two readers, since stock SGLang cuts the pool into partitions at boot and jenga does not. Neither
-changes anything, and neither knows what the bytes are needed for.
+Three readers: stock SGLang cuts the pool into partitions at boot, its unified memory lets two groups
+grow towards each other, and jenga has large pages. None changes anything, and none knows what the
+bytes are needed for.
 """
 
 from __future__ import annotations
@@ -95,6 +96,39 @@ class StockMemory:
                 else:
                     lent[group] = free * entry
         return Occupancy(held, cached, lent, common, self._pool_bytes - cut)
+
+
+class UnifiedMemory:
+    """Two groups growing towards each other in one buffer. What lies between them, and the holes
+    that a group's frees leave, can go to either: SGLang moves pages to close holes."""
+
+    def __init__(self, scheduler: Any, groups: Sequence[LayerGroup], pool_bytes: int) -> None:
+        allocator = scheduler.token_to_kv_pool_allocator
+        tree = scheduler.tree_cache
+        if groups[1].layer_type == "state":
+            second, evictable = allocator.mamba_allocator, tree.mamba_evictable_size
+        else:
+            second, evictable = allocator.swa_attn_allocator, tree.swa_evictable_size
+        self._ends = (
+            (allocator.full_attn_allocator, tree.full_evictable_size),
+            (second, evictable),
+        )
+        self._groups = groups
+        self._pool_bytes = pool_bytes
+        self._cut = pool_bytes - allocator.unified_buffer.total_bytes
+        self.described = f"one buffer of {allocator.unified_buffer.total_bytes} bytes, two ends"
+
+    def occupancy(self, running: Sequence[Any]) -> Occupancy:
+        held, cached = [], []
+        padded = self._cut
+        for group, (end, evictable) in zip(self._groups, self._ends, strict=True):
+            entry = end.entry_bytes_per_page // end.page_size
+            taken, kept = end.allocated_count(), evictable()
+            held.append((taken - kept) * entry)
+            cached.append(kept * entry)
+            padded += taken * (entry - group.entry_bytes)
+        common = self._pool_bytes - self._cut - sum(held) - sum(cached)
+        return Occupancy(held, cached, [0, 0], common, padded)
 
 
 class JengaMemory:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.replay.memory import JengaMemory, StockMemory
+from benchmarks.replay.memory import JengaMemory, StockMemory, UnifiedMemory
 from benchmarks.replay.result import Steps
 from sglang_jenga.spec import LayerGroup
 
@@ -47,8 +47,11 @@ class Recorder:
 
     def attach(self, scheduler: Any) -> None:
         """Learn whose pools these are."""
-        if hasattr(scheduler.token_to_kv_pool_allocator, "core"):
+        allocator = scheduler.token_to_kv_pool_allocator
+        if hasattr(allocator, "core"):
             self._memory = JengaMemory(scheduler, self._pool_bytes)
+        elif hasattr(allocator, "unified_buffer"):
+            self._memory = UnifiedMemory(scheduler, self._groups, self._pool_bytes)
         else:
             self._memory = StockMemory(scheduler, self._groups, self._pool_bytes)
 

@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from sglang.srt.managers.scheduler import run_scheduler_process
 
 from benchmarks.replay import plans
@@ -30,7 +31,19 @@ def replay_scheduler_process(play: Play, outcome: Path, *args: Any, **kwargs: An
     driver = Driver(play)
     apply(_hooks(driver, outcome))
     plans.install(play.plan, play.largest_page_bytes)
+    if not torch.cuda.is_available():
+        torch.cuda.current_stream = _NoStream
     run_scheduler_process(*args, **kwargs)
+
+
+class _NoStream:
+    """SGLang's unified memory waits for forwards on CUDA's stream; here none is under way."""
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
 
 
 def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
