@@ -71,7 +71,7 @@ class JengaStatePool(MambaPool):
     """
 
     def __init__(self, buffer: PoolBuffer, group_id: int, shape: StateShape) -> None:
-        self._buffer = buffer
+        self._buffer, self.group_id = buffer, group_id
         plan = buffer.plan.groups[group_id]
         num_slots = buffer.plan.num_small(group_id)
         entry = plan.padded_entry_bytes

@@ -46,7 +46,6 @@ def poisoned_free_states() -> None:
 
     from sglang_jenga.allocator import Allocator
     from sglang_jenga.state_pool import JengaStatePool
-    from sglang_jenga.token_allocator import STATE
 
     pools: list[Any] = []
     build, free, evict = JengaStatePool.__init__, Allocator.free, Allocator.evict
@@ -61,12 +60,12 @@ def poisoned_free_states() -> None:
 
     def freed(self: Any, group_id: int, small_ids: np.ndarray) -> None:
         free(self, group_id, small_ids)
-        if group_id == STATE:
+        if group_id == pools[0].group_id:
             poison(small_ids)
 
     def evicted(self: Any, extent: Any) -> None:
         evict(self, extent)
-        if extent.group_id == STATE:
+        if extent.group_id == pools[0].group_id:
             poison(extent.ids)
 
     JengaStatePool.__init__ = remembered

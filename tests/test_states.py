@@ -184,7 +184,7 @@ def test_a_state_is_cached_where_requests_part(prepared):
     model, _, _ = prepared("qwen3_next")
     rng = random.Random(0)
     shared = [rng.randrange(3, VOCAB_SIZE) for _ in range(130)]
-    prompts = [shared + [3 + index, *range(20, 30)] for index in range(4)]
+    prompts = [[*shared, 3 + index, *range(20, 30)] for index in range(4)]
     cached = {}
     for backend in ("default", "jenga"):
         run = run_engine(
