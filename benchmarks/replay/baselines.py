@@ -53,7 +53,7 @@ class Baseline:
                 "a page of a state's size holds thousands of tokens' KV, and states are cached at "
                 "one token per page"
             )
-        if self.name == "unified" and geometry.ratio is None:
+        if "enable_unified_memory" in self.arguments and geometry.ratio is None:
             return "--enable-unified-memory is refused: stock stores this model in one pool"
         return None
 
@@ -63,6 +63,7 @@ class Baseline:
 
 
 _JENGA = {"memory_backend": "jenga"}
+_UNIFIED = {"enable_unified_memory": True, "attention_backend": "triton"}
 
 _ALL = (
     Baseline("stock", "SGLang as it comes, default ratios"),
@@ -92,8 +93,15 @@ _ALL = (
     Baseline(
         "unified",
         "SGLang's unified memory pool",
-        {"enable_unified_memory": True, "attention_backend": "triton"},
+        _UNIFIED,
         {"TRITON_INTERPRET": "1"},
+    ),
+    Baseline(
+        "unified-best",
+        "SGLang's unified memory pool, its settings swept as stock-best's are",
+        _UNIFIED,
+        {"TRITON_INTERPRET": "1"},
+        sweeps=True,
     ),
     Baseline("jenga", "this project", _JENGA, states=UNTRACKED),
     *(

@@ -1,9 +1,9 @@
 """Who has the pool's bytes at this moment: running requests, the prefix cache, or nobody.
 
 Reads the counters of whichever pools the scheduler was built with; `result.py` defines the words.
-Three readers: stock SGLang cuts the pool into partitions at boot, its unified memory lets two groups
-grow towards each other, and jenga has large pages. None changes anything, and none knows what the
-bytes are needed for.
+Three readers: stock SGLang cuts the pool into partitions at boot, its unified memory lets two
+groups grow towards each other, and jenga has large pages. None changes anything, and none knows
+what the bytes are needed for.
 """
 
 from __future__ import annotations
