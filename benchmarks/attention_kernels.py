@@ -156,8 +156,11 @@ def _triton_extend(
 # ---- FlashInfer -----------------------------------------------------------------------------
 
 
-def prepare_flashinfer(batch: Batch, group: Attention, device: str, workspace: Any) -> Attend:
-    """With real page sizes and our plans; SGLang's own backend plans token by token instead."""
+def prepare_flashinfer(
+    batch: Batch, group: Attention, device: str, workspace: Any, *, backend: str = "fa2"
+) -> Attend:
+    """With real page sizes and our plans; SGLang plans token by token instead, and always for
+    FlashInfer's own kernels, ``fa2``. ``fa3`` are its kernels for Hopper, prefill ones alone."""
     import flashinfer
 
     plan = batch.plan(group.window)
@@ -170,7 +173,7 @@ def prepare_flashinfer(batch: Batch, group: Attention, device: str, workspace: A
         "q_data_type": torch.bfloat16,
         "kv_data_type": torch.bfloat16,
     }
-    if (batch.q_lens == 1).all():
+    if backend == "fa2" and (batch.q_lens == 1).all():
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace,
             "NHD",
@@ -179,7 +182,7 @@ def prepare_flashinfer(batch: Batch, group: Attention, device: str, workspace: A
         )
         wrapper.plan(*arrays, *heads, **options)
     else:
-        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend=backend)
         q_indptr = on(device, batch.q_indptr, torch.int32)
         wrapper.plan(q_indptr, *arrays, *heads, causal=True, **options)
     return lambda q, kv: wrapper.run(q, tuple(kv))
@@ -219,26 +222,28 @@ def prepare_fa3(batch: Batch, group: Attention, device: str) -> Attend:
 
 def missing(kernel: str) -> str | None:
     """Why a kernel cannot run here, or None if it can."""
+    capability = torch.cuda.get_device_capability()
+    if kernel == "flashinfer-fa3" and capability != (9, 0):
+        return f"is for compute capability 9.0, not {capability[0]}.{capability[1]}"
+    if kernel == "fa3" and capability[0] not in (8, 9):
+        return f"has no build for compute capability {capability[0]}.{capability[1]}"
     try:
         if kernel == "triton":
             triton_ops()
-        elif kernel == "flashinfer":
-            importlib.import_module("flashinfer")
         else:
-            importlib.import_module("sgl_kernel.flash_attn")
-            if torch.cuda.get_device_capability()[0] not in (8, 9):
-                return f"no build for compute capability {torch.cuda.get_device_capability()}"
+            importlib.import_module("sgl_kernel.flash_attn" if kernel == "fa3" else "flashinfer")
     except ImportError as cause:
-        return f"cannot be imported: {str(cause).splitlines()[0]}"
+        return f"cannot be imported: {str(cause).strip().splitlines()[0]}"
     return None
 
 
 def prepare(kernel: str, batch: Batch, group: Attention, device: str, workspace: Any) -> Attend:
     if kernel == "triton":
         return prepare_triton(batch, group, device, triton_ops())
-    if kernel == "flashinfer":
-        return prepare_flashinfer(batch, group, device, workspace)
-    return prepare_fa3(batch, group, device)
+    if kernel == "fa3":
+        return prepare_fa3(batch, group, device)
+    backend = "fa3" if kernel == "flashinfer-fa3" else "fa2"
+    return prepare_flashinfer(batch, group, device, workspace, backend=backend)
 
 
-KERNELS = ("triton", "flashinfer", "fa3")
+KERNELS = ("triton", "flashinfer", "flashinfer-fa3", "fa3")

@@ -5,10 +5,11 @@
     python -m benchmarks.bench_attention --only triton --markdown table.md --json rows.json
 
 Cells: layer groups of real models x page size x batch and context x decode or prefill, on
-FlashInfer, SGLang's Triton kernels and, where the machine has it, FlashAttention 3. In each cell
-the same K and V lie in the pool contiguous, token-major and page-layer (attention_layouts.py), and
-the kernel attends over one layer of each in turns. Times are medians; GB/s counts K and V once;
-ratios are to contiguous, below 1 is slower; error is the largest difference from float64.
+SGLang's Triton kernels, FlashInfer (its own kernels and those for Hopper) and, where the machine
+has it, SGLang's FlashAttention 3. In each cell the same K and V lie in the pool contiguous,
+token-major and page-layer (attention_layouts.py), and the kernel attends over one layer of each in
+turns. Times are medians; GB/s counts K and V once; ratios are to contiguous, below 1 is slower;
+error is the largest difference from float64.
 """
 
 from __future__ import annotations
