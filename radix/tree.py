@@ -59,14 +59,18 @@ class RadixTrees:
         balanced: bool = True,
         aligned: bool = True,
         anchors: bool = True,
+        thinning: bool = True,
     ) -> None:
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
+        # Groups whose pages are of no use behind a hit that went past them.
+        token_groups = [g for g in self._groups[1:] if not self.policies[g].per_prefix]
+        self._passed = frozenset(token_groups if anchors else ())
         self._owner = owner
         self._observer = observer
-        self._anchors = anchors
+        self._anchors, self._thinning = anchors, thinning
         self._order = {"balanced": balanced, "aligned": aligned}
         self._start_empty()
 
@@ -182,14 +186,24 @@ class RadixTrees:
             for group_id in self._groups[1:]:
                 if part.anchored[group_id]:
                     used_at[group_id] = now
-                elif hit and 0 <= used_at[group_id] < now and self._anchors:
+                elif hit and 0 <= used_at[group_id] < now and group_id in self._passed:
                     self._demote(part, group_id)
 
     def _demote(self, node: Node, group_id: int) -> None:
-        if not self.policies[group_id].per_prefix:
-            node.used_at[group_id] = self._clock + _OUT_OF_REACH
-            if node.evictable(group_id):
-                self._queues.push_again(node, group_id)
+        node.used_at[group_id] = self._clock + _OUT_OF_REACH
+        if node.evictable(group_id):
+            self._queues.push_again(node, group_id)
+
+    def _thin(self, node: Node, group_id: int) -> None:
+        """A prefix has got its one page. The page of the prefix before it on the path goes before
+        all that are of use, unless requests part there or in between: whoever comes this way will
+        hit the longer one."""
+        above = node.parent
+        while above.parent is not None and len(above.children) == 1:
+            if above.extents[group_id] is not None:
+                self._demote(above, group_id)
+                return
+            above = above.parent
 
     def _anchor(self, node: Node) -> None:
         """A request ended here, or requests parted: the next ones are likely to begin here.
@@ -254,6 +268,8 @@ class RadixTrees:
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
                 self._queues.push(adopted, group_id)
+            if self.policies[group_id].per_prefix and self._thinning:
+                self._thin(adopted, group_id)
         self._adopted.clear()
         return Inserted(node, declined)
 

@@ -9,7 +9,12 @@ from typing import Any
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
-from sglang.srt.runtime_context import get_disagg, get_exec, get_schedule
+from sglang.srt.runtime_context import (
+    get_disagg,
+    get_exec,
+    get_schedule,
+    mamba_track_grid,
+)
 
 from sglang_jenga import ablation, flags, window_models
 from sglang_jenga.allocator import Allocator
@@ -163,6 +168,8 @@ def _init_pools(
     if states is not None:
         rows.mamba_allocator = StateSlots(allocator, states.size)
         allocator.states_per_request = rows.states_per_request
+        if rows.enable_mamba_extra_buffer_lazy:
+            allocator.states_of_step = rows.states_of_step
     return _InitializedPools(
         req_to_token_pool=rows,
         token_to_kv_pool=kvcache,
@@ -179,8 +186,10 @@ def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: i
     assert hasattr(causal_conv1d, "_HAS_CONV1D_KERNEL")
     causal_conv1d._HAS_CONV1D_KERNEL = False
     context_len = configurator.model_config.context_len
+    tracked = get_exec().mamba.enable_mamba_extra_buffer
     return JengaStateRows(
         states,
+        mamba_track_grid(configurator.pool_page_size) if tracked else 0,
         size=max_num_reqs,
         mamba_spec_state_size=max_num_reqs,
         max_context_len=context_len + get_req_to_token_extra_context_len(),
@@ -188,7 +197,7 @@ def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: i
         enable_memory_saver=get_exec().features.enable_memory_saver,
         cache_params=configurator.mambaish_config.mamba2_cache_params,
         mamba_layer_ids=states.mamba_layer_ids,
-        enable_mamba_extra_buffer=get_exec().mamba.enable_mamba_extra_buffer,
+        enable_mamba_extra_buffer=tracked,
         enable_mamba_extra_buffer_lazy=get_exec().mamba.enable_mamba_extra_buffer_lazy,
         enable_overlap_schedule=not get_schedule().disable_overlap_schedule,
         start_layer=configurator.layer_info.start_layer,

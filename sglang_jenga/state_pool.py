@@ -10,6 +10,7 @@ by value, so nothing is ever read from the device. What kernels index with is co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -169,8 +170,9 @@ class JengaStateRows(HybridReqToTokenPool):
     them through ``req_index_to_mamba_ping_pong_track_buffer_mapping``, ``[rows, slots]`` int64.
     """
 
-    def __init__(self, state_pool: JengaStatePool, **kwargs: Any) -> None:
+    def __init__(self, state_pool: JengaStatePool, track_grid: int, **kwargs: Any) -> None:
         self._state_pool = state_pool
+        self._track_grid = track_grid  # tokens between two track boundaries
         super().__init__(mamba_size=state_pool.size, **kwargs)
 
     def _init_mamba_pool(
@@ -195,6 +197,8 @@ class JengaStateRows(HybridReqToTokenPool):
         self.req_index_to_mamba_index_mapping = torch.zeros(
             num_rows, dtype=torch.int32, device=device
         )
+        if self.enable_mamba_extra_buffer_lazy:
+            self.mamba_ping_pong_track_buffer_size = 2  # one without overlap: too few
         if enable_mamba_extra_buffer:
             self.req_index_to_mamba_ping_pong_track_buffer_mapping = torch.zeros(
                 (num_rows, self.mamba_ping_pong_track_buffer_size), dtype=torch.int64, device=device
@@ -204,6 +208,15 @@ class JengaStateRows(HybridReqToTokenPool):
     def states_per_request(self) -> int:
         """States that a request takes when it is admitted: its own and those it is tracked in."""
         return 1 + self.mamba_initial_tracking_slots
+
+    def states_of_step(self, reqs: Sequence[Any]) -> int:
+        """States that SGLang's lazy mode takes in the next decode step: one for each request that
+        comes to a track boundary and has no second tracking slot yet."""
+        return sum(
+            (req.kv.kv_committed_len + 1) % self._track_grid == 0
+            and any(req.kv.mamba_ping_pong_empty)
+            for req in reqs
+        )
 
     def alloc(self, reqs: list[Any]) -> list[int] | None:
         rows = ReqToTokenPool.alloc(self, reqs)

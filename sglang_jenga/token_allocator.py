@@ -6,7 +6,7 @@ that a running step calls reads a device tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,8 @@ class _JengaAllocator:
         self.state_group = self._num_groups if has_states else None
         # States that a new request takes: its own and those it is tracked in.
         self.states_per_request = 0
+        # Says how many a decode step takes besides; None where it never does.
+        self.states_of_step: Callable[[Sequence[Any]], int] | None = None
 
     # ---- capacity ---------------------------------------------------------------------------
 
@@ -136,6 +138,9 @@ class _JengaAllocator:
         """Whether the next decode step fits; False makes SGLang retract a request and ask again."""
         if requests is not None:
             self.decoding = requests
+            states = self.states_of_step(requests) if self.states_of_step is not None else 0
+            if states and self._make_room(tree_cache, self.need(num_tokens, states=states)):
+                return True  # else a request would be retracted so that another one is tracked
         return self._make_room(tree_cache, self.need(num_tokens))
 
     # ---- allocation -------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class JengaRadixCache(BasePrefixCache):
             balanced=part.balanced,
             aligned=part.aligned,
             anchors=part.anchors,
+            thinning=part.thinning,
         )
         self.allocator.tree_cache = self
         if params.enable_metrics:

@@ -561,6 +561,26 @@ def test_a_state_where_requests_part_outlives_one_between():
     assert [world.hit(part) for part in (key, key[:8], key[:4])] == [12, 8, 0]
 
 
+def test_a_state_goes_first_once_its_path_has_a_longer_one():
+    world, chat, other = World(StatePolicy()), tokens(12), tokens(8, seed=5)
+    world.insert(other, states=(8,))
+    world.insert(chat[:8], states=(8,))
+    world.hit(chat)
+    world.insert(chat, states=(12,))
+    world.evict(1)
+    assert [world.hit(part) for part in (chat, chat[:8], other)] == [12, 0, 8]
+
+
+def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
+    world, chat, other = World(StatePolicy()), tokens(12), tokens(8, seed=5)
+    world.insert(other, states=(8,))
+    world.insert(chat[:8], states=(4,))
+    world.insert(fork(chat, 6, 12), states=())
+    world.insert(chat, states=(12,))
+    world.evict(1)
+    assert [world.hit(part) for part in (chat, chat[:6], other)] == [12, 4, 0]
+
+
 def test_a_duplicate_state_is_declined():
     world, key = World(StatePolicy()), tokens(8)
     world.insert(key, states=(4, 8))
