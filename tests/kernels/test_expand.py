@@ -178,6 +178,33 @@ def test_no_requests_and_no_tokens_write_nothing(load, device):
     assert (table == POISON).all()
 
 
+def test_a_row_beyond_two_to_the_31_elements_is_found(load, device, tmp_path):
+    """The table is a hole in a file, of which the test touches a few pages, or a GPU's memory."""
+    module = load("expand")
+    columns, last = 1 << 20, 1 << 11
+    if device == "cpu":
+        name, size = str(tmp_path / "table"), (last + 1) * columns
+        table = torch.from_file(name, shared=True, size=size, dtype=torch.int32)
+    else:
+        table = torch.zeros((last + 1) * columns, dtype=torch.int32, device=device)
+    table = table.view(last + 1, columns)
+    request = torch.tensor([7], device=device)
+
+    module.expand(
+        request,
+        torch.tensor([0, 1], device=device),
+        torch.tensor([last], device=device),
+        torch.tensor([columns - 3], device=device),
+        torch.tensor([columns], device=device),
+        table,
+        page_size=4,
+        max_tokens=3,
+    )
+
+    assert table[last, -4:].tolist() == [0, 29, 30, 31]
+    assert not table[0, :8].any()  # where 32 bits would have led
+
+
 def good_call() -> dict:
     batch = batch_of(4, [(0, 9), (4, 8)], num_rows=3)
     return {

@@ -92,8 +92,8 @@ def kernel_cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     return cases
 
 
-def compiled(name: str, stride: str, capability: int) -> str:
-    """PTX of a kernel, having gone on to machine code."""
+def compiled(name: str, stride: str, capability: int) -> dict[str, str]:
+    """A kernel in every language it goes through, ``ttir`` to ``ptx``, machine code behind it."""
     kernel, tensors, values = kernel_cases()[name]
     scalars = [arg for arg in kernel.arg_names if arg not in tensors and arg not in values]
     signature = {
@@ -108,7 +108,7 @@ def compiled(name: str, stride: str, capability: int) -> str:
     source = ASTSource(kernel, signature, constants, hints)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert result.asm["cubin"]
-    return result.asm["ptx"]
+    return result.asm
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def compiler(tmp_path):
 
 
 @pytest.mark.parametrize("name", kernel_cases())
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 89, 90])
 def test_kernel_compiles_for_every_kind_of_stride(compiler, name, capability):
     for stride in STRIDES:
         compiled(name, stride, capability)
@@ -130,7 +130,20 @@ def test_kernel_compiles_for_every_kind_of_stride(compiler, name, capability):
 
 @pytest.mark.parametrize("name", ["zero i64", "copy i64", "scatter i16"])
 def test_aligned_pools_are_moved_16_bytes_at_a_time(compiler, name):
-    stores = re.findall(r"st\.global\.\S+", compiled(name, "wide", 90))
+    stores = re.findall(r"st\.global\.\S+", compiled(name, "wide", 90)["ptx"])
 
     assert stores
     assert set(stores) <= {"st.global.v2.b64", "st.global.v4.b32"}
+
+
+@pytest.mark.parametrize("name", kernel_cases())
+def test_no_stride_is_multiplied_in_32_bits(compiler, name):
+    """Strides and ids may each fit 32 bits where the address does not."""
+    lines = compiled(name, "odd", 80)["ttir"].splitlines()
+    products = [line for line in lines if "arith.muli" in line]
+
+    narrow = [line for line in products if "i64" not in line]
+
+    assert len(products) > len(narrow)
+    # In 32 bits only a program's number times its block, which is a constant.
+    assert all(re.search(r", %c\d+_i32 : i32 ", line) for line in narrow), narrow
