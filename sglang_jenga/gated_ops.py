@@ -29,6 +29,22 @@ def rms_norm_gated(
     return (wide * gate).to(x.dtype)
 
 
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "swish",
+) -> Tensor:
+    """The same norm under the arguments of SGLang's module `RMSNorm` with a gate ``z``."""
+    assert is_rms_norm and norm_before_gate and z is not None and group_size is None
+    return rms_norm_gated(x, z, weight, bias, activation, eps)
+
+
 def fused_gate_sigmoid_mul_add(
     hidden_states: Tensor, gate_weight: Tensor, shared_output: Tensor, final_hidden_states: Tensor
 ) -> None:

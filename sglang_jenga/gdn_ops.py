@@ -125,6 +125,26 @@ def chunk_gated_delta_rule(
     return out, initial_state, before_chunks[None]
 
 
+def fused_recurrent_gated_delta_rule_update(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state_source: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+) -> Tensor:
+    """Prefill and decode of packed sequences, shapes as in `chunk_gated_delta_rule_cpu`. Updates
+    the pool ``initial_state_source`` and returns ``[1, tokens, HV, V]``."""
+    out, _ = _prefill(
+        q, k, v, g, beta, initial_state_source, cu_seqlens, use_qk_l2norm_in_kernel,
+        initial_state_indices,
+    )  # fmt: skip
+    return out
+
+
 def fused_sigmoid_gating_delta_rule_update_cpu(
     A_log: Tensor,
     dt_bias: Tensor,

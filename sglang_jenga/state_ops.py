@@ -61,6 +61,7 @@ _UNBOUND: dict[str, Callable] = {
 _BY_NAME = _UNBOUND | {
     "mamba_chunk_scan_combined": mamba_ops.mamba_chunk_scan_combined,
     "selective_state_update": mamba_ops.selective_state_update,
+    "fused_recurrent_gated_delta_rule_update": gdn_ops.fused_recurrent_gated_delta_rule_update,
     "fused_gate_sigmoid_mul_add": gated_ops.fused_gate_sigmoid_mul_add,
 }
 # The mixer of Mamba-1 imports from that of Mamba-2, and so can only after that has the names.
@@ -79,11 +80,13 @@ def install() -> None:
     For scheduler processes of the CPU engine. A model's module that was imported earlier holds the
     originals, and is put right too.
     """
-    from sglang.kernels.ops.attention.fla import fused_norm_gate
+    from sglang.kernels.ops.attention.fla import fused_norm_gate, fused_recurrent, layernorm_gated
     from sglang.srt.layers.attention import hybrid_linear_attn_backend
     from sglang.srt.layers.attention.linear.kernels import gdn_triton
 
     _replace(fused_norm_gate, gated_ops.rms_norm_gated)
+    _replace(layernorm_gated, gated_ops.layernorm_fn)
+    _replace(fused_recurrent, gdn_ops.fused_recurrent_gated_delta_rule_update)
     _replace(hybrid_linear_attn_backend, track_ops.track_mamba_states_if_needed)
     _replace(hybrid_linear_attn_backend, track_ops.track_mamba_states_all_layers)
     if gdn_states_are_tracked():

@@ -1,29 +1,36 @@
 """What tiny models there are: per family the config that differs, and how its weights are drawn.
 
 A family is one of transformers' or SGLang's model types, cut down to a few layers of width 64.
-Nothing is imported here: `tiny_models` turns a family into files.
+Plain data: `tiny_models` turns a family into files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from sglang_jenga import tiny_jet
 
 VOCAB_SIZE = 512
 HEAD_DIM = 16
+WINDOW_TYPES = frozenset({"sliding_attention", "swa"})
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a family differs from the common tiny config.
 
-    `window_run` window layers stand before each full layer (0: the family has no window).
+    `layer_types` is the pattern that the layers repeat, empty if all are alike or `config` lists
+    them; `window_key` says where in the config the length of a window stands.
     `sharpness` is the standard deviation of the attention scores, the knob of sensitivity.
     `written` goes into config.json as it is. `has_attention` is False if states are all there is.
+    `shapes` gives the weights of a model type that transformers does not have, from its config.
     """
 
     model_type: str
-    window_run: int = 0
+    layer_types: tuple[str, ...] = ()
     config: dict = field(default_factory=dict)
+    window_key: tuple[str, ...] = ("sliding_window",)
     sharpness: float = 2.0
     score_scale: float = HEAD_DIM**-0.5
     embedding_scale: float = 1.0
@@ -31,6 +38,11 @@ class Family:
     has_state: bool = False
     has_attention: bool = True
     written: dict = field(default_factory=dict)
+    shapes: Callable[[dict], dict[str, tuple[int, ...]]] | None = None
+
+    @property
+    def has_window(self) -> bool:
+        return not WINDOW_TYPES.isdisjoint(self.layer_types)
 
 
 _GEMMA = {
@@ -42,7 +54,13 @@ _GEMMA = {
 }
 _GEMMA_SCALE = 64**0.5
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-LAYER_TYPES = ("sliding_attention", "full_attention")
+
+
+def _windows(run: int) -> tuple[str, ...]:
+    """So many window layers before each full layer."""
+    return ("sliding_attention",) * run + ("full_attention",)
+
+
 _MAMBA_1 = {"state_size": HEAD_DIM, "time_step_rank": 8, "tie_word_embeddings": True}
 _STATES_ONLY = {"has_state": True, "has_attention": False}
 
@@ -51,25 +69,27 @@ BY_NAME: dict[str, Family] = {
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3"),
     "mistral": Family("mistral", config={"sliding_window": None}),  # SGLang ignores one
-    "gemma2": Family("gemma2", 1, _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True),
+    "gemma2": Family(
+        "gemma2", _windows(1), _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True
+    ),
     "gemma3_text": Family(
-        "gemma3_text", 5, _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True
+        "gemma3_text", _windows(5), _GEMMA, embedding_scale=_GEMMA_SCALE, norm_adds_one=True
     ),
     "olmo2": Family("olmo2"),
     # transformers' default rope differs between its config and SGLang's.
-    "olmo3": Family("olmo3", 3, {"rope_parameters": dict.fromkeys(LAYER_TYPES, _ROPE)}),
+    "olmo3": Family("olmo3", _windows(3), {"rope_parameters": dict.fromkeys(_windows(1), _ROPE)}),
     # SGLang reads the pattern where transformers reads layer_types.
-    "exaone4": Family("exaone4", 3, {"sliding_window_pattern": "LLLG"}),
+    "exaone4": Family("exaone4", _windows(3), {"sliding_window_pattern": "LLLG"}),
     # SGLang's layers see `window` tokens besides the current one here, one more than elsewhere.
-    "cohere2": Family("cohere2", 3, {"logit_scale": 1.0, "tie_word_embeddings": True}),
+    "cohere2": Family("cohere2", _windows(3), {"logit_scale": 1.0, "tie_word_embeddings": True}),
     "gpt_oss": Family(
         "gpt_oss",
-        1,
+        _windows(1),
         {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": _ROPE},
     ),
     "gemma4": Family(
         "gemma4_text",
-        5,
+        _windows(5),
         _GEMMA
         | {
             "global_head_dim": HEAD_DIM,
@@ -160,9 +180,19 @@ BY_NAME: dict[str, Family] = {
         written={"intermediate_size": 128, "rms_norm": True},
         **_STATES_ONLY,
     ),
+    # States, windows and full attention, each in layers of its own. SGLang's window layers see
+    # `window` tokens besides the current one.
+    "jet_nemotron": Family(
+        "jet_nemotron",
+        ("jet", "swa", "attn"),
+        tiny_jet.CONFIG | {"rope_theta": 10000.0},
+        window_key=("efficient_attention_config", "swa", "window_size"),
+        has_state=True,
+        shapes=tiny_jet.shapes,
+    ),
 }
 FAMILIES = tuple(BY_NAME)
 STATE_FAMILIES = tuple(name for name, family in BY_NAME.items() if family.has_state)
-WINDOW_FAMILIES = tuple(name for name, family in BY_NAME.items() if family.window_run)
+WINDOW_FAMILIES = tuple(name for name, family in BY_NAME.items() if family.has_window)
 # Stock SGLang does not serve the others with torch_native: attention sinks, a list of backends.
 CPU_FAMILIES = tuple(name for name in FAMILIES if name not in ("gpt_oss", "exaone4"))

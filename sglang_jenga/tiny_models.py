@@ -8,19 +8,20 @@ transformers are imported when a model is written, not before.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import itertools
 import json
 import math
 from pathlib import Path
 
-from sglang_jenga import tiny_families
+from sglang_jenga import tiny_families, tiny_jet
 from sglang_jenga.tiny_families import (
     BY_NAME,
     CPU_FAMILIES,
     FAMILIES,
     HEAD_DIM,
-    LAYER_TYPES,
     STATE_FAMILIES,
     VOCAB_SIZE,
     WINDOW_FAMILIES,
@@ -38,6 +39,7 @@ __all__ = [
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>")
 _RECORD = "tiny_model.json"
+_SOURCES = (__file__, tiny_families.__file__, tiny_jet.__file__)
 
 
 def write_tiny_model(
@@ -81,15 +83,13 @@ def write_tiny_model(
 
 def _recipe() -> str:
     """Changes when a line does that decides what a model is."""
-    sources = (Path(file).read_bytes() for file in (__file__, tiny_families.__file__))
+    sources = (Path(file).read_bytes() for file in _SOURCES)
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 
-def tiny_config(family: Family, num_layers: int | None, window: int, overrides: dict):
-    """Return the transformers config; window families default to whole runs of their pattern."""
-    from transformers import AutoConfig
-
-    run = family.window_run + 1
+def config_values(family: Family, num_layers: int | None, window: int, overrides: dict) -> dict:
+    """Return what goes into the config; the layers default to whole runs of their pattern."""
+    run = len(family.layer_types)
     if num_layers is None:
         num_layers = 4 if run <= 2 else 2 * run
     values: dict = {
@@ -109,10 +109,13 @@ def tiny_config(family: Family, num_layers: int | None, window: int, overrides: 
             "head_dim": HEAD_DIM,
             "max_position_embeddings": 8192,
         }
-    if family.window_run:
-        values["sliding_window"] = window
-        values["layer_types"] = [LAYER_TYPES[(layer + 1) % run == 0] for layer in range(num_layers)]
-    return AutoConfig.for_model(family.model_type, **values | family.config | overrides)
+    if run:
+        values["layer_types"] = [family.layer_types[layer % run] for layer in range(num_layers)]
+    values |= copy.deepcopy(family.config) | overrides
+    if family.has_window:
+        *path, key = family.window_key
+        functools.reduce(dict.__getitem__, path, values).setdefault(key, window)
+    return values
 
 
 def _write_weights(
@@ -126,37 +129,52 @@ def _write_weights(
     overrides: dict,
 ) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    config = tiny_config(family, num_layers, window, overrides)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    names = dict(model.named_parameters())
-    draw = _Drawer(family, sharpness, config, has_query_norm=any("q_norm" in n for n in names))
+    values = config_values(family, num_layers, window, overrides)
+    if family.shapes is None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(family.model_type, **values)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        weights = dict(model.named_parameters())
+        values = config.to_dict()
+    else:
+        weights = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype))
+            for name, shape in family.shapes(values).items()
+        }
+    draw = _Drawer(family, sharpness, values, has_query_norm=any("q_norm" in n for n in weights))
     with torch.no_grad():
-        for name, weight in names.items():
+        for name, weight in weights.items():
             # One generator per name: a layer keeps its weights when others come or go.
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
             mean, std = draw(name, weight.shape)
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
             weight.copy_(mean + std * noise)
-    model.save_pretrained(folder)
-    if family.written:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | family.written, indent=2))
+    config_file = folder / "config.json"
+    if family.shapes is None:
+        model.save_pretrained(folder)
+        values = json.loads(config_file.read_text())
+    else:
+        from safetensors.torch import save_file
+
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        values["torch_dtype"] = dtype
+    config_file.write_text(json.dumps(values | family.written, indent=2) + "\n")
 
 
 class _Drawer:
     """Mean and standard deviation of every weight, from its name and shape."""
 
-    def __init__(self, family: Family, sharpness: float, config, *, has_query_norm: bool):
+    def __init__(self, family: Family, sharpness: float, config: dict, *, has_query_norm: bool):
         self.family = family
         self.has_query_norm = has_query_norm
         # Tied to the head, a strong embedding makes every token predict itself.
-        self.embedding = 0.25 if config.tie_word_embeddings else 1.0
+        self.embedding = 0.25 if config["tie_word_embeddings"] else 1.0
         # Scores are q.k * score_scale over head_dim; q and k have RMS `gain` each.
         self.gain = math.sqrt(
-            sharpness / (family.score_scale * math.sqrt(getattr(config, "head_dim", HEAD_DIM)))
+            sharpness / (family.score_scale * math.sqrt(config.get("head_dim", HEAD_DIM)))
         )
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -45,7 +45,9 @@ LAYERS = {
         "state_ops cpu_repairs packed elementwise conv_ops gdn_ops mamba_ops gated_ops track_ops",
         "torch sglang",
     ),
-    "tiny": layer("tiny_models tiny_families", "torch transformers tokenizers"),
+    "tiny": layer(
+        "tiny_models tiny_families tiny_jet", "torch transformers tokenizers safetensors"
+    ),
 }
 # The rest puts it all together: pool, token_allocator, tree_cache, runtime, plugin, ...
 SERVING = layer("", "numpy torch triton sglang prometheus_client", " ".join(LAYERS))

@@ -23,6 +23,8 @@ def test_gated_norm_is_the_norm_times_the_gate():
     wide, g, w = double(x, gate, weight)
     norm = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(out, norm * w * silu(g), **TOLERANCE)
+    same = gated_ops.layernorm_fn(x, weight, None, z=gate, eps=1e-6, is_rms_norm=True)
+    assert torch.equal(same, out)
 
 
 def test_shared_expert_is_added_by_its_gate():

@@ -63,6 +63,28 @@ def test_gated_delta_rule_of_packed_prompts_follows_the_recurrence():
         start += length
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (1, 1, 1, 1)], ids=["prefill", "decode"])
+def test_one_operator_prefills_and_decodes_for_jet_nemotron(lengths: tuple[int, ...]):
+    inputs = gdn_inputs(sum(lengths))
+    q, k, v, a, b, a_log, dt_bias = inputs
+    pool = strided_pool(4, 6, 8)
+    before = pool.clone()
+    g, beta = gdn_ops.fused_gdn_gating_cpu(a_log, a, b, dt_bias)
+
+    out = gdn_ops.fused_recurrent_gated_delta_rule_update(
+        q, k, v, g, beta, pool, torch.tensor(SLOTS), edges(lengths), use_qk_l2norm_in_kernel=True
+    )
+
+    start = 0
+    for length, slot in zip(lengths, SLOTS, strict=True):
+        part = slice(start, start + length)
+        for head in range(4 if length else 0):
+            expected, state = gdn_expected(inputs, head, part, before[slot])
+            np.testing.assert_allclose(out[0, part, head], expected, **TOLERANCE)
+            np.testing.assert_allclose(pool[slot, head], state, **TOLERANCE)
+        start += length
+
+
 @pytest.mark.parametrize("padding", [None, 1])
 def test_states_before_every_chunk_of_64_tokens_are_those_of_the_recurrence(padding: int | None):
     """Chunks are counted from the beginning of every sequence, also of one that is padding."""

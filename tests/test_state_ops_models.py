@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import one_window_token_too_few
 from tests.parity import differing, model_of
 from tests.stock_states import serve
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("mamba", "falcon_mamba", "mamba2")
+FAMILIES = ("mamba", "falcon_mamba", "mamba2", "jet_nemotron")
 WAYS = {
     "cached": {},
     "cached and chunked": {"chunked_prefill_size": 64},
@@ -65,3 +66,12 @@ def test_a_lost_state_shows_in_the_tokens(prepared, family: str):
     hits = sum(hit > 0 for wave in run.cached for hit in wave)
     assert hits > 10
     assert differing(expected, run) > hits // 2
+
+
+def test_a_window_one_token_short_shows_in_the_tokens(prepared):
+    """Of the mix of states, windows and full attention; stock keeps its windows as full KV."""
+    model, expected = prepared("jet_nemotron")
+
+    run = serve(model, disable_radix_cache=True, prepare=one_window_token_too_few)
+
+    assert differing(expected, run) > sum(map(len, expected.outputs)) // 2
