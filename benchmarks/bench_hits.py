@@ -40,13 +40,17 @@ GEMMA4 = {
 WINDOW = 64
 
 
+TRACKED = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
+
+
 class Model(NamedTuple):
-    """A layer mix; ``note``: how stock SGLang stores it."""
+    """A layer mix; ``note``: how stock SGLang stores it. ``states``: how both cache states."""
 
     family: str
     layers: int | None
     overrides: dict[str, Any]
     note: str
+    states: dict[str, Any] = STOCK_STATES
 
 
 MODELS = {
@@ -54,6 +58,7 @@ MODELS = {
     "gemma3": Model("gemma3_text", 12, HEADS, "stock: full KV for all layers"),
     "gemma4": Model("gemma4", 12, GEMMA4, "stock: window pool, ratio 0.8"),
     "qwen3-next": Model("qwen3_next", None, {}, "stock: states cut at boot, ratio 0.9"),
+    "qwen3-next-tracked": Model("qwen3_next", None, {}, "the same, with extra_buffer", TRACKED),
 }
 # Of qwen3-next in float32; stock's cut gives states 0.9 of the KV's bytes.
 TOKEN_BYTES, STATE_BYTES, STATE_RATIO = 256, 16896, 0.9
@@ -152,14 +157,14 @@ def hit_tokens(run: Run) -> int:
     return sum(map(sum, run.cached))
 
 
-def measure(model: str | Path, name: str, family: str, off: str | None, backend: str) -> Run:
+def measure(path: str | Path, name: str, model: Model, off: str | None, backend: str) -> Run:
     workload = WORKLOADS[name]
     states: dict[str, Any] = {}
-    if family in STATE_FAMILIES:
+    if model.family in STATE_FAMILIES:
         slots = int(workload.tokens * TOKEN_BYTES * STATE_RATIO / STATE_BYTES)
-        states = STOCK_STATES | {"max_mamba_cache_size": slots}
+        states = model.states | {"max_mamba_cache_size": slots}
     return run_engine(
-        model,
+        path,
         workload.waves(random.Random(0)),
         max_new_tokens=workload.new_tokens,
         max_total_tokens=workload.tokens,
@@ -169,7 +174,7 @@ def measure(model: str | Path, name: str, family: str, off: str | None, backend:
         prepare=_read_windows if backend == "default" else None,
         env=EXACT | ({ENV: off} if off else {}),
         seconds=1200,
-        **FAMILY_ARGUMENTS.get(family, {}),
+        **FAMILY_ARGUMENTS.get(model.family, {}),
         **states,
     )
 
@@ -178,23 +183,27 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--workloads", nargs="*", choices=[*WORKLOADS], default=[*WORKLOADS])
-    parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--ablate", nargs="*", choices=Policy._fields, help="default: all parts")
     options = parser.parse_args(argv)
-    parts = Policy._fields if options.ablate else ()
+    parts = () if options.ablate is None else options.ablate or Policy._fields
     columns = ["stock", "jenga", *(f"- {part}" for part in parts)]
     print(f"| model | workload | {' | '.join(columns)} | jenga / stock | retracted | same tokens |")
     print("|---" * (len(columns) + 5) + "|")
     with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
         for key in options.models or MODELS:
-            family, layers, overrides, _ = MODELS[key]
-            window = {"window": WINDOW} if family in WINDOW_FAMILIES else {}
-            model = write_tiny_model(
-                family, Path(folder) / key, num_layers=layers, **window, **overrides
+            model = MODELS[key]
+            window = {"window": WINDOW} if model.family in WINDOW_FAMILIES else {}
+            path = write_tiny_model(
+                model.family,
+                Path(folder) / key,
+                num_layers=model.layers,
+                **window,
+                **model.overrides,
             )
             for name in options.workloads:
-                stock = measure(model, name, family, None, "default")
-                jenga = measure(model, name, family, None, "jenga")
-                without = [measure(model, name, family, part, "jenga") for part in parts]
+                stock = measure(path, name, model, None, "default")
+                jenga = measure(path, name, model, None, "jenga")
+                without = [measure(path, name, model, part, "jenga") for part in parts]
                 hits = [hit_tokens(run) for run in (stock, jenga, *without)]
                 same = sum(
                     a == b

@@ -54,8 +54,9 @@ class Node:
     Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
     one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
     counts the running requests that need it; ``used_at[g]`` is the clock of its last use;
-    ``anchored[g]`` says that a place where requests end or part reads it; ``queued[g]`` is the
-    eviction queue of the group that has an entry for it.
+    ``anchored[g]`` says that a place where requests end or part reads it, or, in a group with one
+    page per prefix, that requests part right here; ``queued[g]`` is the eviction queue of the group
+    that has an entry for it.
     """
 
     __slots__ = (

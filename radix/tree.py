@@ -143,6 +143,7 @@ class RadixTrees:
         front.children[node.edge] = node
         for group_id, extent in enumerate(node.extents):
             if self.policies[group_id].per_prefix:
+                front.anchored[group_id] = False
                 continue  # the page and its locks are those of the whole prefix
             front.locks[group_id] = node.locks[group_id]
             if extent is not None:
@@ -199,11 +200,16 @@ class RadixTrees:
         all that are of use, unless requests part there or in between: whoever comes this way will
         hit the longer one."""
         above = node.parent
-        while above.parent is not None and len(above.children) == 1:
+        while above.parent is not None and not self._is_branch(above, group_id):
             if above.extents[group_id] is not None:
                 self._demote(above, group_id)
                 return
             above = above.parent
+
+    @staticmethod
+    def _is_branch(node: Node, group_id: int) -> bool:
+        """Whether requests part here, or did before all but one way was evicted."""
+        return len(node.children) > 1 or node.anchored[group_id]
 
     def _anchor(self, node: Node) -> None:
         """A request ended here, or requests parted: the next ones are likely to begin here.
@@ -264,6 +270,8 @@ class RadixTrees:
         self._anchor(node)
         if branch is not None and len(branch.children) > 1:
             self._anchor(branch)
+            for group_id in self._groups:
+                branch.anchored[group_id] |= self.policies[group_id].per_prefix
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
@@ -317,6 +325,8 @@ class RadixTrees:
                     continue
                 if part.extents[group_id] is None:
                     self._adopt(part, group_id, ids)
+                    # A page for a prefix that others have gone on from: they part here.
+                    part.anchored[group_id] |= self.policies[group_id].per_prefix
                 else:
                     declined[group_id].append(ids)
 

@@ -581,6 +581,17 @@ def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
     assert [world.hit(part) for part in (chat, chat[:6], other)] == [12, 4, 0]
 
 
+def test_a_branch_point_is_remembered_when_the_ways_from_it_are_evicted():
+    world, first, other = World(StatePolicy()), tokens(12), tokens(8, seed=5)
+    world.insert(first, states=(12,))
+    world.insert(fork(first, 6, 12)[:6], states=(6,))  # a second one, cut where it parts
+    assert world.trees.evict_small(FULL, 6) == 6
+    world.insert(other, states=(8,))
+    world.insert(fork(first, 6, 12, seed=2), states=(12,))
+    world.evict(1)
+    assert [world.hit(first), world.hit(other)] == [6, 0]
+
+
 def test_a_duplicate_state_is_declined():
     world, key = World(StatePolicy()), tokens(8)
     world.insert(key, states=(4, 8))
