@@ -64,7 +64,7 @@ class Driver:
         while self._due and self._due[0][0] <= self.now:
             at, _, request = heapq.heappop(self._due)
             self.model.planted[request.rid].arrived = at
-            arrived.append(_tokenized(request))
+            arrived.append(_tokenized(request, known_length=self.play.known_lengths))
         return arrived
 
     def idle(self) -> bool:
@@ -175,8 +175,12 @@ def request_totals(served: list[Served]) -> dict[str, float]:
     }
 
 
-def _tokenized(request: Request) -> TokenizedGenerateReqInput:
-    sampling = SamplingParams(max_new_tokens=request.output.size, temperature=0, ignore_eos=True)
+def _tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
+    # No answer holds the end-of-sequence token, so it ends by its length either way; but admission
+    # sets room aside for all of it only if that token is to be ignored.
+    sampling = SamplingParams(
+        max_new_tokens=request.output.size, temperature=0, ignore_eos=known_length
+    )
     sampling.normalize(None)
     return TokenizedGenerateReqInput(
         rid=request.rid,

@@ -1,6 +1,6 @@
 """Real models' layer mixes, and the small models that carry them through SGLang's server.
 
-A geometry names the published config (``tests/configs/``: layer types, windows, heads, states) and
+A geometry has the published config (``tests/configs/``: layer types, windows, heads, states) and
 a config that SGLang serves with the same mix, in which one token's KV and one state take `scale`
 times fewer bytes, in every layer group alike. Windows and lengths are the real ones. Parameter
 counts are those of the model cards. The carrier is another family's code where SGLang's CPU engine
@@ -49,7 +49,7 @@ class Geometry:
     flag that sets stock's fixed split of the pool, if it has one. `gpus`: the fewest of 80 GB."""
 
     name: str
-    published: str
+    published: dict[str, Any]
     weights: Weights
     stock: str
     carrier: dict[str, Any] = field(default_factory=dict)
@@ -58,10 +58,6 @@ class Geometry:
     gpus: int = 1
     missing: str | None = None
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return json.loads((_CONFIGS / f"{self.published}.json").read_text())
-
     @property
     def has_states(self) -> bool:
         return self.real.groups[-1].layer_type == "state"
@@ -69,7 +65,7 @@ class Geometry:
     @cached_property
     def real(self) -> ModelGeometry:
         """Layer groups with the real model's bytes."""
-        return read_geometry(self.config)
+        return read_geometry(self.published)
 
     @cached_property
     def replayed(self) -> tuple[LayerGroup, ...]:
@@ -104,6 +100,10 @@ class Geometry:
         return folder
 
 
+def _published(name: str) -> dict[str, Any]:
+    return json.loads((_CONFIGS / f"{name}.json").read_text())
+
+
 def _layer_types(pattern: str) -> list[str]:
     names = {"w": "sliding_attention", "f": "full_attention"}
     return [names[char] for char in pattern]
@@ -123,7 +123,7 @@ _STATE_RATIO = "mamba_full_memory_ratio"
 _ALL = (
     Geometry(
         "gemma-2-9b",
-        "gemma-2-9b",
+        _published("gemma-2-9b"),
         Weights(18.48e9, 9.24e9, 16 * 256),
         _FULL_STORAGE,
         {
@@ -136,7 +136,7 @@ _ALL = (
     ),
     Geometry(
         "gemma-3-27b",
-        "gemma-3-27b",
+        _published("gemma-3-27b"),
         Weights(54.0e9, 27.0e9, 32 * 128),
         _FULL_STORAGE,
         {
@@ -151,7 +151,7 @@ _ALL = (
     # 4 per token. On Gemma-4's code, hybrid in stock as gpt-oss is.
     Geometry(
         "gpt-oss-20b",
-        "gpt-oss-20b",
+        _published("gpt-oss-20b"),
         Weights(3.58e9, 3.61e9, 64 * 64, 10.16e9, 32, 4),
         "a window pool of 0.8 tokens per token of the full one",
         {
@@ -173,7 +173,7 @@ _ALL = (
     # stores the same way, its windows are served.
     Geometry(
         "ministral-8b",
-        "ministral-8b",
+        _published("ministral-8b"),
         Weights(16.04e9, 8.02e9, 32 * 128),
         _FULL_STORAGE,
         {
@@ -187,7 +187,7 @@ _ALL = (
     # FP8 weights, as published in Qwen3-Next-80B-A3B-Instruct-FP8; 512 experts, 10 per token.
     Geometry(
         "qwen3-next-80b",
-        "qwen3-next-80b-a3b",
+        _published("qwen3-next-80b-a3b"),
         Weights(2.7e9, 3.0e9, 16 * 256, 77.3e9, 512, 10),
         "states cut at boot, 0.9 bytes per byte of KV",
         {
@@ -212,7 +212,7 @@ _ALL = (
     ),
     Geometry(
         "falcon-h1-7b",
-        "falcon-h1-7b",
+        _published("falcon-h1-7b"),
         Weights(15.18e9, 7.59e9, 12 * 128),
         "states cut at boot, 0.9 bytes per byte of KV",
         {
@@ -232,7 +232,7 @@ _ALL = (
     ),
     Geometry(
         "nemotron-h-8b",
-        "nemotron-h-8b",
+        _published("nemotron-h-8b"),
         Weights(16.2e9, 8.1e9, 32 * 128),
         "states cut at boot, 0.9 bytes per byte of KV",
         {
@@ -253,7 +253,7 @@ _ALL = (
     ),
     Geometry(
         "jamba-1.5-mini",
-        "jamba-1.5-mini",
+        _published("jamba-1.5-mini"),
         Weights(12.0e9, 12.0e9, 32 * 128, 92.0e9, 16, 2),
         "none",
         gpus=2,
@@ -262,7 +262,7 @@ _ALL = (
     ),
     Geometry(
         "llama-3.1-8b",
-        "llama-3.1-8b",
+        _published("llama-3.1-8b"),
         Weights(16.06e9, 8.03e9, 32 * 128),
         "every layer stored for every token: the dense control",
         {

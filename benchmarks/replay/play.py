@@ -19,6 +19,7 @@ class Play(NamedTuple):
     real_groups: tuple[LayerGroup, ...]
     groups: tuple[LayerGroup, ...]
     pool_bytes: int
+    known_lengths: bool
     plan: str
     largest_page_bytes: int
 

@@ -78,8 +78,8 @@ class Recorder:
         else:
             self.decode_steps += 1
             self._decoded += len(reqs)
+            self._peak = max(self._peak, len(reqs))
         waiting = len(scheduler.waiting_queue)
-        self._peak = max(self._peak, len(reqs))
         if waiting:
             self._loaded_seconds += span
             self._loaded_running += span * len(reqs)

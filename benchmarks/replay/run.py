@@ -43,12 +43,15 @@ def replay(
     max_running: int = 256,
     chunk: int = CHUNK,
     seconds: float = 1800,
+    known_lengths: bool = True,
     arguments: dict[str, Any] | None = None,
 ) -> Result:
     """Serve `workload`; start an engine before and stop it afterwards.
 
     Args:
         pool_bytes: of the real model, for KV and states together.
+        known_lengths: admission sets room aside for whole answers, as in SGLang's own benchmarks
+            (``ignore_eos``); otherwise for a share of them that it adapts, as when serving.
         arguments: further server arguments, which win over the baseline's.
 
     Raises:
@@ -68,7 +71,7 @@ def replay(
         **(arguments or {}),
     }
     play = _sweep if baseline.sweeps and geometry.ratio else _play
-    return play(geometry, workload, baseline, pool_bytes, clock, seconds, server)
+    return play(geometry, workload, baseline, pool_bytes, clock, known_lengths, seconds, server)
 
 
 def _sweep(
@@ -77,6 +80,7 @@ def _sweep(
     baseline: Baseline,
     pool_bytes: int,
     clock: Clock,
+    known_lengths: bool,
     seconds: float,
     server: dict[str, Any],
 ) -> Result:
@@ -86,7 +90,9 @@ def _sweep(
     for setting in SWEEPS[geometry.ratio]:
         tried = server | setting
         try:
-            found = _play(geometry, workload, baseline, pool_bytes, clock, seconds, tried)
+            found = _play(
+                geometry, workload, baseline, pool_bytes, clock, known_lengths, seconds, tried
+            )
         except ReplayFailed as error:
             points.append({"setting": setting, "failed": str(error).splitlines()[0]})
             continue
@@ -108,6 +114,7 @@ def _play(
     baseline: Baseline,
     pool_bytes: int,
     clock: Clock,
+    known_lengths: bool,
     seconds: float,
     server: dict[str, Any],
 ) -> Result:
@@ -118,6 +125,7 @@ def _play(
         geometry.real.groups,
         geometry.replayed,
         pool_bytes // geometry.scale,
+        known_lengths,
         baseline.plan,
         MAX_LARGE_PAGE_BYTES // geometry.scale,
     )
@@ -139,6 +147,7 @@ def _play(
         "scale": geometry.scale,
         "replayed_pool_bytes": play.pool_bytes,
         "pool": outcome.pool,
+        "known_lengths": known_lengths,
         "clock": clock._asdict(),
     }
     totals = outcome.totals | {"host_seconds": time.perf_counter() - started}
@@ -157,6 +166,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-running", type=int, default=256)
     parser.add_argument("--chunk", type=int, default=CHUNK)
     parser.add_argument("--seconds", type=float, default=1800, help="of this machine, at most")
+    parser.add_argument(
+        "--unknown-lengths",
+        action="store_true",
+        help="admission guesses how much of an answer to set room aside for, as when serving",
+    )
     parser.add_argument("--json", type=Path)
     add_clock_options(parser)
     options = parser.parse_args(argv)
@@ -176,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             max_running=options.max_running,
             chunk=options.chunk,
             seconds=options.seconds,
+            known_lengths=not options.unknown_lengths,
         )
     except (ReplayFailed, ValueError) as error:
         print(error, file=sys.stderr)
