@@ -59,8 +59,10 @@ class RadixTrees:
         balanced: bool = True,
         aligned: bool = True,
         anchors: bool = True,
-        thinning: bool = True,
+        worth_of_prefix_page: int = 0,
     ) -> None:
+        """``worth_of_prefix_page``: tokens of group 0 that the bytes of a page of a whole prefix
+        would hold; what saves fewer goes first once a longer prefix has its page."""
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
@@ -70,7 +72,8 @@ class RadixTrees:
         self._passed = frozenset(token_groups if anchors else ())
         self._owner = owner
         self._observer = observer
-        self._anchors, self._thinning = anchors, thinning
+        self._anchors = anchors
+        self._worth = worth_of_prefix_page
         self._order = {"balanced": balanced, "aligned": aligned}
         self._start_empty()
 
@@ -196,15 +199,25 @@ class RadixTrees:
             self._queues.push_again(node, group_id)
 
     def _thin(self, node: Node, group_id: int) -> None:
-        """A prefix has got its one page. The page of the prefix before it on the path goes before
-        all that are of use, unless requests part there or in between: whoever comes this way will
-        hit the longer one."""
-        above = node.parent
-        while above.parent is not None and not self._is_branch(above, group_id):
-            if above.extents[group_id] is not None:
-                self._demote(above, group_id)
+        """A prefix has got its one page. Is the page of the prefix before it still worth its bytes?
+
+        It serves those who will part from this path between the two, and saves them what lies
+        between it and the page before. Where requests have parted already it stays.
+        """
+        last = node.parent
+        while last.parent is not None and last.extents[group_id] is None:
+            if self._is_branch(last, group_id):
                 return
-            above = above.parent
+            last = last.parent
+        if last.parent is None or self._is_branch(last, group_id):
+            return
+        before = last.parent
+        while before.parent is not None and (
+            before.extents[group_id] is None or before.used_at[group_id] < 0  # goes first itself
+        ):
+            before = before.parent
+        if last.end - before.end < self._worth:
+            self._demote(last, group_id)
 
     @staticmethod
     def _is_branch(node: Node, group_id: int) -> bool:
@@ -276,7 +289,7 @@ class RadixTrees:
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
                 self._queues.push(adopted, group_id)
-            if self.policies[group_id].per_prefix and self._thinning:
+            if self.policies[group_id].per_prefix:
                 self._thin(adopted, group_id)
         self._adopted.clear()
         return Inserted(node, declined)

@@ -72,13 +72,20 @@ class JengaRadixCache(BasePrefixCache):
             balanced=part.balanced,
             aligned=part.aligned,
             anchors=part.anchors,
-            thinning=part.thinning,
+            worth_of_prefix_page=self._worth_of_state() if part.thinning else 0,
         )
         self.allocator.tree_cache = self
         if params.enable_metrics:
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
         self.misses = MissReport([group.label for group in groups], metric_labels)
+
+    def _worth_of_state(self) -> int:
+        """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
+        if self.states is None:
+            return 0
+        plans = self.core.plan.groups
+        return plans[self.state_group].padded_entry_bytes // plans[FULL].padded_entry_bytes
 
     def _event_publisher(self, params: CacheInitParams) -> EventPublisher | None:
         if not params.enable_kv_cache_events or self.disable:
