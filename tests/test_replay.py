@@ -13,6 +13,7 @@ from benchmarks.replay.baselines import BASELINES
 from benchmarks.replay.clock import HARDWARE, Clock, Weights, bytes_moved, flops
 from benchmarks.replay.geometries import GEOMETRIES, Geometry
 from benchmarks.replay.null_model import NullModel
+from benchmarks.replay.occupancy import Occupancy
 from benchmarks.replay.plans import max_page_plan
 from benchmarks.replay.requests import Request, Workload
 from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
@@ -56,7 +57,7 @@ def test_experts_are_read_as_far_as_tokens_are_expected_to_wake_them():
 
 
 def test_a_step_takes_the_longer_of_bytes_and_flops_and_the_overheads():
-    clock = Clock("l4", 2, 0.5, 0.25, fixed_seconds=0.5, request_seconds=0.125)
+    clock = Clock("l4", 2, 0.5, 0.25, 0.5, request_seconds=0.125, serial_seconds=4.0)
     byte_bound = Weights(dense_bytes=600e9, active_parameters=0, query_width=0)
     flop_bound = Weights(dense_bytes=0, active_parameters=121e12, query_width=0)
 
@@ -64,6 +65,7 @@ def test_a_step_takes_the_longer_of_bytes_and_flops_and_the_overheads():
     assert HARDWARE["l4"][:2] == (300e9, 121e12)
     assert clock.step_seconds(byte_bound, (), STARTS, COUNTS) == 2.0 + overheads
     assert clock.step_seconds(flop_bound, (), STARTS, COUNTS) == 2 * 4 / (2 * 0.25) + overheads
+    assert clock.step_seconds(byte_bound, (), STARTS, COUNTS, overlap=False) == 6.0 + overheads
 
 
 # ---- geometries and plans -----------------------------------------------------------------------
@@ -144,9 +146,7 @@ def test_answers_depend_on_position_alone_and_computing_again_is_counted():
     ],
 )
 def test_stranded_bytes_are_those_that_no_mix_can_take(lent, common, mix, stranded):
-    memory = pytest.importorskip("benchmarks.replay.memory")
-
-    assert memory.Occupancy([], [], lent, common, 0).stranded(mix) == stranded
+    assert Occupancy([], [], lent, common, 0).stranded(mix) == stranded
 
 
 def test_results_go_to_json_and_back():
@@ -295,6 +295,24 @@ def test_an_engine_that_answers_something_else_fails_the_replay(tiny, monkeypatc
         replay(
             tiny[1],
             Workload("one", (request,), ""),
+            BASELINES["stock"],
+            pool_bytes=1 << 26,
+            clock=Clock(),
+            seconds=120,
+        )
+
+
+@pytest.mark.slow
+def test_a_replay_that_cannot_go_on_says_so_instead_of_hanging(tiny):
+    from benchmarks.replay.engine import ReplayFailed
+    from benchmarks.replay.run import replay
+
+    request = Request("r", np.arange(3, 20), np.array([5, 6, 7]), 0.0)
+    orphan = Request("orphan", np.arange(3, 20), np.array([5]), 0.0, after="nobody")
+    with pytest.raises(ReplayFailed, match=r"no step in \d+ passes: 1 of 2 requests served"):
+        replay(
+            tiny[1],
+            Workload("two", (request, orphan), ""),
             BASELINES["stock"],
             pool_bytes=1 << 26,
             clock=Clock(),

@@ -88,19 +88,18 @@ _ALL = (
         "gcd-page",
         "pages of the greatest common divisor, several per entry",
         missing="an entry of several pages has no single address, so neither our allocator nor "
-        "SGLang's kernels can express it; it would hold what the byte bound says",
+        "SGLang's kernels can express it; it would waste and pad nothing, and jenga is off that "
+        "bound by its wasted and padded shares",
     ),
     Baseline(
         "unified",
         "SGLang's unified memory pool",
         _UNIFIED,
-        {"TRITON_INTERPRET": "1"},
     ),
     Baseline(
         "unified-best",
         "SGLang's unified memory pool, its settings swept as stock-best's are",
         _UNIFIED,
-        {"TRITON_INTERPRET": "1"},
         sweeps=True,
     ),
     Baseline("jenga", "this project", _JENGA, states=UNTRACKED),

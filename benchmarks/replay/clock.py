@@ -1,6 +1,6 @@
 """Virtual time: how long a GPU would take for a step, by a roofline with explicit constants.
 
-    step = max(bytes moved / bandwidth, FLOPs / peak) + fixed + per request
+    step = max(bytes moved / bandwidth, FLOPs / peak) + fixed + per request (+ without overlap)
 
 Bytes moved: the weights once (of a mixture of experts the experts that so many tokens are expected
 to wake), the KV that attention reads (full layers every token, window layers what the window shows,
@@ -62,7 +62,8 @@ class Weights(NamedTuple):
 
 class Clock(NamedTuple):
     """The constants of a step. The shares say how much of a peak a good kernel reaches, and the
-    overheads what a scheduler leaves uncovered; all four are assumptions, not measurements."""
+    overheads what a scheduler leaves uncovered; all five are assumptions, not measurements.
+    `serial_seconds` are added where SGLang does not overlap scheduling with the forward."""
 
     hardware: str = "h100"
     gpus: int = 1
@@ -71,6 +72,7 @@ class Clock(NamedTuple):
     flops_share: float = 0.6
     fixed_seconds: float = 1e-3
     request_seconds: float = 5e-6
+    serial_seconds: float = 2e-3
 
     def step_seconds(
         self,
@@ -78,6 +80,8 @@ class Clock(NamedTuple):
         groups: tuple[LayerGroup, ...],
         starts: np.ndarray,
         counts: np.ndarray,
+        *,
+        overlap: bool = True,
     ) -> float:
         """Seconds of a step in which request i computes ``counts[i]`` tokens behind ``starts[i]``.
 
@@ -90,7 +94,8 @@ class Clock(NamedTuple):
             / (self.gpus * peaks.bandwidth * self.bandwidth_share),
             flops(weights, groups, starts, counts) / (self.gpus * peaks.flops * self.flops_share),
         )
-        return seconds + self.fixed_seconds + self.request_seconds * starts.size
+        seconds += self.fixed_seconds + self.request_seconds * starts.size
+        return seconds if overlap else seconds + self.serial_seconds
 
 
 def bytes_moved(

@@ -107,7 +107,13 @@ class Driver:
             starts = np.array(batch.prefix_lens, dtype=np.int64)
         counts = ends - starts
         play = self.play
-        span = play.clock.step_seconds(play.weights, play.real_groups, starts, counts)
+        span = play.clock.step_seconds(
+            play.weights,
+            play.real_groups,
+            starts,
+            counts,
+            overlap=self._scheduler.enable_overlap,
+        )
         self.now += span
         self._idle = 0
         self.recorder.step(self._scheduler, batch, starts, counts, span, self.now)

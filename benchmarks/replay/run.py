@@ -30,6 +30,7 @@ from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES
 
 CHUNK = 8192
 """SGLang's --chunked-prefill-size on a GPU of 80 GB."""
+CLOCK_CONSTANTS = Clock._fields[2:]
 
 
 def replay(
@@ -208,7 +209,7 @@ def add_clock_options(parser: argparse.ArgumentParser) -> None:
     defaults = Clock()
     parser.add_argument("--hardware", choices=[*HARDWARE], default=defaults.hardware)
     parser.add_argument("--gpus", type=int, help="default: the fewest that hold the model")
-    for name in ("bandwidth_share", "flops_share", "fixed_seconds", "request_seconds"):
+    for name in CLOCK_CONSTANTS:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, default=getattr(defaults, name))
 
@@ -217,10 +218,7 @@ def clock_of(options: argparse.Namespace, geometry: Geometry) -> Clock:
     return Clock(
         options.hardware,
         options.gpus or geometry.gpus,
-        options.bandwidth_share,
-        options.flops_share,
-        options.fixed_seconds,
-        options.request_seconds,
+        *(getattr(options, name) for name in CLOCK_CONSTANTS),
     )
 
 
