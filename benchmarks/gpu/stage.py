@@ -58,15 +58,18 @@ WHEELS = (
         "flashinfer-python==0.7.2",
         r"flashinfer/data/csrc/[^/]+/|flashinfer/(?!data/).*\.(cu|cuh|cc|cpp|h|hpp|json)$",
     ),
-    Package("apache-tvm-ffi==0.1.11", r"tvm_ffi/3rdparty/libbacktrace/|.*_testing\.so"),
+    Package("apache-tvm-ffi==0.1.11", r"tvm_ffi/3rdparty/libbacktrace/"),
     Package("annotated-types"),
     Package("compressed-tensors==0.18.0"),
     Package("dill"),
+    Package("distro"),
     Package("fastapi"),
     Package("gguf"),
-    Package("httpx"),
     Package("httpx2"),
     Package("ipython"),
+    Package("jiter"),
+    Package("jsonschema"),
+    Package("jsonschema-specifications"),
     Package("loguru"),
     Package("msgspec"),
     Package("openai==2.8.0"),
@@ -76,12 +79,15 @@ WHEELS = (
     Package("pybase64"),
     Package("pydantic"),
     Package("pyzmq"),
+    Package("referencing"),
+    Package("rpds-py"),
     Package("setproctitle"),
     Package("sniffio"),
     Package("starlette"),
     Package("traitlets"),
     Package("typing-inspection"),
     Package("uvicorn"),
+    Package("xgrammar==0.2.7"),
 )
 PINNED_TO = {"pydantic-core": "pydantic"}
 """Packages whose version another one's metadata names exactly."""
@@ -138,7 +144,7 @@ def pack(site: Path, archive: Path) -> None:
         info.uname = info.gname = ""
         return info
 
-    with tarfile.open(archive, "w:xz", preset=6) as tar:
+    with tarfile.open(archive, "w:xz", preset=2) as tar:
         tar.add(site, arcname="site", filter=plain)
 
 
