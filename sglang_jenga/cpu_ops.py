@@ -81,9 +81,6 @@ IMPORTED_ONLY = (
     "fused_dual_residual_rmsnorm_cpu",
     "fused_moe_router_cpu",
     "fused_qk_gemma_rmsnorm_cpu",
-    "fused_qk_gemma_rmsnorm_with_gate_cpu",
-    "fused_qkvzba_split_reshape_cat_contiguous_cpu",
-    "fused_sigmoid_mul_cpu",
     "rmsnorm_cpu",
 )
 

@@ -53,3 +53,31 @@ def fused_gate_sigmoid_mul_add(
     Not a state operator; Qwen3-Next's experts need it beside them."""
     gate = sigmoid((hidden_states.float() * gate_weight.float()).sum(-1, keepdim=True))
     final_hidden_states += (gate * shared_output.float()).to(final_hidden_states.dtype)
+
+
+def _gemma_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide * (1 + weight.float())).to(x.dtype)
+
+
+def fused_qk_gemma_rmsnorm_with_gate_cpu(
+    q_gate: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    head_dim: int,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of gated attention (Qwen3.5). ``q_gate`` ``[tokens, heads * 2 * dim]``, each head's
+    query before its gate; ``k`` ``[tokens, kv heads * dim]``; a norm's weight is one more than
+    written. Returns query, key and gate, ``[tokens * heads, dim]``."""
+    q, gate = q_gate.reshape(-1, 2 * head_dim).split(head_dim, dim=1)
+    normed = _gemma_norm(q, q_weight, eps), _gemma_norm(k.reshape(-1, head_dim), k_weight, eps)
+    return *normed, gate.clone()
+
+
+def fused_sigmoid_mul_cpu(x: Tensor, gate: Tensor) -> None:
+    """Multiply attention's output by its gate (in place)."""
+    x *= sigmoid(gate.float()).to(x.dtype)

@@ -25,6 +25,25 @@ def fused_gdn_gating_cpu(
     return g[None], sigmoid(b.float())[None]
 
 
+def fused_qkvzba_split_reshape_cat_contiguous_cpu(
+    mixed_qkvz: Tensor,
+    mixed_ba: Tensor,
+    num_heads_qk: int,
+    num_heads_v: int,
+    head_qk: int,
+    head_v: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut Qwen3.5's projections ``[tokens, q + k + v + z]`` and ``[tokens, b + a]`` apart.
+
+    Returns ``[tokens, q + k + v]``, ``z`` ``[tokens, HV, V]``, ``b`` and ``a`` ``[tokens, HV]``.
+    """
+    values = num_heads_v * head_v
+    qkv, z = mixed_qkvz.split([2 * num_heads_qk * head_qk + values, values], dim=1)
+    b, a = mixed_ba.split(num_heads_v, dim=1)
+    z = z.reshape(-1, num_heads_v, head_v)
+    return qkv.clone(), z.clone(), b.clone(), a.clone()
+
+
 def _normalized(x: Tensor) -> Tensor:
     x = x.float()
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)

@@ -38,12 +38,26 @@ OPERATORS: dict[str, tuple[str, Callable]] = {
         "(Tensor A_log, Tensor a, Tensor b, Tensor dt_bias) -> (Tensor, Tensor)",
         gdn_ops.fused_gdn_gating_cpu,
     ),
+    "fused_qk_gemma_rmsnorm_with_gate_cpu": (
+        "(Tensor q_gate, Tensor k, Tensor q_weight, Tensor k_weight, float eps, int head_dim,"
+        " int num_heads) -> (Tensor, Tensor, Tensor)",
+        gated_ops.fused_qk_gemma_rmsnorm_with_gate_cpu,
+    ),
+    "fused_qkvzba_split_reshape_cat_contiguous_cpu": (
+        "(Tensor mixed_qkvz, Tensor mixed_ba, int num_heads_qk, int num_heads_v, int head_qk,"
+        " int head_v) -> (Tensor, Tensor, Tensor, Tensor)",
+        gdn_ops.fused_qkvzba_split_reshape_cat_contiguous_cpu,
+    ),
     "fused_sigmoid_gating_delta_rule_update_cpu": (
         "(Tensor A_log, Tensor dt_bias, Tensor q, Tensor k, Tensor v, Tensor a, Tensor b,"
         " Tensor(a!) initial_state_source, Tensor initial_state_indices, Tensor cu_seqlens,"
         " bool use_qk_l2norm_in_kernel, float softplus_beta=1.0, float softplus_threshold=20.0)"
         " -> Tensor",
         gdn_ops.fused_sigmoid_gating_delta_rule_update_cpu,
+    ),
+    "fused_sigmoid_mul_cpu": (
+        "(Tensor(a!) x, Tensor gate) -> ()",
+        gated_ops.fused_sigmoid_mul_cpu,
     ),
 }
 

@@ -61,6 +61,18 @@ def _windows(run: int) -> tuple[str, ...]:
     return ("sliding_attention",) * run + ("full_attention",)
 
 
+_GDN = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": HEAD_DIM,
+    "linear_value_head_dim": HEAD_DIM,
+}
+_QWEN_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 _MAMBA_1 = {"state_size": HEAD_DIM, "time_step_rank": 8, "tie_word_embeddings": True}
 _STATES_ONLY = {"has_state": True, "has_attention": False}
 
@@ -104,19 +116,24 @@ BY_NAME: dict[str, Family] = {
     # Three GDN layers before each full one; a mixture of experts behind every layer.
     "qwen3_next": Family(
         "qwen3_next",
-        config={
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": HEAD_DIM,
-            "linear_value_head_dim": HEAD_DIM,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 32,
-            "rope_parameters": _ROPE | {"partial_rotary_factor": 0.25},
-        },
+        config=_GDN | _QWEN_EXPERTS | {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.25}},
         # SGLang reads these where transformers reads layer_types and rope_parameters.
         written={"full_attention_interval": 4, "rope_theta": 10000.0},
+        norm_adds_one=True,
+        has_state=True,
+    ),
+    # As Qwen3-Next, with one projection per part, and with experts or without.
+    "qwen3_5": Family(
+        "qwen3_5_text",
+        config=_GDN | {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.25}},
+        written={"full_attention_interval": 4},
+        norm_adds_one=True,
+        has_state=True,
+    ),
+    "qwen3_5_moe": Family(
+        "qwen3_5_moe_text",
+        config=_GDN | _QWEN_EXPERTS | {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.25}},
+        written={"full_attention_interval": 4},
         norm_adds_one=True,
         has_state=True,
     ),
@@ -172,13 +189,33 @@ BY_NAME: dict[str, Family] = {
         config={
             "num_heads": 8,
             "head_dim": HEAD_DIM,
-            "n_groups": 2,
+            "n_groups": 1,  # transformers norms all groups together, SGLang each by itself
             "state_size": HEAD_DIM,
             "chunk_size": 16,
         },
         # As the real checkpoints have them; transformers writes neither.
         written={"intermediate_size": 128, "rms_norm": True},
         **_STATES_ONLY,
+    ),
+    # Mamba-2, attention and feed-forward in layers of their own. Not experts: those have one
+    # matrix before a squared ReLU, which SGLang does not compute on a CPU.
+    "nemotron_h": Family(
+        "nemotron_h",
+        config={
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": HEAD_DIM,
+            "ssm_state_size": HEAD_DIM,
+            "n_groups": 2,
+            "chunk_size": 16,
+        },
+        # SGLang reads other names, and other values, than transformers.
+        written={
+            "layers_block_type": ["mamba", "mlp", "attention", "mamba"],
+            "mamba_n_groups": 2,
+            "mamba_chunk_size": 16,
+        },
+        has_state=True,
     ),
     # States, windows and full attention, each in layers of its own. SGLang's window layers see
     # `window` tokens besides the current one.

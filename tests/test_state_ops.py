@@ -49,3 +49,36 @@ def test_an_activation_has_the_same_bits_wherever_an_element_stands(name: str):
     assert torch.equal(whole, pieces)
     expected = getattr(torch.nn.functional, name)(x.double())
     torch.testing.assert_close(whole.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_gated_attention_norms_query_and_key_and_leaves_the_gate():
+    tokens, heads, kv_heads, dim = 3, 4, 2, 6
+    queries, gates = torch.randn(2, tokens, heads, dim)
+    keys = torch.randn(tokens, kv_heads, dim)
+    q_weight, k_weight = torch.randn(2, dim)
+
+    q, k, gate = gated_ops.fused_qk_gemma_rmsnorm_with_gate_cpu(
+        torch.cat([queries, gates], dim=2).reshape(tokens, -1),
+        keys.reshape(tokens, -1),
+        q_weight,
+        k_weight,
+        1e-6,
+        dim,
+        heads,
+    )
+
+    for normed, before, weight in ((q, queries, q_weight), (k, keys, k_weight)):
+        wide, w = double(before.reshape(-1, dim), weight)
+        expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * (1 + w)
+        np.testing.assert_allclose(normed, expected, **TOLERANCE)
+    assert torch.equal(gate, gates.reshape(-1, dim))
+
+
+def test_attention_is_multiplied_by_the_sigmoid_of_its_gate():
+    x, gate = torch.randn(2, 5, 8)
+    before = x.clone()
+
+    gated_ops.fused_sigmoid_mul_cpu(x, gate)
+
+    wide, g = double(before, gate)
+    np.testing.assert_allclose(x, wide / (1 + np.exp(-g)), **TOLERANCE)

@@ -176,3 +176,18 @@ def test_a_padded_request_writes_no_state():
     untouched = [slot for slot in range(NUM_SLOTS) if slot != 2]
     assert torch.equal(pool[untouched], before[untouched])
     assert not torch.equal(pool[2], before[2])
+
+
+def test_projections_are_cut_into_their_parts():
+    sizes = {"q": 2 * 3, "k": 2 * 3, "v": 4 * 5, "z": 4 * 5}
+    parts = {name: torch.randn(7, size) for name, size in sizes.items()}
+    b, a = torch.randn(2, 7, 4)
+
+    qkv, z, got_b, got_a = gdn_ops.fused_qkvzba_split_reshape_cat_contiguous_cpu(
+        torch.cat([*parts.values()], dim=1), torch.cat([b, a], dim=1), 2, 4, 3, 5
+    )
+
+    assert torch.equal(qkv, torch.cat([parts["q"], parts["k"], parts["v"]], dim=1))
+    assert torch.equal(z, parts["z"].view(7, 4, 5))
+    assert torch.equal(got_b, b)
+    assert torch.equal(got_a, a)

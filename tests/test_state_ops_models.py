@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from sglang_jenga.tiny_models import STATE_FAMILIES
 from tests.faults import one_window_token_too_few
-from tests.parity import differing, model_of
+from tests.parity import differing, first_wave, model_of
 from tests.stock_states import serve
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ("mamba", "falcon_mamba", "mamba2", "jet_nemotron")
+FAMILIES = (
+    "mamba",
+    "falcon_mamba",
+    "mamba2",
+    "nemotron_h",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "jet_nemotron",
+)
 WAYS = {
     "cached": {},
     "cached and chunked": {"chunked_prefill_size": 64},
@@ -36,6 +46,27 @@ def prepared(tmp_path_factory):
         return cache[family]
 
     return get
+
+
+@pytest.mark.parametrize("family", [name for name in STATE_FAMILIES if name != "jet_nemotron"])
+def test_stock_answers_what_transformers_answers(prepared, family: str):
+    """Another implementation of the whole model; of Jet-Nemotron there is none."""
+    from transformers import AutoModelForCausalLM
+
+    model, served = prepared(family)
+    other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompts = first_wave()
+
+    for index in (0, 9, 20):
+        with torch.inference_mode():
+            tokens = other.generate(
+                torch.tensor([prompts[index]]),
+                max_new_tokens=len(served.outputs[0][index]),
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        assert tokens[0, len(prompts[index]) :].tolist() == served.outputs[0][index]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -93,8 +95,14 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", TRACKED)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *itertools.product(FAMILIES, TRACKED),
+        ("nemotron_h", "page 16 chunked"),
+        ("qwen3_5", "page 16 chunked"),
+    ],
+)
 def test_stock_serves_from_snapshots_with_overlap_what_it_serves_without(prepared, family, name):
     model, expected = prepared(family)
 
