@@ -32,7 +32,7 @@ class Occupancy(NamedTuple):
             if share > 0
         )
         taken_share = taken_lent = 0.0
-        best = order[0][0] if order else 0.0
+        best = float(free)  # nobody asks for anything
         for index, (_, share, lent) in enumerate(order):
             taken_share += share
             taken_lent += lent
