@@ -1,6 +1,6 @@
 """The allocator against a model that knows only bytes: who owns each byte of the pool.
 
-The model derives everything it expects (empty large pages, free small pages, capacity) from its map
+The model derives everything it expects (empty large pages, free small pages, capacity) from a map
 of bytes and never reads a counter of the allocator.
 """
 
@@ -15,67 +15,37 @@ from hypothesis.stateful import (
 )
 
 from sglang_jenga.allocator import Allocator
+from tests.byte_model import PoolBytes
 from tests.conftest import plan_of
 
-GEOMETRIES = [(1, 1), (2, 3), (26, 5), (1,), (6, 1), (3, 2, 1)]
-NULL = "null"
+GEOMETRIES = [
+    (1, 1),
+    (2, 3),
+    (26, 5),
+    (1,),
+    (6, 1),
+    (3, 2, 1),
+    (48, 6, 1),  # a state of 48 small pages of one group, 8 of the other
+    (4, 28, 2),
+    (7, 2, 30),
+]
 
 
-class ByteModel:
-    """``owner[byte]`` is None, NULL, or the small page ``(group, small_id)`` that lies there."""
+class PageModel:
+    """Who holds each small page ``(group, small_id)``; what is free follows from the bytes."""
 
-    def __init__(self, packings, num_large):
-        self.packings = packings
-        plan = plan_of(packings, num_large)
-        self.large_bytes = plan.large_page_bytes
-        self.small_bytes = [self.large_bytes // k for k in packings]
-        self.owner = [None] * plan.pool_bytes
+    def __init__(self, pool):
+        self.pool = pool
         self.cached = {}  # small page -> None; what only the prefix cache holds
         self.pinned = {}  # small page -> None; what the cache holds and a request needs
         self.used = {}  # small page -> the request that holds it
-        # Null pages of all groups start at byte 0 and lie in a large page of the finest group.
-        self.null_group = packings.index(max(packings))
-        finest = self.small_bytes[self.null_group]
-        self.null_bytes = -(-max(self.small_bytes) // finest) * finest
-        self.owner[: self.null_bytes] = [NULL] * self.null_bytes
 
-    def span(self, page):
-        group_id, small_id = page
-        begin = small_id * self.small_bytes[group_id]
-        return slice(begin, begin + self.small_bytes[group_id])
+    def capacity(self, *, cached=True):
+        """(empty large pages, free small pages per group), also if all cached ones were gone."""
+        return self.pool.capacity(self.used, self.pinned, self.cached if cached else ())
 
-    def take(self, page, request):
-        assert page[1] >= 0 and self.span(page).stop <= len(self.owner), f"no such page {page}"
-        taken = {owner for owner in self.owner[self.span(page)] if owner is not None}
-        assert not taken, f"bytes of {page} already belong to {taken}"
-        self.owner[self.span(page)] = [page] * self.small_bytes[page[0]]
-        self.used[page] = request
-
-    def drop(self, page):
-        assert set(self.owner[self.span(page)]) == {page}
-        self.owner[self.span(page)] = [None] * self.small_bytes[page[0]]
-
-    def capacity(self, ignored=()):
-        """(empty large pages, free small pages per group) if the ``ignored`` pages were gone."""
-        empty, free = 0, [0] * len(self.packings)
-        for begin in range(0, len(self.owner), self.large_bytes):
-            held = self.owner[begin : begin + self.large_bytes]
-            held = [None if owner in ignored else owner for owner in held]
-            groups = {self.null_group if owner is NULL else owner[0] for owner in held if owner}
-            assert len(groups) <= 1, f"large page of several groups: {groups}"
-            if not groups:
-                empty += 1
-                continue
-            group_id = groups.pop()
-            free[group_id] += held.count(None) // self.small_bytes[group_id]
-        return empty, free
-
-    def fits(self, need, ignored=()):
-        empty, free = self.capacity(ignored)
-        for wanted, have, k in zip(need, free, self.packings, strict=True):
-            while wanted > have:
-                empty, have = empty - 1, have + k
-        return empty >= 0
+    def fits(self, need, *, cached=True):
+        return self.pool.fits(need, self.used, self.pinned, self.cached if cached else ())
 
 
 class AllocatorMachine(RuleBasedStateMachine):
@@ -87,7 +57,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def start(self, packings, num_large, order):
         self.packings, self.num_large = packings, num_large
         self.allocator = Allocator(plan_of(packings, num_large), order=order)
-        self.model = ByteModel(packings, num_large)
+        self.model = PageModel(PoolBytes(packings, num_large))
         self.extents = {}  # extent -> its small pages, as the model knows them
         self.fresh = self.model.capacity()
         self.next_request = 0
@@ -128,7 +98,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         for group_id, ids in enumerate(got or []):
             owners = [r for r, n in zip(requests, need[group_id], strict=True) for _ in range(n)]
             for small_id, request in zip(ids.tolist(), owners, strict=True):
-                self.model.take((group_id, small_id), request)
+                assert (group_id, small_id) not in self.model.used
+                self.model.used[group_id, small_id] = request
         return got
 
     # ---- rules ----------------------------------------------------------------------------
@@ -157,7 +128,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def alloc_after_evicting(self, data):
         need = self.draw_need(data, 1)
         totals = [sum(counts) for counts in need]
-        promised = self.model.fits(totals, ignored=self.model.cached)
+        promised = self.model.fits(totals, cached=False)
         assert self.allocator.fits_after_evicting(totals) == promised
         while promised and not self.allocator.fits_now(totals):
             self.evict(self.draw_extent(data, pinned=False))
@@ -175,7 +146,6 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.allocator.free(group_id, np.array(small_ids, dtype=np.int64))
         for small_id in small_ids:
             del self.model.used[group_id, small_id]
-            self.model.drop((group_id, small_id))
 
     @precondition(lambda self: self.model.used)
     @rule(data=st.data())
@@ -223,7 +193,6 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.allocator.evict(extent)
         for small_id in self.extents.pop(extent):
             del self.model.cached[extent.group_id, small_id]
-            self.model.drop((extent.group_id, small_id))
 
     @precondition(lambda self: self.model.used)
     @rule(data=st.data())
@@ -238,7 +207,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     @rule()
     def clear(self):
         self.allocator.clear()
-        self.model = ByteModel(self.packings, self.num_large)
+        self.model = PageModel(self.model.pool)
         self.extents = {}
 
     # ---- what must always hold ------------------------------------------------------------
@@ -271,12 +240,12 @@ class AllocatorMachine(RuleBasedStateMachine):
                     assert set(shared) == set(sharing)
                     held = [extent.pinned for extent in sharing]
                     used = any((group_id, small_id) in self.model.used for small_id in ids)
-                    null = group_id == self.model.null_group and large_id == 0
+                    null = group_id == self.model.pool.null_group and large_id == 0
                     assert large.is_idle(large_id) == (not any(held) and not used and not null)
 
     @invariant()
     def what_eviction_could_free_is_predicted(self):
-        empty, free = self.model.capacity(ignored=self.model.cached)
+        empty, free = self.model.capacity(cached=False)
         for group_id, k in enumerate(self.packings):
             need = [0] * len(self.packings)
             need[group_id] = free[group_id] + empty * k
