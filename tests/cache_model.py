@@ -80,23 +80,26 @@ class CacheModel:
     # ---- changes --------------------------------------------------------------------------
 
     def insert(self, group_id, offered):
-        """A request offers ``{place: small_id}``; returns the ids that it must be left with."""
-        cached, declined = self.small_ids[group_id], []
+        """A request offers ``{place: small_id}``; returns the places that the trees take, and the
+        ids that they must leave the request with, shortest first."""
+        cached, taken, declined = self.small_ids[group_id], [], []
         for place, small_id in sorted(offered.items(), key=lambda item: item[0].length):
             if place in cached:
                 declined.append(small_id)
             else:
                 cached[place] = small_id
-        return declined
+                taken.append(place)
+        return taken, declined
 
     def evict(self, group_id, small_ids):
-        """The trees give small pages up, which nobody may have locked."""
+        """The trees give small pages up, which nobody may have locked; returns their places."""
         cached = self.small_ids[group_id]
         place_by_id = {small_id: place for place, small_id in cached.items()}
-        for small_id in small_ids:
-            place = place_by_id[small_id]
+        places = [place_by_id[small_id] for small_id in small_ids]
+        for place in places:
             assert not self.is_locked(group_id, place), f"group {group_id}: evicted under a lock"
             del cached[place]
+        return places
 
     def is_locked(self, group_id, place):
         return any(place in lock[group_id] for lock in self.locks)

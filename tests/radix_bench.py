@@ -16,6 +16,7 @@ from sglang_jenga.allocator import Allocator
 from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.policy import FullPolicy, StatePolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
+from tests.age_model import AgeModel
 from tests.byte_model import Memory, PoolBytes
 from tests.cache_model import CacheModel, place_of
 from tests.conftest import plan_of
@@ -47,12 +48,14 @@ class Request:
 
 
 class ModelledAllocator(Allocator):
-    """Tells the model what is evicted, before it is."""
+    """Tells the models what is evicted."""
 
     model: CacheModel
+    ages: AgeModel
 
     def evict(self, extent):
-        self.model.evict(extent.group_id, extent.ids.tolist())
+        for place in self.model.evict(extent.group_id, extent.ids.tolist()):
+            self.ages.evict(extent.group_id, place)
         super().evict(extent)
 
 
@@ -82,6 +85,8 @@ class Bench(RuleBasedStateMachine):
         self.state_group = self.model.state_group
         self.allocator = ModelledAllocator(plan, order=order)
         self.allocator.model = self.model
+        self.ages = self.allocator.ages = AgeModel(self.model, worth)
+        self.balanced, self.aligned = balanced, aligned
         policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches)]
         policies += [StatePolicy()] * states
         self.trees = RadixTrees(
@@ -185,6 +190,7 @@ class Bench(RuleBasedStateMachine):
         agreed, expected = self.model.agreed(namespace, key), self.model.hit(namespace, key)
         match = self.trees.match(namespace, key)
         assert (match.agreed, match.node.end) == (agreed, expected)
+        self.ages.hit(namespace, key, expected)
         self.assert_cached(namespace, key, match.node)
         lengths = [agreed, *(miss.after for miss in match.misses)]
         assert lengths == [*(miss.before for miss in match.misses), expected]

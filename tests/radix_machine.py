@@ -117,15 +117,17 @@ class JengaMachine(Bench):
         if self.state_group is not None:
             # Before the tree is walked: making room for a copy may change it.
             offers.append(self.offer_states(data, request, end, leaves))
-        declined = [
+        known = self.model.agreed(request.namespace, key)
+        taken = [
             self.model.insert(group_id, self.places_offered(request.namespace, key, offer))
             for group_id, offer in enumerate(offers)
         ]
+        self.ages.insert(request.namespace, key, [adopted for adopted, _ in taken], known)
         start = request.held.receipt.node
         assert start.end == request.protected
         outcome = self.trees.insert(start, request.namespace, key, offers)
         for group_id, parts in enumerate(outcome.declined):
-            assert [small_id for ids in parts for small_id in ids.tolist()] == declined[group_id]
+            assert [small_id for ids in parts for small_id in ids.tolist()] == taken[group_id][1]
             for ids in parts:
                 self.allocator.free(group_id, ids)
         without = () if self.state_group is None else data.draw(st.sampled_from(self.unlockable()))
@@ -203,10 +205,12 @@ class JengaMachine(Bench):
     @rule(data=st.data(), count=st.integers(1, 6))
     def evict_small_pages(self, data, count):
         group_id = data.draw(st.sampled_from(self.groups))
-        cached = self.allocator.num_cached[group_id]
+        cached, before = self.allocator.num_cached[group_id], dict(self.model.small_ids[group_id])
+        victims = self.ages.next_victims(group_id, count)
         evicted = self.trees.evict_small(group_id, count)
         assert evicted == cached - self.allocator.num_cached[group_id] >= min(count, cached)
-        assert evicted <= count or group_id == FULL, "only full takes others with it"
+        if self.aligned:
+            assert set(victims) == set(before) - set(self.model.small_ids[group_id])
 
     @precondition(lambda self: not self.running and len(self.past_keys) > 9)
     @rule()

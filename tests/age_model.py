@@ -1,0 +1,122 @@
+"""When each place was last of use, and so what the trees should evict next (paper section 5).
+
+Told of hits and inserts only. A time is ``(rank, clock)``: what was demoted, because a hit went
+past it or a longer state made it dispensable, has rank 0 and goes before everything else.
+"""
+
+from tests.cache_model import FULL, TOKEN_BYTES, place_of
+
+DEMOTED, OF_USE = 0, 1
+
+
+class AgeModel:
+    """``used[g]`` maps places to their time; whoever passes one of ``anchored[g]`` refreshes it.
+
+    ``worth``: tokens that a state must save to keep its place before a longer one.
+    """
+
+    def __init__(self, model, worth):
+        self._model, self._worth = model, worth
+        self._clock = 0
+        self.used = [{} for _ in model.groups]
+        self.anchored = [set() for _ in model.groups]
+
+    # ---- what happens ---------------------------------------------------------------------
+
+    def hit(self, namespace, key, length):
+        if length:
+            self._clock += 1
+            self._touch(namespace, key, length, hit=True)
+
+    def insert(self, namespace, key, adopted, known):
+        """``adopted[g]``: places, shortest first, that the trees took; they had ``known`` tokens
+        of the key before."""
+        self._clock += 1
+        states = self._model.state_group
+        for group_id, places in enumerate(adopted):
+            self.used[group_id] |= dict.fromkeys(places, self._now)
+        if states is not None:  # others have gone on from there, so requests part there
+            self.anchored[states] |= {place for place in adopted[states] if place.length <= known}
+        self._touch(namespace, key, key.size, hit=False)
+        self._anchor(namespace, key, key.size)
+        parted = place_of(namespace, key, known)
+        if 0 < known < key.size and self._parts(parted):
+            self._anchor(namespace, key, known)
+            if states is not None:
+                self.anchored[states].add(parted)
+        for place in adopted[states] if states is not None else ():
+            self._thin(namespace, key, place.length)
+
+    def evict(self, group_id, place):
+        if group_id == FULL:  # nobody can come this way any more
+            for used, anchored in zip(self.used, self.anchored, strict=True):
+                used.pop(place, None)
+                anchored.discard(place)
+
+    # ---- what follows ---------------------------------------------------------------------
+
+    def time(self, group_id, place):
+        """When a place was last of use to a group; a state where requests part, to any request."""
+        if group_id == self._model.state_group and self._parts(place):
+            return max(self.used[group_id][place], self.used[FULL][place])
+        return self.used[group_id][place]
+
+    def next_victims(self, group_id, count):
+        """Of what is cached and not locked the oldest, of equally old ones the longest."""
+        free = [
+            place
+            for place in self._model.small_ids[group_id]
+            if not self._model.is_locked(group_id, place)
+        ]
+        free.sort(key=lambda place: (self.time(group_id, place), -place.length))
+        return free[:count]
+
+    @property
+    def _now(self):
+        return OF_USE, self._clock
+
+    def _touch(self, namespace, key, length, *, hit):
+        model = self._model
+        read = [set(model.places_read(g, namespace, key, length)) for g in model.groups]
+        for end in range(model.tpp, length + 1, model.tpp):
+            place = place_of(namespace, key, end)
+            for group_id, used in enumerate(self.used):
+                if place in read[group_id] or place in self.anchored[group_id]:
+                    used[place] = self._now
+                elif hit and group_id != model.state_group and used.get(place, (0, 0))[0]:
+                    used[place] = DEMOTED, self._clock
+
+    def _anchor(self, namespace, key, length):
+        for group_id in self._model.token_groups[1:]:
+            places = self._model.places_read(group_id, namespace, key, length)
+            self.anchored[group_id].update(places)
+            self.used[group_id] |= dict.fromkeys(places, self._now)
+
+    def _parts(self, place):
+        """Whether more than one way goes on from a place."""
+        longer = len(place.tokens) + self._model.tpp * TOKEN_BYTES
+        known = self._model.small_ids[FULL]
+        following = [
+            other
+            for other in known
+            if len(other.tokens) == longer
+            and other.namespace == place.namespace
+            and other.tokens.startswith(place.tokens)
+        ]
+        return len(following) > 1
+
+    def _thin(self, namespace, key, length):
+        """A state of this length is new. The one before it goes first if nobody parts from the path
+        between, and it saves fewer tokens than it is worth over the last one of use before."""
+        group_id = self._model.state_group
+        places = [place_of(namespace, key, end) for end in range(0, length, self._model.tpp)]
+        cached = [place for place in places if place in self._model.small_ids[group_id]]
+        if not cached:
+            return
+        last = cached.pop()
+        between = places[places.index(last) :]
+        if any(self._parts(place) or place in self.anchored[group_id] for place in between):
+            return
+        of_use = [place.length for place in cached if self.used[group_id][place][0] == OF_USE]
+        if last.length - max(of_use, default=0) < self._worth:
+            self.used[group_id][last] = DEMOTED, self._clock
