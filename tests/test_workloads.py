@@ -130,7 +130,7 @@ def test_a_shifting_load_shares_nothing_and_takes_turns():
 def test_reasoning_answers_far_more_than_it_is_asked():
     got = facts(reasoning().build())
 
-    assert (got.requests, got.prompt_tokens, got.output_tokens) == (128, 128 * 640, 128 * 3072)
+    assert (got.requests, got.prompt_tokens, got.output_tokens) == (96, 96 * 640, 96 * 3072)
 
 
 def test_generated_groups_reuse_their_system_prompts(groups):

@@ -85,7 +85,6 @@ PROFILES = {
             "multi-turn": Chats().build,
             "shared-prefixes": SharedPrefixes().build,
             "documents": Documents().build,
-            "documents-rush": Documents(readers=16, name="documents-rush").build,
             "shift": shift().build,
             "reasoning": reasoning().build,
             "agents": agents().build,
@@ -93,6 +92,6 @@ PROFILES = {
         },
         ("stock", "stock-best", "max-page", "unified", "jenga"),
         Limits(),
-        lambda path: Mooncake(path, 300, one_in=20, faster=100, longest=100_000),
+        lambda path: Mooncake(path, 200, one_in=20, faster=100, longest=100_000),
     ),
 }

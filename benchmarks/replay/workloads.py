@@ -287,8 +287,8 @@ class Phase:
         return f"{self.count} prompts of {prompt} tokens with answers of {answer}"
 
 
-SHORT = Phase(512, (128, 512), (128, 384))
-LONG = Phase(32, (12_000, 28_000), (512, 1536))
+SHORT = Phase(384, (128, 512), (128, 384))
+LONG = Phase(24, (12_000, 28_000), (512, 1536))
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def shift(short: Phase = SHORT, long: Phase = LONG, repeat: int = 2, **options: 
 
 
 def reasoning(
-    phase: Phase = Phase(128, (256, 1024), (1024, 5120)),
+    phase: Phase = Phase(96, (256, 1024), (1024, 5120)),
     **options: Any,
 ) -> Unrelated:
     """Long answers to short questions: a server that almost only decodes."""
