@@ -112,7 +112,8 @@ class Bench(RuleBasedStateMachine):
         if not self.past_keys:
             return tail
         old = data.draw(st.sampled_from(self.past_keys[-6:]))
-        cut = data.draw(st.sampled_from([old.size, old.size - 1, old.size // 2, 1, 0]))
+        half = old.size // 2
+        cut = data.draw(st.sampled_from([old.size, old.size - 1, half, half - half % self.tpp, 0]))
         return np.concatenate([old[:cut], tail])
 
     def draw_tokens(self, data, most):
@@ -184,6 +185,23 @@ class Bench(RuleBasedStateMachine):
         together = set().union(*found)
         assert len(together) == sum(map(len, found))
         return together
+
+    def idle_larges(self):
+        """Large pages that eviction could empty, by id: their group and when the last of their
+        small pages has its turn."""
+        place_by_page = {
+            (group_id, small_id): place
+            for group_id, small_ids in enumerate(self.model.small_ids)
+            for place, small_id in small_ids.items()
+        }
+        locked, cached = self.model.split_by_lock()
+        turns = {}
+        for group_id, small_id in cached:
+            large_id = small_id // self.pool.packings[group_id]
+            time = self.ages.time(group_id, place_by_page[group_id, small_id])
+            turns[large_id] = max(turns.get(large_id, (group_id, time)), (group_id, time))
+        kept = {small_id // self.pool.packings[g] for g, small_id in [*self.used(), *locked]}
+        return {large_id: turn for large_id, turn in turns.items() if large_id not in kept | {0}}
 
     def match(self, namespace, key):
         """The longest hit is that of the model; every byte it promises must be there."""

@@ -13,7 +13,7 @@ from sglang_jenga.radix.node import TokenPages
 from tests.cache_model import FULL, place_of
 from tests.radix_bench import Bench, Held, Request
 
-NAMESPACES = st.sampled_from([None, None, "x"])
+NAMESPACES = st.sampled_from([None, None, None, "x"])
 
 
 class JengaMachine(Bench):
@@ -152,7 +152,7 @@ class JengaMachine(Bench):
         """States of lengths up to ``end``: tracked ones, and its own, or a copy if it goes on."""
         offer = {length: i for length, i in request.tracked.items() if length <= end}
         request.tracked = {n: i for n, i in request.tracked.items() if n > end}
-        if end == request.key.size and end not in offer and data.draw(st.booleans()):
+        if end == request.key.size and end not in offer and data.draw(st.integers(0, 2)):
             if leaves:
                 offer[end], request.state = request.state, 0
             else:
@@ -197,9 +197,15 @@ class JengaMachine(Bench):
     @rule(count=st.integers(1, 6))
     def evict_large_pages(self, count):
         large = self.allocator.large
-        before, idle = large.num_empty, large.num_idle
-        assert self.trees.evict_large(count) == (idle >= count)
-        assert large.num_empty >= before + min(count, idle)
+        before, idle = large.num_empty, self.idle_larges()
+        assert self.trees.evict_large(count) == (len(idle) >= count)
+        assert large.num_empty >= before + min(count, len(idle))
+        if idle:
+            gone = set(idle) - set(self.idle_larges())
+            assert self.first_turn(idle) == self.first_turn({i: idle[i] for i in gone})
+
+    def first_turn(self, turns):
+        return min((turn[1:] if self.balanced else turn) for turn in turns.values())
 
     @precondition(lambda self: any(self.allocator.num_cached))
     @rule(data=st.data(), count=st.integers(1, 6))

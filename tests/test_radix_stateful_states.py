@@ -12,7 +12,7 @@ class StateMachine(JengaMachine):
 
     @staticmethod
     def sizes(packings):
-        return [4 + states // packings[-1] for states in (3, 6, 10)]
+        return [3 + states // packings[-1] for states in (6, 12, 24)]
 
 
 TestStateMachine = StateMachine.TestCase
