@@ -14,21 +14,28 @@ from typing import Any
 from benchmarks.replay.geometries import Geometry
 from sglang_jenga.ablation import ENV, Policy
 
-# How states get into the prefix cache. SGLang's default tracks them at intervals, in extra slots of
-# each running request; the other way caches them where chunks and requests end, without overlap.
+# How states get into the prefix cache. SGLang's default tracks them at intervals, in two extra
+# slots of each running request, or in one if the other is taken only when needed; without any,
+# they are cached where chunks and requests end, and nothing overlaps.
 TRACKED = {"mamba_radix_cache_strategy": "extra_buffer"}
+LAZY = {"mamba_radix_cache_strategy": "extra_buffer_lazy"}
 UNTRACKED = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
 
-SWEEPS: dict[str, tuple[dict[str, Any], ...]] = {
+Settings = tuple[dict[str, Any], ...]
+
+SWEEPS: dict[str, Settings] = {
     "swa_full_tokens_ratio": tuple(
         {"swa_full_tokens_ratio": ratio} for ratio in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
     ),
-    "mamba_full_memory_ratio": tuple(
-        strategy | {"mamba_full_memory_ratio": ratio}
-        for strategy, ratio in product((TRACKED, UNTRACKED), (0.3, 0.9, 3.0, 9.0))
+    "mamba_full_memory_ratio": (
+        TRACKED,
+        *(
+            strategy | {"mamba_full_memory_ratio": ratio}
+            for strategy, ratio in product((LAZY, UNTRACKED), (0.3, 0.9, 3.0, 9.0))
+        ),
     ),
 }
-"""Server arguments to try, by the flag that cuts stock's pool."""
+"""Server arguments that stock is tried with, by the flag that cuts its pool."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,14 @@ class Baseline:
     plan: str = "lcm"
     sweeps: bool = False
     missing: str | None = None
+
+    def settings(self, geometry: Geometry) -> Settings:
+        """Server arguments to try one after another; empty if there is nothing to choose."""
+        if not self.sweeps or geometry.ratio is None:
+            return ()
+        if self.arguments.get("memory_backend") == "jenga":  # it has no ratio
+            return (TRACKED, LAZY, UNTRACKED) if geometry.has_states else ()
+        return SWEEPS[geometry.ratio]
 
     def missing_on(self, geometry: Geometry) -> str | None:
         """Why this baseline cannot be had for `geometry`, or None."""
@@ -75,7 +90,7 @@ _ALL = (
     ),
     Baseline(
         "stock-untracked",
-        "SGLang caching states as jenga does, where chunks and requests end; else as stock",
+        "stock with states cached only where chunks and requests end",
         states=UNTRACKED,
     ),
     Baseline(
@@ -102,14 +117,26 @@ _ALL = (
         _UNIFIED,
         sweeps=True,
     ),
-    Baseline("jenga", "this project", _JENGA, states=UNTRACKED),
+    Baseline("jenga", "this project, states cached as in stock", _JENGA),
+    Baseline(
+        "jenga-best",
+        "jenga with the caching of states that models the most tokens per second; the same as "
+        "jenga without states",
+        _JENGA,
+        sweeps=True,
+    ),
+    Baseline(
+        "jenga-untracked",
+        "jenga with states cached only where chunks and requests end",
+        _JENGA,
+        states=UNTRACKED,
+    ),
     *(
         Baseline(
             f"jenga-no-{part.replace('_', '-')}",
             f"without {part} (see ablation.py)",
             _JENGA,
             {ENV: part},
-            UNTRACKED,
         )
         for part in Policy._fields
     ),

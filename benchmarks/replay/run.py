@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.replay.baselines import BASELINES, SWEEPS, Baseline
+from benchmarks.replay.baselines import BASELINES, Baseline
 from benchmarks.replay.clock import HARDWARE, Clock
 from benchmarks.replay.engine import ReplayFailed, play_on_engine
 from benchmarks.replay.geometries import CONTEXT_TOKENS, GEOMETRIES, Geometry
@@ -71,7 +71,7 @@ def replay(
         **baseline.server(geometry),
         **(arguments or {}),
     }
-    play = _sweep if baseline.sweeps and geometry.ratio else _play
+    play = _sweep if baseline.settings(geometry) else _play
     return play(geometry, workload, baseline, pool_bytes, clock, known_lengths, seconds, server)
 
 
@@ -85,10 +85,10 @@ def _sweep(
     seconds: float,
     server: dict[str, Any],
 ) -> Result:
-    """The best of several ratios by modelled throughput; all of them stay in the result."""
+    """The best of several settings by modelled throughput; all of them stay in the result."""
     points: list[dict[str, Any]] = []
     best: Result | None = None
-    for setting in SWEEPS[geometry.ratio]:
+    for setting in baseline.settings(geometry):
         tried = server | setting
         try:
             found = _play(
@@ -101,7 +101,7 @@ def _sweep(
         if best is None or _speed(found) > _speed(best):
             best = found
     if best is None:
-        raise ReplayFailed(f"{geometry.name}: no ratio serves this workload: {points}")
+        raise ReplayFailed(f"{geometry.name}: no setting serves this workload: {points}")
     return best._replace(config=best.config | {"sweep": points})
 
 
