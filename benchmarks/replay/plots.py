@@ -51,10 +51,15 @@ def grid_of(results: Mapping[str, Result]) -> np.ndarray:
     return np.linspace(0, end, GRID + 1)[1:]
 
 
+def until_end(result: Result, grid: np.ndarray) -> np.ndarray:
+    """A run that ends earlier than the others has a shorter line."""
+    return grid[: max(1, np.searchsorted(grid, result.steps.time[-1], side="right"))]
+
+
 def running_panel(title: str, results: Mapping[str, Result]) -> Panel:
     grid = grid_of(results)
     lines = {
-        name: on_grid(result.steps.time, result.steps.running, grid)
+        name: on_grid(result.steps.time, result.steps.running, until_end(result, grid))
         for name, result in results.items()
     }
     return Panel(title, grid.tolist(), lines, {}, X_LABEL)
@@ -69,7 +74,8 @@ def hit_panel(title: str, results: Mapping[str, Result]) -> Panel:
         hits = list(accumulate(request.hit_tokens for request in served))
         prompts = accumulate(request.prompt_tokens for request in served)
         shares = [100 * hit / prompt for hit, prompt in zip(hits, prompts, strict=True)]
-        lines[name] = on_grid([request.first_token for request in served], shares, grid)
+        moments = [request.first_token for request in served]
+        lines[name] = on_grid(moments, shares, until_end(result, grid))
     return Panel(title, grid.tolist(), lines, {}, X_LABEL)
 
 
@@ -80,7 +86,7 @@ def waste_panel(title: str, results: Mapping[str, Result]) -> Panel:
     for name, result in results.items():
         pool = result.config["replayed_pool_bytes"]
         shares = [100 * wasted / pool for wasted in result.steps.wasted]
-        lines[name] = on_grid(result.steps.time, shares, grid)
+        lines[name] = on_grid(result.steps.time, shares, until_end(result, grid))
     return Panel(title, grid.tolist(), lines, {}, X_LABEL)
 
 
@@ -88,26 +94,17 @@ def memory_panel(title: str, result: Result, end: float) -> Panel:
     """Bytes of the pool by layer group and use, in % of the pool, over 0 .. `end` seconds."""
     grid = np.linspace(0, end, GRID + 1)[1:]
     steps, pool = result.steps, result.config["replayed_pool_bytes"]
-    # A run that ends earlier than the others leaves the rest of its panel white.
-    grid = grid[grid <= steps.time[-1]]
 
     def percent(values: list[int]) -> list[float]:
-        return on_grid(steps.time, [100 * value / pool for value in values], grid)
+        shares = [100 * value / pool for value in values]
+        return on_grid(steps.time, shares, until_end(result, grid))
 
     layers = {}
     for group in steps.held:
         layers[f"{group}, running"] = percent(steps.held[group])
         layers[f"{group}, cached"] = percent(steps.cached[group])
     layers["empty"] = percent(steps.empty)
-    padding = np.linspace(grid[-1], end, 2).tolist() if grid[-1] < end else []
-    return Panel(
-        title,
-        grid.tolist() + padding,
-        {},
-        {name: values + [0.0] * len(padding) for name, values in layers.items()},
-        X_LABEL,
-        top=100.0,
-    )
+    return Panel(title, grid.tolist(), {}, layers, X_LABEL, top=100.0)
 
 
 def memory_colours(result: Result) -> dict[str, str]:

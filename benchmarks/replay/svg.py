@@ -13,7 +13,7 @@ from html import escape
 from math import ceil, floor, log10
 
 PANEL_WIDTH, PANEL_HEIGHT = 330, 190
-MARGIN_LEFT, MARGIN_TOP, MARGIN_BOTTOM, GAP = 58, 30, 40, 16
+MARGIN_LEFT, MARGIN_TOP, MARGIN_BOTTOM, GAP = 58, 30, 40, 20
 LEGEND_HEIGHT = 26
 
 
@@ -21,7 +21,8 @@ LEGEND_HEIGHT = 26
 class Panel:
     """`layers` lie on top of each other, `lines` do not; both map a legend name to its y values.
 
-    `x` is the common grid. `top` fixes the upper end of the y axis, otherwise the data does.
+    `x` is the common grid; lines and layers that have fewer values end early. `top` fixes the upper
+    end of the y axis, otherwise the data does.
     """
 
     title: str
@@ -74,12 +75,12 @@ def _panel(panel: Panel, colours: dict[str, str], y_label: str) -> str:
         return f"{x / right * PANEL_WIDTH:.1f},{PANEL_HEIGHT * (1 - y / top):.1f}"
 
     parts = [f'<text y="-10" font-weight="bold">{escape(panel.title)}</text>']
-    base = [0.0] * len(panel.x)
+    base = [0.0] * len(stacked)
     for name, values in panel.layers.items():
         upper = [low + value for low, value in zip(base, values, strict=True)]
-        # Panels start at x = 0, the first grid point may lie behind it.
-        outline = [place(x, y) for x, y in zip(panel.x, upper, strict=True)]
-        outline += [place(x, y) for x, y in zip(reversed(panel.x), reversed(base), strict=True)]
+        x = panel.x[: len(values)]
+        outline = [place(*point) for point in zip(x, upper, strict=True)]
+        outline += [place(*point) for point in zip(reversed(x), reversed(base), strict=True)]
         parts.append(f'<polygon points="{" ".join(outline)}" fill="{colours[name]}"/>')
         base = upper
     for i in range(floor(top / y_step + 1e-9) + 1):
@@ -91,7 +92,7 @@ def _panel(panel: Panel, colours: dict[str, str], y_label: str) -> str:
         at = f'x="{x:.1f}" y="{PANEL_HEIGHT + 16}"'
         parts.append(f'<text {at} text-anchor="middle">{i * x_step:.6g}</text>')
     for name, values in panel.lines.items():
-        points = " ".join(place(x, y) for x, y in zip(panel.x, values, strict=True))
+        points = " ".join(place(x, y) for x, y in zip(panel.x, values, strict=False))
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>'
         )
