@@ -180,8 +180,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     require_cuda()
     command = " ".join(["python -m benchmarks.bench_attention", *(argv or sys.argv[1:])])
-    report = Report("attention", COLUMNS, command)
-    print(machine())
+    report = Report(
+        "attention",
+        COLUMNS,
+        command,
+        machine(),
+        json_path=options.json,
+        markdown_path=options.markdown,
+    )
     kernels = []
     for kernel in options.only or KERNELS:
         reason = missing(kernel)
@@ -190,7 +196,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             kernels.append(kernel)
     good = run(kernels, Deadline(options.minutes), report)
-    report.write(machine(), json_path=options.json, markdown_path=options.markdown)
     return 0 if good and report.rows else 1
 
 

@@ -258,8 +258,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     require_cuda()
     command = " ".join(["python -m benchmarks.bench_page_ops", *(argv or sys.argv[1:])])
-    report = Report("page operations", COLUMNS, command)
-    print(machine())
+    report = Report(
+        "page operations",
+        COLUMNS,
+        command,
+        machine(),
+        json_path=options.json,
+        markdown_path=options.markdown,
+    )
     deadline = Deadline(options.minutes)
     for name in options.only or OPERATIONS:
         for measured in OPERATIONS[name]():
@@ -267,7 +273,6 @@ def main(argv: list[str] | None = None) -> int:
             if deadline.passed():
                 report.note(f"time was up in {name}")
                 break
-    report.write(machine(), json_path=options.json, markdown_path=options.markdown)
     return 0
 
 

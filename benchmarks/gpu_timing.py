@@ -102,31 +102,43 @@ class Column:
 
 
 class Report:
-    """Rows, printed one by one under aligned titles, kept for JSON and Markdown."""
+    """Rows, printed one by one under aligned titles and kept in files as JSON and as Markdown.
 
-    def __init__(self, title: str, columns: Sequence[Column], command: str) -> None:
-        self.title, self.columns, self.command = title, columns, command
+    The files are written anew with every row: a benchmark that is stopped leaves what it had.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[Column],
+        command: str,
+        where: str,
+        *,
+        json_path: str | None = None,
+        markdown_path: str | None = None,
+    ) -> None:
+        self.title, self.columns, self.command, self.where = title, columns, command, where
+        self._json_path, self._markdown_path = json_path, markdown_path
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        print(where)
 
     def add(self, **row: Any) -> None:
         if not self.rows:
             self._print([column.title for column in self.columns])
         self.rows.append(row)
         self._print([column.cell(row) for column in self.columns])
-
-    def _print(self, cells: Sequence[str]) -> None:
-        widths = (max(column.width, len(column.title), 8) for column in self.columns)
-        print("  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)), flush=True)
+        self._write()
 
     def note(self, line: str) -> None:
         """Something that was not measured, or not as asked."""
         self.notes.append(line)
         print(f"note: {line}", flush=True)
+        self._write()
 
-    def markdown(self, where: str) -> str:
+    def markdown(self) -> str:
         """The table as benchmarks/README.md has it, with where and how it was measured."""
-        lines = [f"    {self.command}", "", f"{where}.", ""]
+        lines = [f"    {self.command}", "", f"{self.where}.", ""]
         lines.append("| " + " | ".join(column.title for column in self.columns) + " |")
         lines.append("|" + "---|" * len(self.columns))
         for row in self.rows:
@@ -135,15 +147,19 @@ class Report:
             lines += ["", *(f"* {line}" for line in self.notes)]
         return "\n".join(lines) + "\n"
 
-    def write(self, where: str, *, json_path: str | None, markdown_path: str | None) -> None:
-        if json_path:
+    def _print(self, cells: Sequence[str]) -> None:
+        widths = (max(column.width, len(column.title), 8) for column in self.columns)
+        print("  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)), flush=True)
+
+    def _write(self) -> None:
+        if self._json_path:
             record = {
                 "title": self.title,
                 "command": self.command,
-                "machine": where,
+                "machine": self.where,
                 "rows": self.rows,
                 "notes": self.notes,
             }
-            Path(json_path).write_text(json.dumps(record, indent=1) + "\n")
-        if markdown_path:
-            Path(markdown_path).write_text(self.markdown(where))
+            Path(self._json_path).write_text(json.dumps(record, indent=1) + "\n")
+        if self._markdown_path:
+            Path(self._markdown_path).write_text(self.markdown())
