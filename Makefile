@@ -21,6 +21,10 @@ setup: ## make .venv with SGLang and this checkout; quick when it is there
 demo: setup ## multi-turn chats against stock SGLang and against jenga, one table
 	@$(run) -m benchmarks.demo $(ARGS)
 
+.PHONY: bench
+bench: setup ## replay loads on real models' layer mixes, stock against jenga; some 15 minutes
+	@$(run) -m benchmarks.replay.bench $(ARGS)
+
 .PHONY: test
 test: setup ## all tests, real servers included
 	@$(run) -m pytest $(ARGS)

@@ -69,11 +69,12 @@ PROFILES = {
         None,
     ),
     "quick": Profile(
-        ("gemma-3-27b", "gpt-oss-20b", "falcon-h1-7b", "llama-3.1-8b"),
+        ("gemma-3-27b", "gpt-oss-20b", "qwen3-next-80b", "llama-3.1-8b"),
         {
-            "shift": shift(repeat=1).build,
             "multi-turn": Chats(clients=16, rounds=8).build,
-            "documents": Documents(documents=8).build,
+            "shared-prefixes": SharedPrefixes(groups=32).build,
+            "shift": shift(repeat=1).build,
+            "reasoning": reasoning(Phase(64, (256, 1024), (1024, 5120))).build,
         },
         ("stock", "max-page", "jenga"),
         Limits(),
