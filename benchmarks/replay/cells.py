@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.replay.baselines import BASELINES, SWEEPS
+from benchmarks.replay.baselines import BASELINES
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.engine import ReplayFailed
 from benchmarks.replay.geometries import GEOMETRIES
@@ -74,9 +74,8 @@ def play(
     pool_bytes = room_for_pool(geometry, clock)
     if deployment.pool_gib is not None:
         pool_bytes = min(pool_bytes, int(deployment.pool_gib * 2**30))
-    fingerprint = _fingerprint(
-        workload, geometry, baseline, baseline.sweeps and SWEEPS, clock, pool_bytes, limits
-    )
+    told = (baseline.server(geometry), baseline.settings(geometry), baseline.env, baseline.plan)
+    fingerprint = _fingerprint(workload, geometry, told, clock, pool_bytes, limits)
     path = folder / ("--".join(cell) + ".json")
     if path.exists():
         stored = json.loads(path.read_text())
