@@ -80,6 +80,7 @@ WHEELS = (
     Package("pybase64"),
     Package("pycparser"),
     Package("pydantic"),
+    Package("python-multipart"),
     Package("pyzmq"),
     Package("referencing"),
     Package("rpds-py"),
