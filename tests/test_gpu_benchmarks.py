@@ -67,8 +67,8 @@ def test_every_kernel_that_is_compiled_ahead_is_compiled_once():
     [
         ("sglang", "sglang/srt/server_args.py", True),
         ("sglang", "sglang/multimodal_gen/runtime/server.py", False),
-        ("sglang", "sglang/srt/rust_extensions/_server.cpython-312-x86_64-linux-gnu.so", True),
-        ("sglang", "sglang/srt/rust_extensions/_bench.cpython-312-x86_64-linux-gnu.so", False),
+        ("sglang", "sglang/srt/rust_extensions/_server.cpython-312-x86_64-linux-gnu.so", False),
+        ("sglang", "sglang/srt/rust_extensions/loader.py", True),
         ("sglang", "sglang-0.5.23.dist-info/METADATA", True),
         ("sglang", "sglang-0.5.23.dist-info/RECORD", False),
         ("flashinfer-python", "flashinfer/data/csrc/batch_decode.cu", True),

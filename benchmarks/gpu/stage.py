@@ -46,11 +46,10 @@ class Package:
 
 
 WHEELS = (
-    # Of the compiled extensions it keeps the core of the prefix cache.
+    # Its compiled extensions are made for one PyTorch version; without them SGLang uses Python ones.
     Package(
         "sglang==0.5.23",
-        r"sglang/(multimodal_gen|benchmark)/|sglang/srt/rust_extensions/(?!_server).*\.so"
-        r"|.*/configs/.*device_name=",
+        r"sglang/(multimodal_gen|benchmark)/|sglang/.*\.so$|.*/configs/.*device_name=",
     ),
     # Attention, norms, rope and sampling lie right in csrc; its folders are mixtures of experts and
     # linear attention by the hundred.
