@@ -1,7 +1,7 @@
 """What requests do to trees and allocator, as SGLang drives them: the rules of the state machine.
 
 They start on a hit, decode, slide, leave states behind, are cached on the way, finish or are
-retracted, and evictions come at any time. `tests.radix_bench` says what must hold all along.
+retracted, and evictions come at any time. `tests.radix_rig` says what must hold all along.
 Subclasses name the geometries.
 """
 
@@ -11,20 +11,19 @@ from hypothesis.stateful import precondition, rule
 
 from sglang_jenga.radix.node import TokenPages
 from tests.cache_model import FULL, place_of
-from tests.radix_bench import Bench, Held, Request
+from tests.radix_rig import Held, Request, Rig
 
 NAMESPACES = st.sampled_from([None, None, None, "x"])
 
 
-class JengaMachine(Bench):
+class JengaMachine(Rig):
     # ---- requests -------------------------------------------------------------------------
 
     @rule(data=st.data(), namespace=NAMESPACES)
     def start_request(self, data, namespace):
-        self.launch(data, namespace)
+        self.launch(data, namespace, self.draw_key(data))
 
-    def launch(self, data, namespace):
-        key = self.draw_key(data)
+    def launch(self, data, namespace, key):
         match = self.match(namespace, key[:-1])
         node, hit = match.node, match.node.end
         held = self.lock(node, namespace, key)
@@ -46,12 +45,17 @@ class JengaMachine(Bench):
         self.past_keys.append(key)
         return request
 
-    @rule(data=st.data(), namespace=NAMESPACES)
-    def serve_request(self, data, namespace):
-        request = self.launch(data, namespace)
-        if request is not None:
+    @rule(data=st.data(), namespace=NAMESPACES, turns=st.integers(1, 3))
+    def serve_chat(self, data, namespace, turns):
+        """Requests one after the other, each going on from the one before."""
+        key = self.draw_key(data)
+        for _ in range(turns):
+            request = self.launch(data, namespace, key)
+            if request is None:
+                break
             self.insert(data, request, leaves=True)
             self.release(request)
+            key = np.concatenate([key, self.draw_tokens(data, 2 * self.tpp)])
 
     @precondition(lambda self: self.past_keys)
     @rule(data=st.data())
@@ -125,11 +129,14 @@ class JengaMachine(Bench):
         self.ages.insert(request.namespace, key, [adopted for adopted, _ in taken], known)
         start = request.held.receipt.node
         assert start.end == request.protected
-        outcome = self.trees.insert(start, request.namespace, key, offers)
+        lent = key.copy()
+        outcome = self.trees.insert(start, request.namespace, lent, offers)
         for group_id, parts in enumerate(outcome.declined):
             assert [small_id for ids in parts for small_id in ids.tolist()] == taken[group_id][1]
             for ids in parts:
                 self.allocator.free(group_id, ids)
+        for array in (lent, *(offers[group_id].ids for group_id in self.token_groups)):
+            array.fill(-1)  # it is the request's again
         without = () if self.state_group is None else data.draw(st.sampled_from(self.unlockable()))
         held = self.lock(outcome.node, request.namespace, key, without)
         self.unlock(request.held)
@@ -146,24 +153,20 @@ class JengaMachine(Bench):
     def offer_tokens(self, request, group_id, end):
         begin = request.own_from(group_id)
         pages = request.pages[group_id]
-        return TokenPages(begin, pages[begin // self.tpp : end // self.tpp])
+        return TokenPages(begin, pages[begin // self.tpp : end // self.tpp].copy())
 
     def offer_states(self, data, request, end, leaves):
         """States of lengths up to ``end``: tracked ones, and its own, or a copy if it goes on."""
         offer = {length: i for length, i in request.tracked.items() if length <= end}
-        request.tracked = {n: i for n, i in request.tracked.items() if n > end}
         if end == request.key.size and end not in offer and data.draw(st.integers(0, 2)):
             if leaves:
                 offer[end], request.state = request.state, 0
-            else:
-                # The offered states are the request's as long as the trees do not have them.
-                request.tracked |= offer
-                got = self.alloc(request.request_id, 0, 1)
-                request.tracked = {n: i for n, i in request.tracked.items() if n > end}
-                if got is not None:
-                    offer[end] = int(got[self.state_group][0])
-                    place = place_of(request.namespace, request.key, end)
-                    self.memory.write(self.state_group, offer[end], place)
+            elif (got := self.alloc(request.request_id, 0, 1)) is not None:
+                offer[end] = int(got[self.state_group][0])
+                place = place_of(request.namespace, request.key, end)
+                self.memory.write(self.state_group, offer[end], place)
+        for length in offer:
+            request.tracked.pop(length, None)
         return offer
 
     def places_offered(self, namespace, key, offer):
@@ -196,27 +199,17 @@ class JengaMachine(Bench):
     @precondition(lambda self: any(self.allocator.num_cached))
     @rule(count=st.integers(1, 6))
     def evict_large_pages(self, count):
-        large = self.allocator.large
-        before, idle = large.num_empty, self.idle_larges()
-        assert self.trees.evict_large(count) == (len(idle) >= count)
-        assert large.num_empty >= before + min(count, len(idle))
-        if idle:
-            gone = set(idle) - set(self.idle_larges())
-            assert self.first_turn(idle) == self.first_turn({i: idle[i] for i in gone})
-
-    def first_turn(self, turns):
-        return min((turn[1:] if self.balanced else turn) for turn in turns.values())
+        self.evict_large(count)
 
     @precondition(lambda self: any(self.allocator.num_cached))
     @rule(data=st.data(), count=st.integers(1, 6))
     def evict_small_pages(self, data, count):
-        group_id = data.draw(st.sampled_from(self.groups))
-        cached, before = self.allocator.num_cached[group_id], dict(self.model.small_ids[group_id])
-        victims = self.ages.next_victims(group_id, count)
-        evicted = self.trees.evict_small(group_id, count)
-        assert evicted == cached - self.allocator.num_cached[group_id] >= min(count, cached)
-        if self.aligned:
-            assert set(victims) == set(before) - set(self.model.small_ids[group_id])
+        self.evict_small(data.draw(st.sampled_from(self.groups)), count)
+
+    @precondition(lambda self: self.states and self.allocator.num_cached[self.state_group] > 1)
+    @rule(count=st.integers(1, 3))
+    def evict_states(self, count):
+        self.evict_small(self.state_group, count)
 
     @precondition(lambda self: not self.running and len(self.past_keys) > 9)
     @rule()

@@ -52,7 +52,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     @initialize(
         packings=st.sampled_from(GEOMETRIES),
         num_large=st.integers(2, 6),
-        order=st.sampled_from(["packed", "paper"]),
+        order=st.sampled_from(["packed", "paper", "fullest"]),
     )
     def start(self, packings, num_large, order):
         self.packings, self.num_large = packings, num_large

@@ -59,7 +59,7 @@ class ModelledAllocator(Allocator):
         super().evict(extent)
 
 
-class Bench(RuleBasedStateMachine):
+class Rig(RuleBasedStateMachine):
     """``geometries``: small pages per large page of each group; ``states``: the last is states."""
 
     geometries: tuple[tuple[int, ...], ...]
@@ -186,23 +186,6 @@ class Bench(RuleBasedStateMachine):
         assert len(together) == sum(map(len, found))
         return together
 
-    def idle_larges(self):
-        """Large pages that eviction could empty, by id: their group and when the last of their
-        small pages has its turn."""
-        place_by_page = {
-            (group_id, small_id): place
-            for group_id, small_ids in enumerate(self.model.small_ids)
-            for place, small_id in small_ids.items()
-        }
-        locked, cached = self.model.split_by_lock()
-        turns = {}
-        for group_id, small_id in cached:
-            large_id = small_id // self.pool.packings[group_id]
-            time = self.ages.time(group_id, place_by_page[group_id, small_id])
-            turns[large_id] = max(turns.get(large_id, (group_id, time)), (group_id, time))
-        kept = {small_id // self.pool.packings[g] for g, small_id in [*self.used(), *locked]}
-        return {large_id: turn for large_id, turn in turns.items() if large_id not in kept | {0}}
-
     def match(self, namespace, key):
         """The longest hit is that of the model; every byte it promises must be there."""
         agreed, expected = self.model.agreed(namespace, key), self.model.hit(namespace, key)
@@ -248,15 +231,58 @@ class Bench(RuleBasedStateMachine):
         assert promised == self.pool.fits(need, in_use)
         assert self.allocator.fits_now(need) == self.pool.fits(need, in_use, cached)
         missing = self.allocator.larges_missing
-        while promised and missing(need) and self.trees.evict_large(missing(need)):
+        while promised and missing(need) and self.evict_large(missing(need)):
             pass
         while promised and missing(need):
             wanted = self.allocator.smalls_to_spare_a_large(need)
-            evicted = [self.trees.evict_small(*short) for short in enumerate(wanted)]
+            evicted = [self.evict_small(*short) for short in enumerate(wanted)]
             assert sum(evicted), "promised, and nothing to evict"
         got = self.allocator.alloc([request_id], [[count] for count in need])
         assert (got is not None) == promised
         return got
+
+    # ---- eviction -------------------------------------------------------------------------
+
+    def evict_small(self, group_id, count):
+        """Those go whose turn it is, in other groups only what they take with them."""
+        cached, before = self.allocator.num_cached[group_id], set(self.model.small_ids[group_id])
+        victims = self.ages.next_victims(group_id, count)
+        evicted = self.trees.evict_small(group_id, count)
+        assert evicted == cached - self.allocator.num_cached[group_id] >= min(count, cached)
+        if self.aligned:
+            assert set(victims) == before - set(self.model.small_ids[group_id])
+        return evicted
+
+    def evict_large(self, count):
+        """Enough go if there are enough, among them the one whose turn it is."""
+        before, idle = self.allocator.large.num_empty, self.idle_larges()
+        enough = self.trees.evict_large(count)
+        assert enough == (len(idle) >= count)
+        assert self.allocator.large.num_empty >= before + min(count, len(idle))
+        if idle:
+            gone = set(idle) - set(self.idle_larges())
+            assert self.first_turn(idle) == self.first_turn({i: idle[i] for i in gone})
+        return enough
+
+    def first_turn(self, turns):
+        return min((turn[1:] if self.balanced else turn) for turn in turns.values())
+
+    def idle_larges(self):
+        """Large pages that eviction could empty, by id: their group and when the last of their
+        small pages has its turn."""
+        place_by_page = {
+            (group_id, small_id): place
+            for group_id, small_ids in enumerate(self.model.small_ids)
+            for place, small_id in small_ids.items()
+        }
+        locked, cached = self.model.split_by_lock()
+        turns = {}
+        for group_id, small_id in cached:
+            large_id = small_id // self.pool.packings[group_id]
+            time = self.ages.time(group_id, place_by_page[group_id, small_id])
+            turns[large_id] = max(turns.get(large_id, (group_id, time)), (group_id, time))
+        kept = {small_id // self.pool.packings[g] for g, small_id in [*self.used(), *locked]}
+        return {large_id: turn for large_id, turn in turns.items() if large_id not in kept | {0}}
 
     # ---- what must always hold ------------------------------------------------------------
 
