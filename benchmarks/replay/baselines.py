@@ -21,6 +21,8 @@ TRACKED = {"mamba_radix_cache_strategy": "extra_buffer"}
 LAZY = {"mamba_radix_cache_strategy": "extra_buffer_lazy"}
 UNTRACKED = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
 
+CHUNK = 8192
+"""SGLang's --chunked-prefill-size on a GPU of 80 GB."""
 Settings = tuple[dict[str, Any], ...]
 
 SWEEPS: dict[str, Settings] = {
@@ -63,18 +65,32 @@ class Baseline:
         """Why this baseline cannot be had for `geometry`, or None."""
         if self.missing or geometry.missing:
             return self.missing or geometry.missing
-        if self.plan == "max" and geometry.has_states:
-            return (
-                "a page of a state's size holds thousands of tokens' KV, and states are cached at "
-                "one token per page"
-            )
         if "enable_unified_memory" in self.arguments and geometry.ratio is None:
             return "--enable-unified-memory is refused: stock stores this model in one pool"
         return None
 
-    def server(self, geometry: Geometry) -> dict[str, Any]:
-        """All server arguments on this geometry; the baseline's win."""
-        return geometry.server | (self.states if geometry.has_states else {}) | self.arguments
+    def server(self, geometry: Geometry, chunk: int = CHUNK) -> dict[str, Any]:
+        """All server arguments on this geometry; the baseline's win over it.
+
+        `chunk`: what --chunked-prefill-size should be; it must hold whole pages.
+        """
+        arguments = geometry.server | {"chunked_prefill_size": chunk}
+        if geometry.has_states:
+            arguments |= self.states
+            if self.plan == "max":
+                arguments |= _pages_like_states(geometry, chunk)
+        return arguments | self.arguments
+
+
+def _pages_like_states(geometry: Geometry, chunk: int) -> dict[str, Any]:
+    """Pages with so many tokens' KV that a state fits in one, as vLLM enlarges its blocks."""
+    full, state = geometry.replayed
+    page_size = -(-state.entry_bytes // (64 * full.entry_bytes)) * 64
+    return {
+        "page_size": page_size,
+        "mamba_track_interval": page_size,
+        "chunked_prefill_size": max(1, chunk // page_size) * page_size,
+    }
 
 
 _JENGA = {"memory_backend": "jenga"}
@@ -95,7 +111,8 @@ _ALL = (
     ),
     Baseline(
         "max-page",
-        "jenga's pool with one page size for all groups, the largest",
+        "jenga's pool with one page size for all groups, the largest; with states, pages of KV are "
+        "made as large as a state",
         _JENGA,
         plan="max",
     ),

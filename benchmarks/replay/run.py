@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.replay.baselines import BASELINES, Baseline
+from benchmarks.replay.baselines import BASELINES, CHUNK, Baseline
 from benchmarks.replay.clock import HARDWARE, Clock
 from benchmarks.replay.engine import ReplayFailed, play_on_engine
 from benchmarks.replay.geometries import CONTEXT_TOKENS, GEOMETRIES, Geometry
@@ -28,8 +28,6 @@ from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, to_json
 from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES
 
-CHUNK = 8192
-"""SGLang's --chunked-prefill-size on a GPU of 80 GB."""
 CLOCK_CONSTANTS = Clock._fields[2:]
 
 
@@ -67,8 +65,7 @@ def replay(
     server = {
         "page_size": page_size,
         "max_running_requests": max_running,
-        "chunked_prefill_size": chunk,
-        **baseline.server(geometry),
+        **baseline.server(geometry, chunk),
         **(arguments or {}),
     }
     play = _sweep if baseline.settings(geometry) else _play
