@@ -126,7 +126,7 @@ def test_the_script_goes_on_behind_a_part_that_fails_or_hangs(tmp_path):
     results = {row[1].strip(): row[2].strip() for row in rows if len(row) == 5}
     assert results["tests of our kernels and Triton attention"] == "passed"
     assert results["page operations"].startswith("stopped after ")
-    left = [result for part, result in results.items() if part in ("attention", "live")]
+    left = [result for part, result in results.items() if part.startswith(("attention", "live"))]
     assert all(result == "passed" or result.startswith("not run") for result in left)
     assert "servers against stock" in results
     assert (out / "log.txt").read_text().startswith("A card, driver 1")

@@ -123,7 +123,9 @@ part "attention" 170 "$python" -m benchmarks.bench_attention --minutes "$(minute
 part "tests of FlashInfer, FlashAttention 3 and SGLang's store" 60 \
     "${tests[@]}" tests/kernels -k 'flashinfer or fa3 or sglang_stores'
 part "servers against stock" 240 "${tests[@]}" -x tests/test_gpu_server.py
-part "live, stock against jenga" 240 "$python" -m benchmarks.demo
+part "live, tiny models" 240 "$python" -m benchmarks.demo
+part "live, real sizes" 900 "$python" -m benchmarks.bench_live \
+    --json "$out/live.json" --markdown "$out/live.md"
 
 kill "$warm" 2>/dev/null
 say ""

@@ -46,7 +46,7 @@ class Package:
 
 
 WHEELS = (
-    # Its compiled extensions are made for one PyTorch version; without them SGLang uses Python ones.
+    # Its compiled extensions are made for one PyTorch; without them SGLang has its Python ones.
     Package(
         "sglang==0.5.23",
         r"sglang/(multimodal_gen|benchmark)/|sglang/.*\.so$|.*/configs/.*device_name=",
