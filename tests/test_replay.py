@@ -113,6 +113,41 @@ def test_max_page_pads_every_entry_to_the_largest_page():
     assert plan.num_large == 10
 
 
+# ---- baselines ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("geometry", CARRIED, ids=lambda geometry: geometry.name)
+def test_jenga_is_stock_with_one_more_flag(geometry: Geometry):
+    stock, jenga = (BASELINES[name].server(geometry) for name in ("stock", "jenga"))
+
+    assert jenga == stock | {"memory_backend": "jenga"}
+
+
+def test_max_page_makes_a_page_of_kv_as_large_as_a_state():
+    geometry = GEOMETRIES["qwen3-next-80b"]
+    arguments = BASELINES["max-page"].server(geometry, chunk=8192)
+
+    page_size = arguments["page_size"]
+    kv_bytes, state_bytes = (group.entry_bytes for group in geometry.replayed)
+    assert 0 <= page_size * kv_bytes - state_bytes < 64 * kv_bytes
+    assert arguments["chunked_prefill_size"] == 2 * page_size <= 8192
+
+
+def test_only_what_has_a_choice_is_swept():
+    gemma, gpt_oss, falcon = (
+        GEOMETRIES[name] for name in ("gemma-3-27b", "gpt-oss-20b", "falcon-h1-7b")
+    )
+
+    assert BASELINES["stock"].settings(falcon) == ()
+    assert BASELINES["stock-best"].settings(gemma) == ()
+    assert {"swa_full_tokens_ratio": 0.2} in BASELINES["stock-best"].settings(gpt_oss)
+    assert BASELINES["jenga-best"].settings(gpt_oss) == ()
+    strategies = [
+        item["mamba_radix_cache_strategy"] for item in BASELINES["jenga-best"].settings(falcon)
+    ]
+    assert strategies == ["extra_buffer", "extra_buffer_lazy", "no_buffer"]
+
+
 # ---- null model and results ---------------------------------------------------------------------
 
 

@@ -21,6 +21,8 @@ and the two kinds of waste are counted in them, from the requests' own lengths:
              with half-filled large pages) runs out first, and what the others have left is stranded
     padded   the part of held and cached that is padding of entries, and what rounding cut off
 
+``evicted_tokens`` counts tokens whose full-attention KV left the prefix cache. ``ttft_*`` are
+percentiles over requests; so are ``itl_*``, of each request's mean gap between its tokens.
 ``wasted_share`` and ``padded_share`` are means over the time in which requests waited; without any
 such time, over all steps. Cached bytes are never called waste: a hit may want them.
 """

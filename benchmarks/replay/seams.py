@@ -17,6 +17,8 @@ from benchmarks.replay import plans
 from benchmarks.replay.driver import Driver, Stuck
 from benchmarks.replay.play import Play
 from sglang_jenga.hooks import Hook, apply
+from sglang_jenga.token_allocator import FULL
+from sglang_jenga.tree_cache import JengaRadixCache
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _WORKER = "sglang.srt.managers.tp_worker.TpModelWorker"
@@ -83,7 +85,14 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             raise
 
     def evicted(self: Any, num_evicted: int, start_time: float) -> None:
-        driver.recorder.evicted_tokens += num_evicted
+        if not isinstance(self, JengaRadixCache):  # it counts the pages of all groups
+            driver.recorder.evicted_tokens += num_evicted
+
+    def evict(original: Any, self: Any, extent: Any) -> None:
+        if extent.group_id == FULL:
+            tokens_per_page = self.plan.groups[FULL].group.tokens_per_page
+            driver.recorder.evicted_tokens += extent.size * tokens_per_page
+        original(self, extent)
 
     return (
         Hook(
@@ -112,6 +121,7 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             "(self, num_evicted, start_time)",
             evicted,
         ),
+        Hook("sglang_jenga.allocator.Allocator.evict", "around", "(self, extent)", evict),
     )
 
 
