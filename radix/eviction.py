@@ -61,9 +61,8 @@ class EvictionQueues:
         node.queued[group_id] = NOWHERE
         self.push(node, group_id)
 
-    def pop_large(self) -> tuple[int, Node | int] | None:
-        """Take out the group and the node or shared large page that gives a large page back next;
-        None if none can."""
+    def next_large(self) -> tuple[Key, int] | None:
+        """The turn and the group of what gives a large page back next, None if nothing can."""
         large = self._owner.large
         for large_id in large.take_turned_idle():
             extents = large.extents_in(large_id)
@@ -77,16 +76,23 @@ class EvictionQueues:
                 best = (top[0], group_id)
                 if not self._balanced:
                     break
+        return best
+
+    def pop_large(self) -> tuple[int, Node | int] | None:
+        """Take out the group and the node or shared large page that gives a large page back next;
+        None if none can."""
+        best = self.next_large()
         return None if best is None else (best[1], self._pop(best[1], AMONG_WHOLES))
 
-    def pop_node(self, group_id: int) -> Node | None:
-        """Take out the least recently used node of one group, None if it has no evictable one."""
+    def pop_node(self, group_id: int, before: Key | None = None) -> Node | None:
+        """Take out the least recently used node of one group, None if it has no evictable one, or
+        none whose turn is before ``before``."""
         passed = []  # shared large pages: the nodes in them have entries of their own
         found = None
         while found is None:
             tops = [(self._top(group_id, place), place) for place in (AMONG_WHOLES, AMONG_PARTS)]
             ready = [(top[0], place) for top, place in tops if top is not None]
-            if not ready:
+            if not ready or (before is not None and min(ready)[0] >= before):
                 break
             item = self._pop(group_id, min(ready)[1])
             if isinstance(item, Node):

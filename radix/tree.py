@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sglang_jenga.radix.eviction import EvictionQueues
+from sglang_jenga.radix.eviction import EvictionQueues, Key
 from sglang_jenga.radix.hits import joint_hit
 from sglang_jenga.radix.node import (
     NO_PAGES,
@@ -70,6 +70,7 @@ class RadixTrees:
         # Groups whose pages are of no use behind a hit that went past them.
         token_groups = [g for g in self._groups[1:] if not self.policies[g].per_prefix]
         self._passed = frozenset(token_groups if anchors else ())
+        self._prefix_groups = [g for g in self._groups if self.policies[g].per_prefix]
         self._owner = owner
         self._observer = observer
         self._anchors = anchors
@@ -292,6 +293,7 @@ class RadixTrees:
             if self.policies[group_id].per_prefix:
                 self._thin(adopted, group_id)
         self._adopted.clear()
+        self._strand(node)
         return Inserted(node, declined)
 
     def _append(
@@ -497,18 +499,34 @@ class RadixTrees:
         wholes = [extent.num_whole for extent in node.extents if extent is not None]
         return max(1, missing * node.extents[0].num_whole // sum(wholes))
 
-    def evict_small(self, group_id: int, count: int) -> int:
+    def evict_small(self, group_id: int, count: int, *, before: Key | None = None) -> int:
         """Evict ``count`` small pages of one group, the least recently used first (step 5).
 
-        Returns how many it were; fewer if no more is evictable.
+        Returns how many it were; fewer if no more is evictable, or none whose turn is ``before``.
         """
-        before = self.num_pages[group_id]
-        while (missing := count - (before - self.num_pages[group_id])) > 0:
-            node = self._queues.pop_node(group_id)
+        pages = self.num_pages[group_id]
+        while (missing := count - (pages - self.num_pages[group_id])) > 0:
+            node = self._queues.pop_node(group_id, before)
             if node is None:
                 break
             self._cut(node, group_id, max(0, node.extents[group_id].size - missing))
-        return before - self.num_pages[group_id]
+        return pages - self.num_pages[group_id]
+
+    def evict_smalls_before_large(self, short: Sequence[int]) -> int:
+        """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes
+        before that of the next large page, which is another group's. Returns how many.
+
+        Where large pages differ much in what they hold, one state or a hundred tokens, what gives
+        a large page back is seldom the oldest: single old tokens share theirs with younger ones.
+        """
+        top = self._queues.next_large()
+        if top is None:
+            return 0
+        return sum(
+            self.evict_small(group_id, count, before=top[0])
+            for group_id, count in enumerate(short)
+            if count > 0 and group_id != top[1]
+        )
 
     def _cut(self, node: Node, group_id: int, index: int) -> None:
         """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
@@ -516,8 +534,27 @@ class RadixTrees:
             self._split(node, node.begin + index * self.tokens_per_page)
         if group_id == 0:
             self._remove(node)
+            self._strand(node.parent)
         else:
             self._drop(node, group_id)
+            if self.policies[group_id].per_prefix:
+                self._strand(node)
+
+    def _strand(self, node: Node) -> None:
+        """Where a group has one page per prefix, tokens can only be hit with such a page at or
+        behind their end. Without one they go before all that are of use; a request that comes this
+        way again still learns from them where it parts."""
+        if not self._prefix_groups:
+            return
+        while (
+            node.parent is not None
+            and all(node.extents[group_id] is None for group_id in self._prefix_groups)
+            and all(child.used_at[0] < 0 for child in node.children.values())
+        ):
+            for group_id in self._groups:
+                if not self.policies[group_id].per_prefix:
+                    self._demote(node, group_id)
+            node = node.parent
 
     def _remove(self, top: Node) -> None:
         """Take out a node and all below it; with it go every group's pages, which nothing could

@@ -73,6 +73,10 @@ class Allocator:
         """How many more empty large pages it takes before ``need`` can be handed out."""
         return max(0, self._large_needed(need, self.large.free) - self.large.num_empty)
 
+    def smalls_missing(self, need: Sequence[int]) -> list[int]:
+        """Per group how many small pages more than are free."""
+        return [max(0, count - free) for count, free in zip(need, self.large.free, strict=True)]
+
     def smalls_to_spare_a_large(self, need: Sequence[int]) -> list[int]:
         """Per group how many more free small pages would make it need one large page less."""
         missing = [count - free for count, free in zip(need, self.large.free, strict=True)]

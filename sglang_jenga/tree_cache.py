@@ -316,7 +316,10 @@ class JengaRadixCache(BasePrefixCache):
         if not self.core.fits_after_evicting(need):
             return
         started, before = time.perf_counter(), sum(self.trees.num_pages)
-        while (missing := self.core.larges_missing(need)) and self.trees.evict_large(missing):
+        while (missing := self.core.larges_missing(need)) and (
+            self.trees.evict_smalls_before_large(self.core.smalls_missing(need))
+            or self.trees.evict_large(missing)
+        ):
             pass  # an emptied large page may have had small pages that were counted on
         while self.core.larges_missing(need):
             # No large page can be emptied any more: single small pages, of groups that are short.

@@ -587,7 +587,7 @@ def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
     world.insert(chat[:8], states=(4,))
     world.insert(fork(chat, 6, 12), states=())
     world.insert(chat, states=(12,))
-    world.evict(1)
+    world.trees.evict_small(1, 1)
     assert [world.hit(part) for part in (chat, chat[:6], other)] == [12, 4, 0]
 
 
@@ -600,6 +600,19 @@ def test_a_branch_point_is_remembered_when_the_ways_from_it_are_evicted():
     world.insert(fork(first, 6, 12, seed=2), states=(12,))
     world.evict(1)
     assert [world.hit(first), world.hit(other)] == [6, 0]
+
+
+def test_tokens_that_no_state_lets_hit_any_more_go_first():
+    world, lost, other = World(StatePolicy()), tokens(12), tokens(8, seed=5)
+    world.insert(other, states=(8,))
+    world.insert(lost, states=(4, 12))
+    world.hit(lost)
+    assert world.trees.evict_small(1, 2) == 2  # the other's state, then the one of 4 tokens
+    world.insert(other, states=(8,))
+    world.trees.evict_small(FULL, 1)  # the oldest: the last token of the lost one, and its state
+    assert (world.hit(lost), world.hit(other)) == (0, 8)
+    assert sorted(world.evict(11)) == [(FULL, at) for at in range(11)]
+    assert world.hit(other) == 8
 
 
 def test_a_duplicate_state_is_declined():
