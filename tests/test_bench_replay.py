@@ -17,6 +17,7 @@ from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
 POOL = 1000
 TOTALS = {
     "mean_running": 4.0,
+    "mean_running_per_decode_step": 3.0,
     "peak_running": 6.0,
     "hit_tokens": 1000.0,
     "recomputed_tokens": 20.0,
@@ -76,7 +77,7 @@ def test_ratios_are_of_the_same_model_and_workload_and_their_mean_is_geometric()
 
     over_stock = [row[6] for row in rows(tables.ratio_table(results, dense=()))]
 
-    assert over_stock == ["2.00x", "8.00x", "**4.00x** of 2"]
+    assert over_stock == ["2.00x", "8.00x", "**4.00x of 2**"]
 
 
 def test_the_dense_control_comes_last_and_enters_no_mean():
@@ -90,7 +91,7 @@ def test_the_dense_control_comes_last_and_enters_no_mean():
     found = rows(tables.ratio_table(results, dense=("llama-3.1-8b",)))
 
     assert [row[0] for row in found] == ["gemma-3-27b", "**geometric mean**", "llama-3.1-8b"]
-    assert [row[6] for row in found] == ["3.00x", "**3.00x** of 1", "1.00x"]
+    assert [row[6] for row in found] == ["3.00x", "**3.00x of 1**", "1.00x"]
 
 
 def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
@@ -102,8 +103,8 @@ def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
 
     found = rows(tables.ratio_table(results, dense=()))
 
-    assert [row[9] for row in found] == ["-", "1.25x", "**1.25x** of 1"]
-    assert [row[6] for row in found] == ["-", "-", "-"]
+    assert [row[9] for row in found] == ["-", "1.25x", "**1.25x of 1**"]
+    assert [row[6] for row in found] == ["-", "-", "**-**"]
 
 
 def test_an_ablation_is_shown_over_jenga():
@@ -137,7 +138,7 @@ def test_a_cell_row_tells_measured_from_modelled():
     modelled = [name for name in header if name.startswith("~")]
     assert modelled == ["~tokens/s", "~TTFT p50 / p99, s", "~ITL p50 / p99, ms"]
     assert rows(table)[0][3:] == [
-        "4.0 / 6",
+        "4.0 / 3.0 / 6",
         "1,000",
         "20",
         "2",
@@ -250,7 +251,7 @@ def test_the_small_profile_plays_and_jenga_runs_more_of_a_hybrid_model(capsys, t
     assert bench.main(["--profile", "ci", "--json", str(tmp_path)]) == 0
 
     text = capsys.readouterr().out
-    table = text[text.index("| model | workload | running, stock / jenga") :]
+    table = text[text.index("| model | workload | decoding, stock / jenga") :]
     hybrid, _, dense = rows(table.split("\n\n")[0])
     assert hybrid[0] == "gemma-3-27b" and float(hybrid[6][:-1]) > 1.5
     assert dense[0] == "llama-3.1-8b" and float(dense[6][:-1]) == pytest.approx(1, abs=0.011)

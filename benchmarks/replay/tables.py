@@ -61,12 +61,15 @@ def times(ratio: float | None) -> str:
 
 
 def cell_table(results: Mapping[Cell, Result]) -> str:
-    """One row per replay; modelled columns are marked with `~`."""
+    """One row per replay; modelled columns are marked with `~`.
+
+    Running requests: mean over the time in which others waited, mean of decode steps, most.
+    """
     header = [
         "model",
         "workload",
         "baseline",
-        "running, mean / peak",
+        "running: waited, decode, peak",
         "hit tokens",
         "recomputed",
         "retracted",
@@ -82,7 +85,8 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
         rows.append(
             [
                 *cell,
-                f"{total['mean_running']:.1f} / {total['peak_running']:.0f}",
+                f"{total['mean_running']:.1f} / {total['mean_running_per_decode_step']:.1f} / "
+                f"{total['peak_running']:.0f}",
                 f"{total['hit_tokens']:,.0f}",
                 f"{total['recomputed_tokens']:,.0f}",
                 f"{total['retractions']:.0f}",
@@ -104,7 +108,7 @@ def ratio_table(results: Mapping[Cell, Result], dense: Sequence[str]) -> str:
     header = [
         "model",
         "workload",
-        "running, stock / jenga",
+        "decoding, stock / jenga",
         "hit tokens, stock / jenga",
         "retracted, stock / jenga",
         "wasted, jenga",
@@ -129,7 +133,7 @@ def _ratio_row(group: Group) -> list[str]:
     return [
         group.model,
         group.workload,
-        both("mean_running", ".1f"),
+        both("mean_running_per_decode_step", ".1f"),
         both("hit_tokens", ",.0f"),
         both("retractions", ".0f"),
         f"{100 * jenga.totals['wasted_share']:.2f} %" if jenga else DASH,
@@ -138,11 +142,22 @@ def _ratio_row(group: Group) -> list[str]:
 
 
 def _mean_row(name: str, found: Sequence[Group]) -> list[str]:
-    means = []
-    for rival in RIVALS:
-        ratios = [ratio for group in found if (ratio := group.ratio(rival)) is not None]
-        means.append(f"**{geometric_mean(ratios):.2f}x** of {len(ratios)}" if ratios else DASH)
-    return [f"**{name}**", "", "", "", "", "", *means]
+    decoding = _mean_ratio(found, "stock", "mean_running_per_decode_step")
+    return [
+        f"**{name}**",
+        "",
+        f"**{decoding}**",
+        "",
+        "",
+        "",
+        *(f"**{_mean_ratio(found, rival)}**" for rival in RIVALS),
+    ]
+
+
+def _mean_ratio(found: Sequence[Group], rival: str, total: str = "modelled_tokens_per_s") -> str:
+    """Geometric mean over the groups in which both ran, and how many those are."""
+    ratios = [ratio for group in found if (ratio := group.ratio(rival, total)) is not None]
+    return f"{geometric_mean(ratios):.2f}x of {len(ratios)}" if ratios else DASH
 
 
 def means_by(results: Mapping[Cell, Result], dense: Sequence[str], field: str) -> str:
