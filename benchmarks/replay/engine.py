@@ -108,6 +108,4 @@ def _engine_process(
         )
 
     ReplayEngine(**arguments)
-    while not outcome.exists():
-        time.sleep(1)
-    time.sleep(3600)  # the parent has what it wants and will stop this group
+    threading.Event().wait()  # until the parent has what it wants and stops this group

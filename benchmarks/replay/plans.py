@@ -1,22 +1,21 @@
 """Plans of the pool that only a benchmark asks for, in place of the planner's own.
 
-lcm    the planner's, its bounds on large pages scaled like the bytes
+lcm    the planner's, its bound on large pages scaled like the bytes
 max    one page size for all groups, the largest: smaller entries are padded up to it
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES, plan_pool, raw_small_bytes
-from sglang_jenga.spec import GroupPlan, PoolPlan
+from sglang_jenga.hooks import Hook
+from sglang_jenga.planner import plan_pool, raw_small_bytes
+from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
 
-PLANS = ("lcm", "max")
 
-
-def install(plan: str, largest_page_bytes: int = MAX_LARGE_PAGE_BYTES) -> None:
-    """Let the pool of this process be cut by `plan`."""
-    from sglang_jenga import runtime
+def hook(plan: str, largest_page_bytes: int) -> Hook:
+    """What makes the plugin cut its pool by `plan`; `largest_page_bytes` bounds ``lcm``."""
 
     def scaled(geometry: Any, pool_bytes: int) -> PoolPlan:
         return plan_pool(geometry.groups, pool_bytes, max_large_page_bytes=largest_page_bytes)
@@ -24,10 +23,11 @@ def install(plan: str, largest_page_bytes: int = MAX_LARGE_PAGE_BYTES) -> None:
     def largest(geometry: Any, pool_bytes: int) -> PoolPlan:
         return max_page_plan(geometry.groups, pool_bytes)
 
-    runtime.plan_for = {"lcm": scaled, "max": largest}[plan]
+    function = {"lcm": scaled, "max": largest}[plan]
+    return Hook("sglang_jenga.runtime.plan_for", "replace", "(geometry, pool_bytes)", function)
 
 
-def max_page_plan(groups: Any, pool_bytes: int) -> PoolPlan:
+def max_page_plan(groups: Sequence[LayerGroup], pool_bytes: int) -> PoolPlan:
     """Every small page is a large page. Raises ValueError if entries do not divide it."""
     size = max(raw_small_bytes(group) for group in groups)
     for group in groups:

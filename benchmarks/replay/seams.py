@@ -31,15 +31,13 @@ def replay_scheduler_process(play: Play, outcome: Path, *args: Any, **kwargs: An
     """SGLang's scheduler process, playing `play`; pickles an `Outcome`, or the reason why there is
     none, to the file `outcome`."""
     driver = Driver(play)
-    apply(_hooks(driver, outcome))
-    plans.install(play.plan, play.largest_page_bytes)
-    if not torch.cuda.is_available():
-        torch.cuda.current_stream = _NoStream
+    apply((*_hooks(driver, outcome), plans.hook(play.plan, play.largest_page_bytes)))
+    torch.cuda.current_stream = _NoStream
     run_scheduler_process(*args, **kwargs)
 
 
 class _NoStream:
-    """SGLang's unified memory waits for forwards on CUDA's stream; here none is under way."""
+    """SGLang's unified memory waits for forwards on CUDA's stream; on the CPU none is under way."""
 
     def wait_event(self, event: Any) -> None: ...
 
