@@ -13,6 +13,7 @@ from sglang_jenga.tiny_models import VOCAB_SIZE
 from tests.engines import Run, run_engine
 from tests.parity import EXACT, _admit_too_many, model_of
 from tests.serving import Server
+from tests.warm_launcher import WarmLauncher
 
 pytestmark = pytest.mark.slow
 STRANGERS = 12
@@ -72,14 +73,21 @@ WAYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def launcher():
+    with WarmLauncher() as launcher:
+        yield launcher
+
+
 @pytest.mark.parametrize("family", WAYS)
-def test_after_a_pause_requests_resume_from_their_last_token_or_state(tmp_path, family):
+def test_after_a_pause_requests_resume_from_their_last_token_or_state(tmp_path, launcher, family):
     flags = ("--memory-backend", "jenga", "--decode-log-interval", "1", *WAYS[family])
     states = ("--max-mamba-cache-size", "60") * (family in ("qwen3_next", "falcon_h1"))
     prompts, new_tokens = strangers(3), 150
     model = model_of(family, tmp_path)
+    pool = ("--max-total-tokens", "4096", *states)
     with (
-        Server(model, "--max-total-tokens", "4096", *flags, *states, env=EXACT) as server,
+        Server(model, *pool, *flags, env=EXACT, launcher=launcher) as server,
         ThreadPoolExecutor() as threads,
     ):
         undisturbed = server.generate(prompts, new_tokens)

@@ -9,10 +9,11 @@ from tests.stress import POOL_STATES, stress
 
 
 @pytest.mark.slow
-def test_states_survive_aborts_and_disconnects_on_a_small_pool(tmp_path):
+@pytest.mark.parametrize("strategy", ["no_buffer", "extra_buffer"])
+def test_states_survive_aborts_and_disconnects_on_a_small_pool(tmp_path, strategy: str):
     model = write_tiny_model("qwen3_next", tmp_path / "model")
 
-    report = stress(model, 150, states=POOL_STATES)
+    report = stress(model, 150, "--mamba-radix-cache-strategy", strategy, states=POOL_STATES)
 
     assert report.clean, report
     assert report.finished >= 100
