@@ -103,8 +103,7 @@ def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
 
     found = rows(tables.ratio_table(results, dense=()))
 
-    assert [row[9] for row in found] == ["-", "1.25x", "**1.25x of 1**"]
-    assert [row[6] for row in found] == ["-", "-", "**-**"]
+    assert [row[6:] for row in found] == [["-"], ["1.25x"], ["**1.25x of 1**"]]
 
 
 def test_an_ablation_is_shown_over_jenga():
@@ -253,5 +252,7 @@ def test_the_small_profile_plays_and_jenga_runs_more_of_a_hybrid_model(capsys, t
     text = capsys.readouterr().out
     table = text[text.index("| model | workload | decoding, stock / jenga") :]
     hybrid, _, dense = rows(table.split("\n\n")[0])
-    assert hybrid[0] == "gemma-3-27b" and float(hybrid[6][:-1]) > 1.5
+    stock, jenga = (float(part) for part in hybrid[2].split("/"))
+    assert hybrid[0] == "gemma-3-27b" and jenga > 1.4 * stock
+    assert float(hybrid[6][:-1]) > 1.05
     assert dense[0] == "llama-3.1-8b" and float(dense[6][:-1]) == pytest.approx(1, abs=0.011)

@@ -43,6 +43,12 @@ def groups(results: Mapping[Cell, Result]) -> list[Group]:
     return [Group(*place, found) for place, found in by_place.items()]
 
 
+def rivals_in(results: Mapping[Cell, Result]) -> list[str]:
+    """Rivals that ran anywhere: the others have no column."""
+    ran = {cell.baseline for cell in results}
+    return [rival for rival in RIVALS if rival in ran]
+
+
 def geometric_mean(values: Iterable[float]) -> float:
     """Raises ValueError without values or with one that is not positive."""
     logs = [log(value) for value in values]
@@ -105,6 +111,7 @@ def ratio_table(results: Mapping[Cell, Result], dense: Sequence[str]) -> str:
 
     `dense` models are the control: they come last and enter no mean.
     """
+    rivals = rivals_in(results)
     header = [
         "model",
         "workload",
@@ -112,17 +119,17 @@ def ratio_table(results: Mapping[Cell, Result], dense: Sequence[str]) -> str:
         "hit tokens, stock / jenga",
         "retracted, stock / jenga",
         "wasted, jenga",
-        *(f"~tokens/s over {rival}" for rival in RIVALS),
+        *(f"~tokens/s over {rival}" for rival in rivals),
     ]
     found = groups(results)
     hybrid = [group for group in found if group.model not in dense]
-    rows = [_ratio_row(group) for group in hybrid]
-    rows.append(_mean_row("geometric mean", hybrid))
-    rows += [_ratio_row(group) for group in found if group.model in dense]
+    rows = [_ratio_row(group, rivals) for group in hybrid]
+    rows.append(_mean_row("geometric mean", hybrid, rivals))
+    rows += [_ratio_row(group, rivals) for group in found if group.model in dense]
     return markdown(header, rows)
 
 
-def _ratio_row(group: Group) -> list[str]:
+def _ratio_row(group: Group, rivals: Sequence[str]) -> list[str]:
     def both(total: str, form: str) -> str:
         return " / ".join(
             format(group.results[name].totals[total], form) if name in group.results else DASH
@@ -137,11 +144,11 @@ def _ratio_row(group: Group) -> list[str]:
         both("hit_tokens", ",.0f"),
         both("retractions", ".0f"),
         f"{100 * jenga.totals['wasted_share']:.2f} %" if jenga else DASH,
-        *(times(group.ratio(rival)) for rival in RIVALS),
+        *(times(group.ratio(rival)) for rival in rivals),
     ]
 
 
-def _mean_row(name: str, found: Sequence[Group]) -> list[str]:
+def _mean_row(name: str, found: Sequence[Group], rivals: Sequence[str]) -> list[str]:
     decoding = _mean_ratio(found, "stock", "mean_running_per_decode_step")
     return [
         f"**{name}**",
@@ -150,7 +157,7 @@ def _mean_row(name: str, found: Sequence[Group]) -> list[str]:
         "",
         "",
         "",
-        *(f"**{_mean_ratio(found, rival)}**" for rival in RIVALS),
+        *(f"**{_mean_ratio(found, rival)}**" for rival in rivals),
     ]
 
 
@@ -162,13 +169,14 @@ def _mean_ratio(found: Sequence[Group], rival: str, total: str = "modelled_token
 
 def means_by(results: Mapping[Cell, Result], dense: Sequence[str], field: str) -> str:
     """Geometric means over the hybrid models, a row per `model` or per `workload`."""
+    rivals = rivals_in(results)
     hybrid = [group for group in groups(results) if group.model not in dense]
     keys = list(dict.fromkeys(getattr(group, field) for group in hybrid))
     rows = []
     for key in keys:
         same = [group for group in hybrid if getattr(group, field) == key]
         row = [key]
-        for rival in RIVALS:
+        for rival in rivals:
             ratios = [ratio for group in same if (ratio := group.ratio(rival)) is not None]
             row.append(
                 f"{geometric_mean(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -176,7 +184,7 @@ def means_by(results: Mapping[Cell, Result], dense: Sequence[str], field: str) -
                 else DASH
             )
         rows.append(row)
-    return markdown([field, *(f"~tokens/s over {rival}" for rival in RIVALS)], rows)
+    return markdown([field, *(f"~tokens/s over {rival}" for rival in rivals)], rows)
 
 
 def ablation_table(results: Mapping[Cell, Result]) -> str:
