@@ -432,6 +432,15 @@ class RadixTrees:
                     self._owner.pin(extent)
         return lock
 
+    def shared_tokens(self, lock: PathLock, group_id: int) -> int:
+        """Tokens of one group in a lock that others have locked as well."""
+        total = 0
+        for begin, end in lock.ranges[group_id]:
+            for part in self._upwards(lock.node, begin):
+                if part.begin < end and part.locks[group_id] > 1:
+                    total += min(part.end, end) - max(part.begin, begin)
+        return total
+
     def unlock(self, lock: PathLock) -> None:
         """Undo what is left of a lock."""
         for group_id, ranges in enumerate(lock.ranges):

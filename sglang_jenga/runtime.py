@@ -17,6 +17,7 @@ from sglang.srt.runtime_context import (
 )
 
 from sglang_jenga import ablation, flags, window_models
+from sglang_jenga.admission import JengaSWABudget
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.geometry import (
     Geometry,
@@ -268,6 +269,18 @@ def _configure(result: Any, self: Any, **_: Any) -> None:
         )
 
 
+def _count_window_growth(result: None, self: Any, *_: Any, **__: Any) -> None:
+    """SGLang reserves full tokens for what running requests will still decode, window tokens not:
+    in its own fixed window pool they are worth little. Here they are most of the bytes."""
+    budget, batch = self.memory_budget, self.running_batch
+    if not isinstance(budget, JengaSWABudget) or batch is None:
+        return
+    budget.swa_offset += sum(
+        self.tree_cache.window_growth(req, self._get_running_request_total_token_offset(req))
+        for req in batch.reqs
+    )
+
+
 def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     allocator = batch.token_to_kv_pool_allocator
     if not _is_ours(allocator):
@@ -310,6 +323,13 @@ def _build_tree_cache(context: TreeCacheBuildContext) -> BasePrefixCache:
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _ALLOCATION = "sglang.srt.mem_cache.allocation"
+_PREFILL_ADDER = (
+    "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
+    "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens, "
+    "priority_scheduling_preemption_threshold, max_prefill_bs, max_running_requests, "
+    "prefill_max_requests, prefill_delayer_single_pass, dllm_config, waiting_queue_len, "
+    "prefill_tile_block_m)"
+)
 HOOKS = (
     Hook(
         f"{_CONFIGURATOR}.config_from_budget",
@@ -336,6 +356,12 @@ HOOKS = (
         _init_pools,
     ),
     Hook(f"{_CONFIGURATOR}.configure", "after", "(self, *, pre_model_load_memory)", _configure),
+    Hook(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
+        "after",
+        _PREFILL_ADDER,
+        _count_window_growth,
+    ),
     Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
     Hook(
         f"{_ALLOCATION}.alloc_for_decode_default",

@@ -264,6 +264,15 @@ class JengaRadixCache(BasePrefixCache):
                 self._free_behind_window(req, req.seqlen - 1, interval)
                 self._advance_lock(req, req.seqlen - 1, interval)
 
+    def window_growth(self, req: Any, tokens: float) -> float:
+        """Window tokens that a running request comes to hold by decoding ``tokens`` more.
+
+        Once its window is full it gives one back for each, unless others hold that one as well.
+        """
+        unfilled = max(0, self.sliding_window_size + 1 - req.kv.kv_allocated_len)
+        shared = 0 if req.lock is None else self.trees.shared_tokens(req.lock, WINDOW)
+        return min(tokens, unfilled + shared)
+
     def _free_behind_window(self, req: Any, pre_len: int, eviction_interval: int) -> None:
         row = req.kv.req_pool_idx
         own_from = req.kv.swa_dead_lo(self.page_size)

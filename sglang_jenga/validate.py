@@ -101,7 +101,7 @@ def before_resolution(server_args: Any) -> None:
 
 def register_model_check() -> None:
     """Refuse models as soon as SGLang knows which one it is, before it adjusts anything to it."""
-    from sglang.srt.arg_groups.overrides import model_config_of
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     @register_resolution_hook("handle_model_specific_adjustments")
@@ -111,25 +111,32 @@ def register_model_check() -> None:
             _require(_model_lines(model))
             if _has_state(model):
                 _require(_state_caching_lines(server_args, model))
+        asked = resolving_view(server_args).mamba_radix_cache_strategy
         previous(server_args)
         if is_on(server_args) and _has_state(model_config_of(server_args)):
-            _hold_back_steps(server_args)
+            _settle_state_caching(server_args, asked)
 
 
-def _hold_back_steps(server_args: Any) -> None:
-    """Where states are cached without tracking, no step may run ahead: it would change the state of
-    a request that has ended. SGLang sees to it, but not for models of states only."""
+def _settle_state_caching(server_args: Any, asked: str) -> None:
+    """Of two ways to track, take the one with fewer slots where the user has no wish: they cost the
+    bytes that requests run in.
+
+    Without tracking no step may run ahead: it would change the state of a request that has ended.
+    SGLang sees to it, but not for models of states only.
+    """
     from sglang.srt.arg_groups.model_override_base import mamba_extra_buffer_of
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     config = resolving_view(server_args)
-    if not config.disable_radix_cache and not mamba_extra_buffer_of(config):
-        declare_resolution(
-            server_args,
-            "sglang-jenga",
-            mamba_radix_cache_strategy="no_buffer",
-            disable_overlap_schedule=True,
-        )
+    if config.disable_radix_cache:
+        return
+    settled: dict[str, Any] = {}
+    if not mamba_extra_buffer_of(config):
+        settled = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
+    elif asked == "auto":
+        settled = {"mamba_radix_cache_strategy": "extra_buffer_lazy"}
+    if settled:
+        declare_resolution(server_args, "sglang-jenga", **settled)
 
 
 def _state_caching_lines(server_args: Any, model: Any) -> list[str]:

@@ -512,6 +512,18 @@ def test_single_small_pages_go_when_no_large_page_can():
     allocator.check(trees.extents())
 
 
+def test_tokens_of_a_lock_that_others_hold_too_are_counted():
+    world, key = World(4), tokens(12)
+    shared = world.insert(key[:8])[0].node
+    alone, other = (world.insert(fork(key, 8, 12, seed=n), start=shared)[0].node for n in (2, 3))
+    lock = world.trees.lock(alone)
+    assert world.trees.shared_tokens(lock, WINDOW) == 0
+    world.trees.lock(shared)  # reads the tokens from 4 to 8, of which the other one reads none
+    assert world.trees.shared_tokens(lock, WINDOW) == 0
+    assert world.trees.shared_tokens(world.trees.lock(shared), WINDOW) == 4
+    assert world.trees.shared_tokens(world.trees.lock(other), FULL) == 8
+
+
 # ---- states ---------------------------------------------------------------------------------
 
 
