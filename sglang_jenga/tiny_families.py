@@ -179,7 +179,7 @@ BY_NAME: dict[str, Family] = {
         },
         has_state=True,
     ),
-    # States only: Mamba-1 with and without the norms of its step and streams, and Mamba-2.
+    # States only: Mamba-1 without and with norms of its step, B and C, and Mamba-2.
     "mamba": Family("mamba", config=_MAMBA_1, **_STATES_ONLY),
     "falcon_mamba": Family(
         "falcon_mamba", config=_MAMBA_1 | {"tie_word_embeddings": False}, **_STATES_ONLY

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sglang_jenga.tiny_models import STATE_FAMILIES
+from tests import jet_reference
 from tests.faults import one_window_token_too_few
 from tests.parity import differing, first_wave, model_of
 from tests.stock_states import serve
@@ -48,25 +51,30 @@ def prepared(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("family", [name for name in STATE_FAMILIES if name != "jet_nemotron"])
-def test_stock_answers_what_transformers_answers(prepared, family: str):
-    """Another implementation of the whole model; of Jet-Nemotron there is none."""
+def of_transformers(model: Path, prompt: list[int], count: int) -> list[int]:
     from transformers import AutoModelForCausalLM
 
-    model, served = prepared(family)
     other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    prompts = first_wave()
+    with torch.inference_mode():
+        tokens = other.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return tokens[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", STATE_FAMILIES)
+def test_stock_answers_what_another_implementation_answers(prepared, family: str):
+    """Of the whole model: transformers', and for Jet-Nemotron, which it lacks, one of ours."""
+    model, served = prepared(family)
+    answer = jet_reference.greedy if family == "jet_nemotron" else of_transformers
+    prompts, answers = first_wave(), served.outputs[0]
 
     for index in (0, 9, 20):
-        with torch.inference_mode():
-            tokens = other.generate(
-                torch.tensor([prompts[index]]),
-                max_new_tokens=len(served.outputs[0][index]),
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        assert tokens[0, len(prompts[index]) :].tolist() == served.outputs[0][index]
+        assert answer(model, prompts[index], len(answers[index])) == answers[index]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
