@@ -60,19 +60,29 @@ class HostSide:
         self.phase: str | None = None  # None: nothing is recorded
         self._running: list[tuple[Any, Chat]] = []
         self._batch: Any = None
-        self._alloc_for_extend = self._hooked("alloc_for_extend")
-        self._alloc_for_decode = self._hooked("alloc_for_decode_default")
+        self._alloc_for_extend, self._alloc_for_decode, self._slide = self._hooked_functions()
 
-    def _hooked(self, name: str) -> Callable[..., Any]:
+    def _hooked_functions(self) -> list[Callable[..., Any]]:
+        """SGLang's functions; under jenga as the hooks make them that the plugin has for them."""
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
         from sglang.srt.mem_cache import allocation
 
         from sglang_jenga import runtime
 
-        original = getattr(allocation, name)
+        functions = [
+            allocation.alloc_for_extend,
+            allocation.alloc_for_decode_default,
+            ScheduleBatch.maybe_evict_swa,
+        ]
         if self.name != "jenga":
-            return original
-        hook = next(hook for hook in runtime.HOOKS if hook.target.endswith(f".{name}"))
-        return functools.partial(hook.function, original)
+            return functions
+        hooks = {hook.target.rpartition(".")[2]: hook.function for hook in runtime.HOOKS}
+        return [
+            functools.partial(hooks[function.__name__], function)
+            if function.__name__ in hooks
+            else function
+            for function in functions
+        ]
 
     def _record(self, call: str, seconds: float) -> float:
         if self.phase is not None:
@@ -181,7 +191,7 @@ class HostSide:
 
         rows = torch.tensor([req.kv.req_pool_idx or 0 for req in reqs], dtype=torch.int64)
         seq_lens = torch.tensor(lengths, dtype=torch.int64)
-        return _batch_class()(
+        batch = _batch_class()(
             reqs=reqs,
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
@@ -195,6 +205,8 @@ class HostSide:
             seq_lens=seq_lens,
             seq_lens_cpu=seq_lens.clone(),
         )
+        batch.slide = self._slide
+        return batch
 
 
 class _ModelConfig(NamedTuple):
@@ -213,11 +225,12 @@ def _batch_class() -> type:
     class Batch(ScheduleBatch):
         """SGLang's batch; it times the part of an allocation that gives window pages up."""
 
+        slide: Callable[[ScheduleBatch], None] | None = None
         slide_seconds = 0.0
 
         def maybe_evict_swa(self) -> None:
             begin = thread_time()
-            super().maybe_evict_swa()
+            self.slide(self)
             self.slide_seconds = thread_time() - begin
 
     return Batch
