@@ -57,9 +57,15 @@ class EvictionQueues:
             self._add(group_id, place, self._key(node, group_id), node)
 
     def push_again(self, node: Node, group_id: int) -> None:
-        """The same for a candidate that has become older than its entry says."""
+        """The same for a node that has become older than its entry says, if it has one; a locked
+        one gets its new entry when it is unlocked."""
         node.queued[group_id] = NOWHERE
+        if not node.evictable(group_id):
+            return
         self.push(node, group_id)
+        for large_id in node.extents[group_id].shared:
+            if self._owner.large.is_idle(large_id):
+                self._add(group_id, AMONG_WHOLES, self._newest(large_id, group_id), large_id)
 
     def next_large(self) -> tuple[Key, int] | None:
         """The turn and the group of what gives a large page back next, None if nothing can."""

@@ -19,6 +19,7 @@ class Extent(Protocol):
     pinned: bool
     node: Any  # for the trees to set
     num_whole: int  # large pages that it fills alone
+    shared: Mapping[int, int]  # the others, and how many of its small pages lie in each
 
     @property
     def size(self) -> int: ...

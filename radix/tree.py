@@ -35,6 +35,7 @@ from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
 # Added to the time of pages that a hit went past: they go before all that were read, oldest first.
 _OUT_OF_REACH = -(1 << 48)
+_FIRST = -(1 << 62)  # before the rank of any prefix
 
 
 class RadixTrees:
@@ -196,8 +197,7 @@ class RadixTrees:
 
     def _demote(self, node: Node, group_id: int) -> None:
         node.used_at[group_id] = self._clock + _OUT_OF_REACH
-        if node.evictable(group_id):
-            self._queues.push_again(node, group_id)
+        self._queues.push_again(node, group_id)
 
     def _thin(self, node: Node, group_id: int) -> None:
         """A prefix has got its one page. Is the page of the prefix before it still worth its bytes?
@@ -520,6 +520,12 @@ class RadixTrees:
                 break
             self._cut(node, group_id, max(0, node.extents[group_id].size - missing))
         return pages - self.num_pages[group_id]
+
+    def evict_stranded(self, short: Sequence[int]) -> int:
+        """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
+        if not self._prefix_groups:
+            return 0
+        return self.evict_small(0, short[0], before=(0, _FIRST)) if short[0] > 0 else 0
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
         """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes

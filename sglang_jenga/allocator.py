@@ -251,7 +251,7 @@ class Allocator:
         """Fill the fullest partly filled large pages first; return the large pages newly bound."""
         bound = 0
         while count:
-            large_id = self.large.partial[group_id].fullest()
+            large_id = self.large.partial[group_id].best()
             if large_id is None:
                 large_id = int(self.large.take_empty(group_id, 1)[0])
                 bound += 1

@@ -109,7 +109,10 @@ class LargePages:
             self.idle[group_id] -= occupied > 0
         # A large page with nothing in it was not counted in free before this call.
         self.free[group_id] += (k if occupied == 0 else 0) - count
-        self.partial[group_id].move(large_id, occupied, occupied + count)
+        partial = self.partial[group_id]
+        partial.move(
+            large_id, partial.level(used, occupied), partial.level(used + count, occupied + count)
+        )
 
     def change(
         self, group_id: int, large_ids: np.ndarray, used: np.ndarray, occupied: np.ndarray
@@ -134,12 +137,15 @@ class LargePages:
         )
         was_idle, is_idle = (old_used == 0) & (old > 0), (new_used == 0) & (new > 0)
         self.idle[group_id] += int(is_idle.sum()) - int(was_idle.sum())
-        self._turned_idle.update(dict.fromkeys(large_ids[is_idle & ~was_idle].tolist()))
+        older = is_idle & (~was_idle | (new < old))
+        self._turned_idle.update(dict.fromkeys(large_ids[older].tolist()))
         emptied = new == 0
         self.free[group_id] += int((old - new).sum()) - k * int(emptied.sum())
-        moved = old != new  # pinning leaves the occupancy as it is
-        if k > 1 and moved.any():
-            self.partial[group_id].move_many(large_ids[moved], old[moved], new[moved])
+        if k > 1:
+            partial = self.partial[group_id]
+            levels = partial.levels(old_used, old), partial.levels(new_used, new)
+            moved = levels[0] != levels[1]
+            partial.move_many(large_ids[moved], *(level[moved] for level in levels))
         if emptied.any():
             self._unbind(large_ids[emptied])
 
@@ -154,11 +160,12 @@ class LargePages:
         self.slack[group_id] += (new_used > 0) * (k - new_used) - (old_used > 0) * (k - old_used)
         was_idle, is_idle = old_used == 0 < old, new_used == 0 < new
         self.idle[group_id] += is_idle - was_idle
-        if is_idle and not was_idle:
+        if is_idle and (not was_idle or new < old):
             self._turned_idle[large_id] = None
         self.free[group_id] += old - new - (k if new == 0 else 0)
-        if k > 1 and old != new:
-            self.partial[group_id].move(large_id, old, new)
+        if k > 1:
+            partial = self.partial[group_id]
+            partial.move(large_id, partial.level(old_used, old), partial.level(new_used, new))
         if new == 0:
             self.owner[large_id] = UNBOUND
             self._stack[self.num_empty] = large_id
@@ -233,7 +240,8 @@ class LargePages:
         return self._used[large_id] == 0 < self._occupied[large_id]
 
     def take_turned_idle(self) -> list[int]:
-        """Shared large pages that became idle since the last call; some may not be any more."""
+        """Shared large pages that became idle since the last call, or lost a small page while they
+        were and may be older for it; some may not be idle any more."""
         turned, self._turned_idle = self._turned_idle, {}
         return list(turned)
 
@@ -267,39 +275,65 @@ class LargePages:
             assert self.idle[group_id] == int((mine & (used == 0)).sum())
             assert self.free[group_id] == int((k - occupied)[mine].sum())
             assert self.slack[group_id] == int((k - used)[mine & (used > 0)].sum())
-            self.partial[group_id].check(
-                {int(i): int(occupied[i]) for i in np.flatnonzero(mine & (occupied < k))}
+            partial = self.partial[group_id]
+            partial.check(
+                {
+                    int(i): partial.level(int(used[i]), int(occupied[i]))
+                    for i in np.flatnonzero(mine & (occupied < k))
+                }
             )
 
 
 class PartlyFilled:
-    """Large pages of one group that have both filled and empty small pages, by how full they are.
+    """Large pages of one group that have both filled and empty small pages, the best to fill first.
 
-    O(1) per move and per look-up of the fullest (the order inside one fill level is last in, first
-    out). With one small page per large page there are none.
+    Those with a used small page come before those that only the cache holds, which eviction could
+    still empty. Among each the fuller come before the emptier, for those to drain; but where less
+    than an eighth is free, last: a request's tail would be spread over many large pages, and keep
+    the cached small pages in them from being given back. With rows of k + 1 levels:
+
+        level == occupied + (k + 1) * row    row 0: only cached; 1: used, little room; 2: used
+        level == 0                           empty or full: not in here
+
+    O(1) per move and per look-up of the best (the order inside one level is last in, first out).
+    With one small page per large page there are none.
     """
 
     def __init__(self, smalls_per_large: int) -> None:
         self._k = smalls_per_large
-        self._level: list[dict[int, None]] = [{} for _ in range(smalls_per_large + 1)]
+        self._roomy = smalls_per_large // 8  # free small pages, at least
+        self._level: list[dict[int, None]] = [{} for _ in range(3 * (smalls_per_large + 1))]
         self._levels_in_use = 0  # bit i: level i is not empty
 
-    def fullest(self) -> int | None:
-        """Large id of the fullest partly filled large page, None if there is none."""
+    def level(self, used: int, occupied: int) -> int:
+        """Where a large page with so many used and occupied small pages belongs."""
+        if not 0 < occupied < self._k:
+            return 0
+        row = 0 if not used else 1 + (self._k - occupied >= self._roomy)
+        return occupied + (self._k + 1) * row
+
+    def levels(self, used: np.ndarray, occupied: np.ndarray) -> np.ndarray:
+        """`level` of many."""
+        inside = (occupied > 0) & (occupied < self._k)
+        row = (used > 0) * (1 + (self._k - occupied >= self._roomy))
+        return np.where(inside, occupied + (self._k + 1) * row, 0)
+
+    def best(self) -> int | None:
+        """Large id of the partly filled large page to fill next, None if there is none."""
         if not self._levels_in_use:
             return None
         return next(reversed(self._level[self._levels_in_use.bit_length() - 1]))
 
     def move(self, large_id: int, old: int, new: int) -> None:
-        """The occupancy of a large page went from ``old`` to ``new`` small pages."""
+        """A large page went from level ``old`` to ``new``."""
         if old == new:
             return
-        if 0 < old < self._k:
+        if old:
             level = self._level[old]
             del level[large_id]
             if not level:
                 self._levels_in_use ^= 1 << old
-        if 0 < new < self._k:
+        if new:
             self._level[new][large_id] = None
             self._levels_in_use |= 1 << new
 
@@ -310,7 +344,7 @@ class PartlyFilled:
             self.move(large_id, before, after)
 
     def check(self, expected: dict[int, int]) -> None:
-        found = {i: fill for fill, level in enumerate(self._level) for i in level}
+        found = {i: number for number, level in enumerate(self._level) for i in level}
         assert found == expected, f"partly filled pages {found}, expected {expected}"
-        bits = sum(1 << fill for fill, level in enumerate(self._level) if level)
+        bits = sum(1 << number for number, level in enumerate(self._level) if level)
         assert bits == self._levels_in_use

@@ -115,7 +115,13 @@ class _JengaAllocator:
 
     def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
         """Free what costs least to lose until ``need`` fits: slid-out pages, then cached prefixes,
-        then the last few slid-out pages, before SGLang retracts a request."""
+        then the last few slid-out pages, before SGLang retracts a request.
+
+        Tokens that nothing can hit any more go before another large page is taken for new ones: it
+        may be wanted for a state.
+        """
+        if tree_cache is not None and tree_cache.supports_mamba():
+            tree_cache.trees.evict_stranded(self.core.smalls_missing(need))
         if self.core.fits_now(need) or tree_cache is None:
             return self.core.fits_now(need)
         for exactly in (False, True):

@@ -258,11 +258,15 @@ class JengaRadixCache(BasePrefixCache):
         """Give back what the windows of decoding requests have left behind: to the last page, or
         (cheaper, and usually enough) where at least SGLang's eviction interval has gathered."""
         interval = 1 if exactly else self._slide_interval
+        reach = self.swa_retain_window + interval
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
             if req.kv.holds_kv and req.decode_batch_idx >= 1:
-                self._free_behind_window(req, req.seqlen - 1, interval)
-                self._advance_lock(req, req.seqlen - 1, interval)
+                pre_len = req.seqlen - 1
+                # Most have nothing to give; asked of all of them, that must cost nothing.
+                if pre_len - reach >= req.kv.get_evicted_seqlen(ComponentType.SWA):
+                    self._free_behind_window(req, pre_len, interval)
+                self._advance_lock(req, pre_len, interval)
 
     def window_growth(self, req: Any, tokens: float) -> float:
         """Window tokens that a running request comes to hold by decoding ``tokens`` more.
@@ -327,7 +331,7 @@ class JengaRadixCache(BasePrefixCache):
         started, before = time.perf_counter(), sum(self.trees.num_pages)
         while (missing := self.core.larges_missing(need)) and (
             self.trees.evict_smalls_before_large(self.core.smalls_missing(need))
-            or self.trees.evict_large(missing)
+            or self.trees.evict_large(missing + self._ahead(missing))
         ):
             pass  # an emptied large page may have had small pages that were counted on
         while self.core.larges_missing(need):
@@ -337,6 +341,11 @@ class JengaRadixCache(BasePrefixCache):
                 raise RuntimeError("the allocator promised more than the prefix cache can evict")
         evicted = before - sum(self.trees.num_pages)
         self.update_eviction_metrics(evicted * self.page_size, started)
+
+    def _ahead(self, missing: int) -> int:
+        """Large pages to evict besides: finding and cutting victims costs most of an eviction, and
+        the next steps will want as much again. Little of the pool, so that nothing is hit less."""
+        return min(15 * missing, self.core.plan.num_large // 64)
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""

@@ -514,14 +514,13 @@ def test_single_small_pages_go_when_no_large_page_can():
 
 def test_tokens_of_a_lock_that_others_hold_too_are_counted():
     world, key = World(4), tokens(12)
-    shared = world.insert(key[:8])[0].node
-    alone, other = (world.insert(fork(key, 8, 12, seed=n), start=shared)[0].node for n in (2, 3))
-    lock = world.trees.lock(alone)
+    node = world.insert(key[:8])[0].node
+    lock = world.trees.lock(node)  # of the window group the tokens from 4 to 8
     assert world.trees.shared_tokens(lock, WINDOW) == 0
-    world.trees.lock(shared)  # reads the tokens from 4 to 8, of which the other one reads none
-    assert world.trees.shared_tokens(lock, WINDOW) == 0
-    assert world.trees.shared_tokens(world.trees.lock(shared), WINDOW) == 4
-    assert world.trees.shared_tokens(world.trees.lock(other), FULL) == 8
+    longer = world.insert(fork(key, 8, 10), start=node)[0].node
+    world.trees.lock(longer)  # from 6 to 10
+    assert world.trees.shared_tokens(lock, WINDOW) == 2
+    assert world.trees.shared_tokens(lock, FULL) == 8
 
 
 # ---- states ---------------------------------------------------------------------------------
@@ -582,6 +581,17 @@ def test_a_state_that_saves_less_than_its_bytes_goes_once_its_path_has_a_longer_
     world.insert(chat, states=(12,))
     world.evict(1)
     assert (world.hit(chat), world.hit(chat[:8]), world.hit(other)) == left
+
+
+def test_a_state_that_was_locked_when_a_longer_one_came_goes_first_when_it_is_not():
+    world, chat, other = World(StatePolicy(), worth_of_prefix_page=99), tokens(12), tokens(8, 5)
+    world.insert(other, states=(8,))
+    node = world.insert(chat[:8], states=(8,))[0].node
+    lock = world.trees.lock(node)
+    world.insert(chat, states=(12,), start=node)
+    world.trees.unlock(lock)
+    world.evict(1)
+    assert [world.hit(part) for part in (chat, chat[:8], other)] == [12, 0, 8]
 
 
 def test_of_states_close_together_every_so_many_tokens_one_stays():
