@@ -74,7 +74,6 @@ class RadixTrees:
         self._prefix_groups = [g for g in self._groups if self.policies[g].per_prefix]
         self._owner = owner
         self._observer = observer
-        self._anchors = anchors
         self._worth = worth_of_prefix_page
         self._order = {"balanced": balanced, "aligned": aligned}
         self._start_empty()
@@ -225,19 +224,30 @@ class RadixTrees:
         """Whether requests part here, or did before all but one way was evicted."""
         return len(node.children) > 1 or node.anchored[group_id]
 
-    def _anchor(self, node: Node) -> None:
-        """A request ended here, or requests parted: the next ones are likely to begin here.
+    def _settle(self, node: Node) -> None:
+        """A request has got as far as ``node``. The next ones will go on from there, or part from
+        this path where others have: what the groups read at those places is refreshed by whoever
+        passes. They may part shortly before its end as well, as another question on one document
+        does: as much again before what is read there ages with its request. All else on the path
+        goes first: the windows of its middle, of earlier ends, and of where a prompt was cut.
 
-        What the groups read of this prefix is refreshed by whoever passes; only of states just the
-        one that is consumed. Without it a prefix in daily use loses the windows of the places where
-        its users branch off.
+        Of states only the one that is consumed is refreshed. Without the places where requests part
+        a prefix in daily use would lose the windows that its users begin with.
         """
-        for group_id in self._groups[1:]:
-            if not self.policies[group_id].per_prefix:
-                ranges = self._ranges_read(group_id, node.end)
-                for part in self._parts_read(node, ranges, group_id):
+        forks = [above.end for above in self._upwards(node, 0) if len(above.children) > 1]
+        for group_id in self._passed:
+            last = self._ranges_read(group_id, node.end)
+            before = self._ranges_read(group_id, node.end - sum(end - begin for begin, end in last))
+            ranges = [*last, *(r for end in forks for r in self._ranges_read(group_id, end))]
+            self._parts_read(node, before, group_id)  # all cuts first: a node keeps only its back
+            kept = set(self._parts_read(node, _joined(ranges), group_id))
+            spared = set(self._parts_read(node, before, group_id))
+            for part in self._upwards(node, 0):
+                part.anchored[group_id] = part in kept
+                if part in kept:
                     part.used_at[group_id] = self._clock
-                    part.anchored[group_id] = self._anchors
+                elif part.used_at[group_id] >= 0 and part not in spared:
+                    self._demote(part, group_id)
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
         """Small ids of ``[0, node.end)``, 0 (the null page) where there is a hole."""
@@ -281,11 +291,10 @@ class RadixTrees:
             self._offer(child, offers, declined)
             node = child
         self._touch(node, hit=False)
-        self._anchor(node)
+        self._settle(node)
         if branch is not None and len(branch.children) > 1:
-            self._anchor(branch)
-            for group_id in self._groups:
-                branch.anchored[group_id] |= self.policies[group_id].per_prefix
+            for group_id in self._prefix_groups:
+                branch.anchored[group_id] = True
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
@@ -627,6 +636,17 @@ class RadixTrees:
             below = sum(child.locks[0] for child in node.children.values())
             assert node.locks[0] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages
+
+
+def _joined(ranges: Iterable[Range]) -> list[Range]:
+    """The same tokens in disjoint ranges, rising."""
+    joined: list[Range] = []
+    for begin, end in sorted(ranges):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def _minus(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:

@@ -38,12 +38,10 @@ class AgeModel:
         if states is not None:  # others have gone on from there, so requests part there
             self.anchored[states] |= {place for place in adopted[states] if place.length <= known}
         self._touch(namespace, key, key.size, hit=False)
-        self._anchor(namespace, key, key.size)
+        self._settle(namespace, key)
         parted = place_of(namespace, key, known)
-        if 0 < known < key.size and self._parts(parted):
-            self._anchor(namespace, key, known)
-            if states is not None:
-                self.anchored[states].add(parted)
+        if states is not None and 0 < known < key.size and self._parts(parted):
+            self.anchored[states].add(parted)
         for place in adopted[states] if states is not None else ():
             self._thin(namespace, key, place.length)
 
@@ -86,11 +84,28 @@ class AgeModel:
                 elif hit and group_id != model.state_group and used.get(place, (0, 0))[0]:
                     used[place] = DEMOTED, self._clock
 
-    def _anchor(self, namespace, key, length):
-        for group_id in self._model.token_groups[1:]:
-            places = self._model.places_read(group_id, namespace, key, length)
-            self.anchored[group_id].update(places)
-            self.used[group_id] |= dict.fromkeys(places, self._now)
+    def _settle(self, namespace, key):
+        """What is read at the key's end and where others part stays, as much again before its end
+        ages, and the rest goes first."""
+        model = self._model
+        path = {
+            end: place_of(namespace, key, end) for end in range(model.tpp, key.size + 1, model.tpp)
+        }
+        ends = [end for end, place in path.items() if end == key.size or self._parts(place)]
+        for group_id in model.token_groups[1:]:
+            kept = {
+                place for end in ends for place in model.places_read(group_id, namespace, key, end)
+            }
+            last = model.places_read(group_id, namespace, key, key.size)
+            before = key.size - len(last) * model.tpp
+            spared = model.places_read(group_id, namespace, key, before)
+            self.anchored[group_id] -= set(path.values()) - kept
+            self.anchored[group_id] |= kept
+            for place in path.values():
+                if place in kept:
+                    self.used[group_id][place] = self._now
+                elif self.used[group_id].get(place, (0, 0))[0] and place not in spared:
+                    self.used[group_id][place] = DEMOTED, self._clock
 
     def _parts(self, place):
         """Whether more than one way goes on from a place."""

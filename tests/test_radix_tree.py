@@ -388,13 +388,16 @@ def test_window_pages_that_a_hit_went_past_go_before_any_page_in_reach(tokens_pe
     assert [world.hit(key), world.hit(older)] == [key.size, older.size]
 
 
-def test_window_pages_that_nobody_went_past_yet_age_with_their_request():
+def test_windows_of_the_middle_go_before_those_at_ends_and_where_requests_part():
     world = World(2)
-    keys = [tokens(6, seed) for seed in range(2)]
-    for key in keys:
-        world.insert(key)
-    world.evict(12)  # the first request, whole: the second may yet branch anywhere
-    assert [world.hit(fork(key, 3, 6)) for key in keys] == [0, 3]
+    key, other = tokens(8), tokens(6, seed=1)
+    world.insert(key)
+    world.insert(fork(key, 4, 8))
+    world.insert(other)
+    # Two tokens before the parting and before each end are read; as many before those ends age.
+    assert sorted(world.evict(4)) == sorted((WINDOW, at) for at in (0, 1, 0, 1))
+    assert [world.hit(part) for part in (key, key[:4], other)] == [8, 4, 6]
+    assert world.hit(fork(other, 4, 6)) == 4
 
 
 def test_while_memory_is_idle_a_branch_hits_behind_the_window():
@@ -409,19 +412,28 @@ def test_where_requests_part_the_window_is_kept_by_whoever_passes():
     world.insert(key)
     world.insert(fork(key, 6, 12))
     world.hit(key)
-    evicted = world.evict(8)  # what lies behind the parting, and behind the window at the end
-    assert sorted(evicted) == [(WINDOW, page) for page in (0, 1, 2, 3, 6, 7, 8, 9)]
+    evicted = world.evict(8)  # before the parting, and between it and the windows at both ends
+    assert sorted(evicted) == [(WINDOW, page) for page in (0, 1, 2, 3, 6, 6, 7, 7)]
     assert world.hit(key[:6]) == 6
 
 
 @pytest.mark.parametrize(("anchors", "expected"), [(True, 6), (False, 0)])
-def test_anchors_are_what_keeps_the_window_at_the_end_of_an_earlier_request(anchors, expected):
+def test_anchors_are_what_keeps_the_window_where_requests_part(anchors, expected):
     world, key = World(2, anchors=anchors), tokens(12)
-    first = world.insert(key[:6])[0].node
-    world.insert(key, start=first)
+    world.insert(key)
+    world.insert(fork(key, 6, 12))
     world.hit(key)
-    world.evict(8)
+    world.evict(16)
     assert [world.hit(key[:6]), world.hit(key)] == [expected, 12]
+
+
+def test_the_end_of_an_earlier_round_is_not_kept_once_its_chat_has_gone_on():
+    world, chat, other = World(2), tokens(12), tokens(4, seed=3)
+    first = world.insert(chat[:6])[0].node
+    world.insert(other)
+    world.insert(chat, start=first)
+    world.evict(8)
+    assert [world.hit(part) for part in (chat, chat[:6], other)] == [12, 0, 4]
 
 
 def test_a_branching_prefix_outlives_its_branches():
