@@ -111,18 +111,27 @@ def register_model_check() -> None:
             _require(_model_lines(model))
             if _has_state(model):
                 _require(_state_caching_lines(server_args, model))
+                _hold_back_steps(server_args)
         asked = resolving_view(server_args).mamba_radix_cache_strategy
         previous(server_args)
         if is_on(server_args) and _has_state(model_config_of(server_args)):
             _settle_state_caching(server_args, asked)
 
 
+def _hold_back_steps(server_args: Any) -> None:
+    """Without tracking no step may run ahead: it would change the state of a request that has
+    ended. SGLang stops with a trace where the user does not say so."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    config = resolving_view(server_args)
+    if config.mamba_radix_cache_strategy == "no_buffer" and not config.disable_radix_cache:
+        _logger.info("jenga caches states without tracking: overlap schedule off")
+        declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
+
+
 def _settle_state_caching(server_args: Any, asked: str) -> None:
     """Of two ways to track, take the one with fewer slots where the user has no wish: they cost the
-    bytes that requests run in.
-
-    Without tracking no step may run ahead: it would change the state of a request that has ended.
-    SGLang sees to it, but not for models of states only.
+    bytes that requests run in. SGLang leaves models of states only unsettled.
     """
     from sglang.srt.arg_groups.model_override_base import mamba_extra_buffer_of
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
