@@ -344,8 +344,10 @@ class JengaRadixCache(BasePrefixCache):
 
     def _ahead(self, missing: int) -> int:
         """Large pages to evict besides: finding and cutting victims costs most of an eviction, and
-        the next steps will want as much again. Little of the pool, so that nothing is hit less."""
-        return min(15 * missing, self.core.plan.num_large // 64)
+        the next steps will want as much again. Little of what is cached, so that nothing is hit
+        less."""
+        large = self.core.large
+        return min(15 * missing, large.num_idle // 64)
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
