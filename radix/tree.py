@@ -234,6 +234,8 @@ class RadixTrees:
         Of states only the one that is consumed is refreshed. Without the places where requests part
         a prefix in daily use would lose the windows that its users begin with.
         """
+        if not self._passed:
+            return  # full attention reads it all: no path to walk for it
         forks = [above.end for above in self._upwards(node, 0) if len(above.children) > 1]
         for group_id in self._passed:
             last = self._ranges_read(group_id, node.end)
@@ -532,9 +534,7 @@ class RadixTrees:
 
     def evict_stranded(self, short: Sequence[int]) -> int:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
-        if not self._prefix_groups:
-            return 0
-        return self.evict_small(0, short[0], before=(0, _FIRST)) if short[0] > 0 else 0
+        return self.evict_small(0, short[0], before=(0, _FIRST)) if self._prefix_groups else 0
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
         """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes
