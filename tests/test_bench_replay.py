@@ -188,10 +188,10 @@ def test_a_failure_is_kept_with_its_first_and_last_line(tmp_path):
     assert play_once(tmp_path, never) == Missing("no boot ... ValueError: no")
 
 
-def test_what_nothing_carries_is_missing_without_being_played(tmp_path):
-    found = play_once(tmp_path, never, cell=Cell("jamba-1.5-mini", "short", "jenga"))
+def test_what_cannot_be_had_is_missing_without_being_played(tmp_path):
+    found = play_once(tmp_path, never, cell=Cell("llama-3.1-8b", "short", "unified"))
 
-    assert "no Jamba" in found.why
+    assert "stock stores this model in one pool" in found.why
 
 
 def test_results_survive_json():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.replay.baselines import BASELINES
+from benchmarks.replay.baselines import BASELINES, CHUNK
 from benchmarks.replay.clock import HARDWARE, Clock, Weights, bytes_moved, flops
 from benchmarks.replay.geometries import GEOMETRIES, Geometry
 from benchmarks.replay.null_model import NullModel
@@ -70,17 +70,15 @@ def test_a_step_takes_the_longer_of_bytes_and_flops_and_the_overheads():
 
 # ---- geometries and plans -----------------------------------------------------------------------
 
-CARRIED = [geometry for geometry in GEOMETRIES.values() if geometry.missing is None]
 
-
-@pytest.mark.parametrize("geometry", CARRIED, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=lambda geometry: geometry.name)
 def test_every_group_of_the_carrier_is_smaller_by_the_same_factor(geometry: Geometry):
     for real, ours in zip(geometry.real.groups, geometry.replayed, strict=True):
         assert real.entry_bytes == ours.entry_bytes * geometry.scale
         assert (real.label, len(real.layer_ids)) == (ours.label, len(ours.layer_ids))
 
 
-@pytest.mark.parametrize("geometry", CARRIED, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=lambda geometry: geometry.name)
 def test_the_replayed_pool_is_cut_like_the_real_one(geometry: Geometry):
     pool_bytes = 20 << 30
     real = plan_pool(geometry.real.groups, pool_bytes)
@@ -96,15 +94,6 @@ def test_the_replayed_pool_is_cut_like_the_real_one(geometry: Geometry):
     assert ours.num_large == pytest.approx(real.num_large, rel=0.01)
 
 
-def test_what_cannot_be_carried_says_why():
-    jamba = GEOMETRIES["jamba-1.5-mini"]
-
-    assert "Jamba" in jamba.missing
-    assert BASELINES["jenga"].missing_on(jamba) == jamba.missing
-    with pytest.raises(ValueError, match="Jamba"):
-        _ = jamba.scale
-
-
 def test_max_page_pads_every_entry_to_the_largest_page():
     plan = max_page_plan((FULL, WINDOW), 1050)
 
@@ -116,11 +105,13 @@ def test_max_page_pads_every_entry_to_the_largest_page():
 # ---- baselines ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", CARRIED, ids=lambda geometry: geometry.name)
-def test_jenga_is_stock_with_one_more_flag(geometry: Geometry):
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=lambda geometry: geometry.name)
+def test_jenga_is_stock_with_one_more_flag_and_nothing_tuned(geometry: Geometry):
     stock, jenga = (BASELINES[name].server(geometry) for name in ("stock", "jenga"))
 
-    assert jenga == stock | {"memory_backend": "jenga"}
+    default = {"mamba_radix_cache_strategy": "extra_buffer"} if geometry.has_states else {}
+    assert stock == geometry.server | {"chunked_prefill_size": CHUNK} | default
+    assert jenga == geometry.server | {"chunked_prefill_size": CHUNK, "memory_backend": "jenga"}
 
 
 def test_max_page_makes_a_page_of_kv_as_large_as_a_state():

@@ -41,7 +41,7 @@ DEPLOYMENTS = {
     "llama-3.1-8b": Deployment("h100"),
     "ministral-8b": Deployment("h100"),
     "nemotron-h-8b": Deployment("l4"),
-    "jamba-1.5-mini": Deployment("h100", 2),
+    "jamba-1.5-mini": Deployment("h100", 2, pool_gib=6),
 }
 MODELS = tuple(DEPLOYMENTS)
 

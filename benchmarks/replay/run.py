@@ -54,7 +54,7 @@ def replay(
         arguments: further server arguments, which win over the baseline's.
 
     Raises:
-        ValueError: the geometry or the baseline cannot be had (see their `missing`).
+        ValueError: the baseline cannot be had on this geometry (see `missing_on`).
         ReplayFailed: the server refused, died, got stuck or took longer than `seconds`.
     """
     missing = baseline.missing_on(geometry)
