@@ -26,6 +26,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.cache_sides import Shape, build, request
 from tests.engines import preload, run_engine
 
@@ -157,7 +159,8 @@ class Jenga(Side):
         from sglang_jenga.page_tables import Step
 
         fresh = [0] if req.kv.kv_allocated_len == 0 else []
-        with self.allocator.allocating(Step([req], [start], [end], fresh, self.page_size)):
+        step = Step([req], np.array([start]), np.array([end]), self.page_size, fresh=fresh)
+        with self.allocator.allocating(step):
             slots = self.allocator.alloc_extend(None, None, None, None, None, end - start)
         self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.int())
 

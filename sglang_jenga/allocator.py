@@ -115,14 +115,15 @@ class Allocator:
     # ---- transitions ------------------------------------------------------------------------
 
     def alloc(
-        self, requests: Sequence[object], need: Sequence[Sequence[int]]
+        self, requests: Sequence[object], need: Sequence[Sequence[int] | np.ndarray]
     ) -> list[np.ndarray] | None:
         """Hand out small pages for a whole batch: ``need[g][i]`` of group g to ``requests[i]``.
 
         Returns per group one int64 array, the requests' small ids one after another, or None, and
         then nothing has changed.
         """
-        totals = [sum(counts) for counts in need]
+        need = [np.asarray(counts, dtype=np.int64) for counts in need]
+        totals = [int(counts.sum()) for counts in need]
         if not self.fits_now(totals):
             return None
         result = []
@@ -133,9 +134,9 @@ class Allocator:
             )
             room = self.large.num_empty - later
             if self.order == "paper":
-                ids = self._alloc_paper(group_id, requests, counts, room)
+                ids = self._alloc_paper(group_id, requests, counts.tolist(), room)
             else:
-                ids = self._alloc_packed(group_id, counts, room)
+                ids = self._alloc_packed(group_id, counts, totals[group_id], room)
             self.num_used[group_id] += totals[group_id]
             result.append(ids)
         return result
@@ -191,19 +192,20 @@ class Allocator:
 
     # ---- allocation orders ------------------------------------------------------------------
 
-    def _alloc_packed(self, group_id: int, counts: Sequence[int], room: int) -> np.ndarray:
+    def _alloc_packed(self, group_id: int, counts: np.ndarray, total: int, room: int) -> np.ndarray:
         k = self._k[group_id]
         if k == 1:  # every small page is a large page: one slice of the stack serves the batch
-            return self._take_whole(group_id, sum(counts))
-        wholes = []
-        for count in counts:
-            wholes.append(min(count // k, room) if self.order == "packed" else 0)
-            room -= wholes[-1]
+            return self._take_whole(group_id, total)
         loose: list[np.ndarray] = []
-        tails = [count - whole * k for count, whole in zip(counts, wholes, strict=True)]
-        if not any(wholes):  # a decode step: one pass over the fullest large pages serves all
-            self._take_loose(group_id, sum(tails), loose)
+        if self.order != "packed" or not total or counts.max() < k:
+            # A decode step: one pass over the fullest large pages serves all.
+            self._take_loose(group_id, total, loose)
             return _joined(loose)
+        wholes, tails = [], []
+        for count in counts.tolist():
+            wholes.append(min(count // k, room))
+            tails.append(count - wholes[-1] * k)
+            room -= wholes[-1]
         whole_ids = self._take_whole(group_id, sum(wholes))
         self._take_loose(group_id, sum(tails), loose)
         loose_ids = _joined(loose)
@@ -249,14 +251,16 @@ class Allocator:
 
     def _take_loose(self, group_id: int, count: int, parts: list[np.ndarray]) -> int:
         """Fill the fullest partly filled large pages first; return the large pages newly bound."""
-        bound = 0
-        while count:
-            large_id = self.large.partial[group_id].best()
-            if large_id is None:
-                large_id = int(self.large.take_empty(group_id, 1)[0])
-                bound += 1
+        partial = self.large.partial[group_id]
+        while count and (large_id := partial.best()) is not None:
             count -= self._take_from(group_id, large_id, count, parts)
-        return bound
+        whole, rest = divmod(count, self._k[group_id])
+        if whole:
+            parts.append(self._take_whole(group_id, whole))
+        if rest:
+            large_id = int(self.large.take_empty(group_id, 1)[0])
+            self._take_from(group_id, large_id, rest, parts)
+        return whole + (rest > 0)
 
     def _take_from(self, group_id: int, large_id: int, count: int, parts: list[np.ndarray]) -> int:
         """Take up to ``count`` empty small pages of one large page, lowest ids first."""

@@ -110,9 +110,8 @@ class LargePages:
         # A large page with nothing in it was not counted in free before this call.
         self.free[group_id] += (k if occupied == 0 else 0) - count
         partial = self.partial[group_id]
-        partial.move(
-            large_id, partial.level(used, occupied), partial.level(used + count, occupied + count)
-        )
+        levels = partial.levels
+        partial.move(large_id, levels[used > 0][occupied], levels[True][occupied + count])
 
     def change(
         self, group_id: int, large_ids: np.ndarray, used: np.ndarray, occupied: np.ndarray
@@ -143,7 +142,7 @@ class LargePages:
         self.free[group_id] += int((old - new).sum()) - k * int(emptied.sum())
         if k > 1:
             partial = self.partial[group_id]
-            levels = partial.levels(old_used, old), partial.levels(new_used, new)
+            levels = partial.levels_of(old_used, old), partial.levels_of(new_used, new)
             moved = levels[0] != levels[1]
             partial.move_many(large_ids[moved], *(level[moved] for level in levels))
         if emptied.any():
@@ -165,7 +164,10 @@ class LargePages:
         self.free[group_id] += old - new - (k if new == 0 else 0)
         if k > 1:
             partial = self.partial[group_id]
-            partial.move(large_id, partial.level(old_used, old), partial.level(new_used, new))
+            levels = partial.levels
+            before, after = levels[old_used > 0][old], levels[new_used > 0][new]
+            if before != after:
+                partial.move(large_id, before, after)
         if new == 0:
             self.owner[large_id] = UNBOUND
             self._stack[self.num_empty] = large_id
@@ -278,7 +280,7 @@ class LargePages:
             partial = self.partial[group_id]
             partial.check(
                 {
-                    int(i): partial.level(int(used[i]), int(occupied[i]))
+                    int(i): partial.levels[int(used[i] > 0)][occupied[i]]
                     for i in np.flatnonzero(mine & (occupied < k))
                 }
             )
@@ -300,23 +302,20 @@ class PartlyFilled:
     """
 
     def __init__(self, smalls_per_large: int) -> None:
-        self._k = smalls_per_large
-        self._roomy = smalls_per_large // 8  # free small pages, at least
-        self._level: list[dict[int, None]] = [{} for _ in range(3 * (smalls_per_large + 1))]
+        k = smalls_per_large
+        occupied = np.arange(k + 1)
+        used_row = 1 + (k - occupied >= k // 8)
+        levels = np.stack([occupied, occupied + (k + 1) * used_row])
+        levels[:, [0, k]] = 0
+        # [any used][occupied]; as lists for single look-ups.
+        self._levels = levels
+        self.levels: list[list[int]] = levels.tolist()
+        self._level: list[dict[int, None]] = [{} for _ in range(3 * (k + 1))]
         self._levels_in_use = 0  # bit i: level i is not empty
 
-    def level(self, used: int, occupied: int) -> int:
-        """Where a large page with so many used and occupied small pages belongs."""
-        if not 0 < occupied < self._k:
-            return 0
-        row = 0 if not used else 1 + (self._k - occupied >= self._roomy)
-        return occupied + (self._k + 1) * row
-
-    def levels(self, used: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-        """`level` of many."""
-        inside = (occupied > 0) & (occupied < self._k)
-        row = (used > 0) * (1 + (self._k - occupied >= self._roomy))
-        return np.where(inside, occupied + (self._k + 1) * row, 0)
+    def levels_of(self, used: np.ndarray, occupied: np.ndarray) -> np.ndarray:
+        """`levels` of many."""
+        return self._levels[(used > 0).astype(np.int8), occupied]
 
     def best(self) -> int | None:
         """Large id of the partly filled large page to fill next, None if there is none."""
@@ -325,9 +324,7 @@ class PartlyFilled:
         return next(reversed(self._level[self._levels_in_use.bit_length() - 1]))
 
     def move(self, large_id: int, old: int, new: int) -> None:
-        """A large page went from level ``old`` to ``new``."""
-        if old == new:
-            return
+        """A large page went from level ``old`` to another one, ``new``."""
         if old:
             level = self._level[old]
             del level[large_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,23 +48,36 @@ def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
 class Step:
     """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
-    ``pages[i]``: new small pages of a request, the same number in every attention group.
-    ``fresh``: requests without a row yet, by index; their matched prefix enters the page tables.
+    ``pages[i]``: new small pages of a request, the same number in every attention group; arrays,
+    since a decode step has hundreds of requests. ``fresh``: requests without a row yet, by index;
+    their matched prefix enters the page tables. ``rows``: the requests', if they all have one.
     """
 
-    __slots__ = ("ends", "fresh", "num_pages", "pages", "reqs", "starts")
+    __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "reqs", "starts")
 
     def __init__(
         self,
         reqs: Sequence[Any],
-        starts: list[int],
-        ends: list[int],
-        fresh: Sequence[int],
+        starts: np.ndarray,
+        ends: np.ndarray,
         tokens_per_page: int,
+        *,
+        fresh: Sequence[int] = (),
+        rows: np.ndarray | None = None,
     ) -> None:
-        self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
+        self.reqs, self.starts, self.ends, self.fresh, self._rows = reqs, starts, ends, fresh, rows
         step = tokens_per_page
-        self.pages = [
-            -(-end // step) - -(-start // step) for start, end in zip(starts, ends, strict=True)
-        ]
-        self.num_pages = sum(self.pages)
+        self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
+        self.num_pages = int(self.pages.sum())
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of all requests; fresh ones must have got theirs."""
+        if self._rows is None:
+            self._rows = np.array([req.kv.req_pool_idx for req in self.reqs])
+        return self._rows
+
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Row, start, end and new pages of each request."""
+        lists = (array.tolist() for array in (self.rows, self.starts, self.ends, self.pages))
+        return zip(*lists, strict=True)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
@@ -285,10 +286,10 @@ def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     allocator = batch.token_to_kv_pool_allocator
     if not _is_ours(allocator):
         return original(batch)
-    starts = list(batch.prefix_lens)
-    ends = [start + count for start, count in zip(starts, batch.extend_lens, strict=True)]
+    starts = np.array(batch.prefix_lens, dtype=np.int64)
+    ends = starts + np.array(batch.extend_lens, dtype=np.int64)
     fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
-    with allocator.allocating(Step(batch.reqs, starts, ends, fresh, allocator.page_size)):
+    with allocator.allocating(Step(batch.reqs, starts, ends, allocator.page_size, fresh=fresh)):
         return original(batch)
 
 
@@ -296,11 +297,19 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
     allocator = batch.token_to_kv_pool_allocator
     if not _is_ours(allocator):
         return original(batch, token_per_req)
-    starts = [req.kv.kv_allocated_len for req in batch.reqs]
-    ends = [start + token_per_req for start in starts]
+    # Where SGLang will write the slots into its rows.
+    starts, rows = batch.seq_lens_cpu.numpy(), batch.req_pool_indices_cpu.numpy()
     allocator.decoding = batch.reqs
-    with allocator.allocating(Step(batch.reqs, starts, ends, (), allocator.page_size)):
+    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size, rows=rows)
+    with allocator.allocating(step):
         return original(batch, token_per_req)
+
+
+def _maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
+    cache = self.tree_cache
+    ours = _is_ours(self.token_to_kv_pool_allocator) and self.forward_mode.is_decode()
+    if not ours or not cache.supports_swa() or not cache.leave_windows(self.reqs):
+        original(self)
 
 
 def register_cache_backend() -> None:
@@ -361,6 +370,12 @@ HOOKS = (
         "after",
         _PREFILL_ADDER,
         _count_window_growth,
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.maybe_evict_swa",
+        "around",
+        "(self)",
+        _maybe_evict_swa,
     ),
     Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
     Hook(

@@ -187,18 +187,15 @@ class _JengaAllocator:
                 "an allocation outside of SGLang's batch allocation functions has no request to "
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
-        rows = [req.kv.req_pool_idx for req in step.reqs]
         demand = [step.pages] * self._num_groups
         if self.state_group is not None:
-            demand.append([0] * len(rows))
-        ids = self.core.alloc(rows, demand)
+            demand.append(np.zeros_like(step.pages))
+        ids = self.core.alloc(step.rows, demand)
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
-        self._enter_prefixes(step, rows)
-        slots = [
-            self._enter(group_id, step, rows, ids[group_id]) for group_id in range(self._num_groups)
-        ]
+        self._enter_prefixes(step)
+        slots = [self._enter(group_id, step, ids[group_id]) for group_id in range(self._num_groups)]
         assert slots[FULL].size == num_tokens
         return self._publish(slots)
 
@@ -212,23 +209,23 @@ class _JengaAllocator:
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         return ids[-1]
 
-    def _enter_prefixes(self, step: Step, rows: list[int]) -> None:
+    def _enter_prefixes(self, step: Step) -> None:
         for index in step.fresh:
             if step.starts[index]:
                 for group_id, table in enumerate(self.tables.rows):
                     pages = self.prefix_pages(step.reqs[index], group_id)
-                    table[rows[index], : pages.size] = pages
+                    table[step.rows[index], : pages.size] = pages
 
-    def _enter(self, group_id: int, step: Step, rows: list[int], ids: np.ndarray) -> np.ndarray:
+    def _enter(self, group_id: int, step: Step, ids: np.ndarray) -> np.ndarray:
         """Write new pages into the page tables; slots of the step's tokens."""
         table = self.tables.rows[group_id]
         per_page = self.page_size
-        if len(rows) == len(ids) and per_page == 1:  # decode: one token, one small page each
-            table[rows, step.starts] = ids
+        if len(step.reqs) == len(ids) and per_page == 1:  # decode: one token, one small page each
+            table[step.rows, step.starts] = ids
             return ids
         at = 0
         parts = []
-        for row, start, end, count in zip(rows, step.starts, step.ends, step.pages, strict=True):
+        for row, start, end, count in step.spans():
             first = -(-start // per_page)
             table[row, first : first + count] = ids[at : at + count]
             at += count
@@ -266,10 +263,10 @@ class _JengaAllocator:
         step = self._step
         if step is None:
             raise RuntimeError("slots are freed by row position under --memory-backend jenga")
-        for req, start, end in zip(step.reqs, step.starts, step.ends, strict=True):
+        for row, start, end, _ in step.spans():
             first = -(-start // self.page_size) * self.page_size
             for group_id in range(self._num_groups):
-                self.free_row_pages(group_id, req.kv.req_pool_idx, first, end)
+                self.free_row_pages(group_id, row, first, end)
 
     def free_group_begin(self) -> None:
         """Frees are host work and done at once; there is nothing to group."""

@@ -188,12 +188,15 @@ class JengaRadixCache(BasePrefixCache):
         for group_id, parts in enumerate(declined):
             for ids in parts:
                 self.core.free(group_id, ids)
-        # Before the old lock goes: otherwise the shared part would be evictable for a moment.
-        # It runs on a state of its own, so the cached one may go while it runs.
-        lock = self.trees.lock(node, without=() if self.states is None else (self.state_group,))
+        lock = None
+        if not leaves:
+            # It runs on a state of its own, so the cached one may go while it runs. Before the old
+            # lock goes: otherwise the shared part would be evictable for a moment.
+            apart = () if self.states is None else (self.state_group,)
+            lock = self.trees.lock(node, without=apart)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
-        if any(declined[: len(self.tables.rows)]):
+        if any(declined[: len(self.tables.rows)]) and not leaves:
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
@@ -243,10 +246,21 @@ class JengaRadixCache(BasePrefixCache):
         (`slide`) or the request ends and the trees get them: a later branch may hit behind the
         window.
         """
-        # With pages kept, SGLang asks again in every step, so the usual answer must cost nothing.
         if not self._keeps_behind_window:
             self._free_behind_window(req, pre_len, eviction_interval)
         self._advance_lock(req, pre_len, self._slide_interval)
+
+    def leave_windows(self, reqs: Iterable[Any]) -> bool:
+        """`evict_sliding_windows` of a whole decode step; False if SGLang has to ask for each.
+
+        With pages kept there is only what requests have locked of their prefixes, and most steps
+        find nothing there: SGLang would ask for every request whose window has moved at all.
+        """
+        if self._keeps_behind_window:
+            for req in reqs:
+                if req.lock is not None and req.lock.ranges[WINDOW] and req.decode_batch_idx >= 1:
+                    self._advance_lock(req, req.seqlen - 1, self._slide_interval)
+        return self._keeps_behind_window
 
     def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
         """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
