@@ -30,6 +30,14 @@ class Kept(NamedTuple):
     padded: int
 
 
+class Span(NamedTuple):
+    """Tokens ``[begin, end)`` that a step computes for a request, known by its row."""
+
+    row: int
+    begin: int
+    end: int
+
+
 class Recorder:
     def __init__(self, groups: Sequence[LayerGroup], pool_bytes: int) -> None:
         self._groups = groups
@@ -37,6 +45,7 @@ class Recorder:
         self._memory: Any = None
         self._kept: list[Kept] = []
         self._stride = 1
+        self._in_flight: list[Span] = []
         self._seen = np.zeros(0, dtype=bool)
         self.steps = self.decode_steps = 0
         self._decoded = 0
@@ -83,15 +92,19 @@ class Recorder:
         if waiting:
             self._loaded_seconds += span
             self._loaded_running += span * len(reqs)
+        spans = _spans(reqs, starts)
         if self.steps % self._stride == 0:
-            self._keep(scheduler, reqs, starts, now, waiting)
+            # Overlap: nobody has been told yet that the step before has ended.
+            before = self._in_flight if getattr(scheduler, "result_queue", None) else []
+            self._keep(scheduler, reqs, [*spans, *before], now, waiting)
+        self._in_flight = spans[: starts.size]
         self.steps += 1
 
     def _keep(
-        self, scheduler: Any, reqs: Sequence[Any], starts: np.ndarray, now: float, waiting: int
+        self, scheduler: Any, reqs: Sequence[Any], spans: Sequence[Span], now: float, waiting: int
     ) -> None:
         seen = self._memory.occupancy(reqs)
-        needed = self._needed(scheduler, reqs, starts)
+        needed = self._needed(scheduler, spans)
         total = max(1, sum(needed))
         stranded = seen.stranded([part / total for part in needed])
         self._kept.append(
@@ -110,24 +123,21 @@ class Recorder:
             self._kept = self._kept[::2]
             self._stride *= 2
 
-    def _needed(self, scheduler: Any, reqs: Sequence[Any], starts: np.ndarray) -> list[int]:
-        """Bytes per group that attention reads of these requests, a shared token once.
+    def _needed(self, scheduler: Any, spans: Sequence[Span]) -> list[int]:
+        """Bytes per group that attention reads for these tokens, a shared one once.
 
         A token is known by its slot in the request's row, under every baseline.
         """
         table = scheduler.req_to_token_pool.req_to_token.numpy()
-        ends = [req.kv.kv_allocated_len for req in reqs]
-        begins = starts.tolist() + [end - 1 for end in ends[len(starts) :]]
-        rows = [req.kv.req_pool_idx for req in reqs]
         needed = []
         for group in self._groups:
             if group.layer_type == "state":
-                needed.append(len(reqs) * group.entry_bytes)
+                needed.append(len({span.row for span in spans}) * group.entry_bytes)
                 continue
             reach = group.window
             parts = [
                 table[row, 0 if reach is None else max(0, begin + 1 - reach) : end]
-                for row, begin, end in zip(rows, begins, ends, strict=True)
+                for row, begin, end in spans
             ]
             needed.append(self._distinct(parts) * group.entry_bytes)
         return needed
@@ -179,3 +189,13 @@ class Recorder:
             "steps": float(self.steps),
             "decode_steps": float(self.decode_steps),
         }
+
+
+def _spans(reqs: Sequence[Any], starts: np.ndarray) -> list[Span]:
+    """The first requests compute from `starts` on, the others their last token."""
+    ends = [req.kv.kv_allocated_len for req in reqs]
+    begins = starts.tolist() + [end - 1 for end in ends[starts.size :]]
+    return [
+        Span(req.kv.req_pool_idx, begin, end)
+        for req, begin, end in zip(reqs, begins, ends, strict=True)
+    ]

@@ -14,8 +14,9 @@ Every byte of the pool is in one of three places, the same for every baseline:
 and the two kinds of waste are counted in them, from the requests' own lengths:
 
     needed   what the step's attention reads of a running request: every token in full layers, the
-             last `window` in window layers, one state; a token that several requests read counts
-             once, at its unpadded size
+             last `window` of each computed one in window layers, one state; with overlap also what
+             the step before read, for it is still under way when this one's memory is allocated. A
+             token that several requests read counts once, at its unpadded size
     wasted   held - needed, and the part of the empty bytes that nobody can take: however far the
              running requests' mix of layer groups goes on being served, some partition (or group
              with half-filled large pages) runs out first, and what the others have left is stranded
