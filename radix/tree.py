@@ -35,6 +35,9 @@ from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
 # Added to the time of pages that a hit went past: they go before all that were read, oldest first.
 _OUT_OF_REACH = -(1 << 48)
+# Tokens before a path's end whose windows age with the path: an answer asked for again, or another
+# question on the same document, parts there.
+_SPARED = 512
 _FIRST = -(1 << 62)  # before the rank of any prefix
 
 
@@ -239,7 +242,7 @@ class RadixTrees:
         forks = [above.end for above in self._upwards(node, 0) if len(above.children) > 1]
         for group_id in self._passed:
             last = self._ranges_read(group_id, node.end)
-            before = self._ranges_read(group_id, node.end - sum(end - begin for begin, end in last))
+            before = self._before(last)
             ranges = [*last, *(r for end in forks for r in self._ranges_read(group_id, end))]
             self._parts_read(node, before, group_id)  # all cuts first: a node keeps only its back
             kept = set(self._parts_read(node, _joined(ranges), group_id))
@@ -250,6 +253,14 @@ class RadixTrees:
                     part.used_at[group_id] = self._clock
                 elif part.used_at[group_id] >= 0 and part not in spared:
                     self._demote(part, group_id)
+
+    def _before(self, last: Sequence[Range]) -> list[Range]:
+        """As many tokens as are read at a path's end once more, and at least `_SPARED`."""
+        if not last:
+            return []
+        step, behind = self.tokens_per_page, last[0][0]
+        count = max(_SPARED, sum(end - begin for begin, end in last))
+        return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
         """Small ids of ``[0, node.end)``, 0 (the null page) where there is a hole."""
