@@ -35,9 +35,6 @@ from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
 # Added to the time of pages that a hit went past: they go before all that were read, oldest first.
 _OUT_OF_REACH = -(1 << 48)
-# Tokens before a path's end whose windows age with the path: an answer asked for again, or another
-# question on the same document, parts there.
-_SPARED = 512
 _FIRST = -(1 << 62)  # before the rank of any prefix
 
 
@@ -64,9 +61,12 @@ class RadixTrees:
         aligned: bool = True,
         anchors: bool = True,
         worth_of_prefix_page: int = 0,
+        spared: int = 512,
     ) -> None:
         """``worth_of_prefix_page``: tokens of group 0 that the bytes of a page of a whole prefix
-        would hold; what saves fewer goes first once a longer prefix has its page."""
+        would hold; what saves fewer goes first once a longer prefix has its page. ``spared``:
+        tokens before what is read at a path's end that age with it, if that is not more itself.
+        """
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
@@ -78,6 +78,7 @@ class RadixTrees:
         self._owner = owner
         self._observer = observer
         self._worth = worth_of_prefix_page
+        self._spared = spared
         self._order = {"balanced": balanced, "aligned": aligned}
         self._start_empty()
 
@@ -231,8 +232,8 @@ class RadixTrees:
         """A request has got as far as ``node``. The next ones will go on from there, or part from
         this path where others have: what the groups read at those places is refreshed by whoever
         passes. They may part shortly before its end as well, as another question on one document
-        does: as much again before what is read there ages with its request. All else on the path
-        goes first: the windows of its middle, of earlier ends, and of where a prompt was cut.
+        does: what comes shortly before ages with its request. All else on the path goes first: the
+        windows of its middle, of earlier ends, and of where a prompt was cut.
 
         Of states only the one that is consumed is refreshed. Without the places where requests part
         a prefix in daily use would lose the windows that its users begin with.
@@ -255,11 +256,11 @@ class RadixTrees:
                     self._demote(part, group_id)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
-        """As many tokens as are read at a path's end once more, and at least `_SPARED`."""
+        """As many tokens as are read at a path's end once more, and at least ``spared``."""
         if not last:
             return []
         step, behind = self.tokens_per_page, last[0][0]
-        count = max(_SPARED, sum(end - begin for begin, end in last))
+        count = max(self._spared, sum(end - begin for begin, end in last))
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:

@@ -12,11 +12,12 @@ DEMOTED, OF_USE = 0, 1
 class AgeModel:
     """``used[g]`` maps places to their time; whoever passes one of ``anchored[g]`` refreshes it.
 
-    ``worth``: tokens that a state must save to keep its place before a longer one.
+    ``worth``: tokens that a state must save to keep its place before a longer one. ``spared``:
+    tokens that age before those read at a key's end, if more than are read there.
     """
 
-    def __init__(self, model, worth):
-        self._model, self._worth = model, worth
+    def __init__(self, model, worth, spared):
+        self._model, self._worth, self._spared = model, worth, spared
         self._clock = 0
         self.used = [{} for _ in model.groups]
         self.anchored = [set() for _ in model.groups]
@@ -85,8 +86,8 @@ class AgeModel:
                     used[place] = DEMOTED, self._clock
 
     def _settle(self, namespace, key):
-        """What is read at the key's end and where others part stays, as much again before its end
-        ages, and the rest goes first."""
+        """What is read at the key's end and where others part stays, what comes shortly before its
+        end ages, and the rest goes first."""
         model = self._model
         path = {
             end: place_of(namespace, key, end) for end in range(model.tpp, key.size + 1, model.tpp)
@@ -98,7 +99,8 @@ class AgeModel:
             }
             last = model.places_read(group_id, namespace, key, key.size)
             before = key.size - len(last) * model.tpp
-            spared = model.places_read(group_id, namespace, key, before)
+            further = before - max(self._spared, len(last) * model.tpp) if last else before
+            spared = {place for end, place in path.items() if further < end <= before}
             self.anchored[group_id] -= set(path.values()) - kept
             self.anchored[group_id] |= kept
             for place in path.values():

@@ -73,8 +73,9 @@ class Rig(RuleBasedStateMachine):
         balanced=st.sampled_from([True, True, False]),
         aligned=st.sampled_from([True, True, False]),
         worth=st.sampled_from([0, 4, 99]),
+        spared=st.sampled_from([0, 7]),
     )
-    def start(self, data, tpp, reaches, order, balanced, aligned, worth):
+    def start(self, data, tpp, reaches, order, balanced, aligned, worth, spared):
         packings, states = data.draw(st.sampled_from(self.geometries)), self.states
         num_large = data.draw(st.sampled_from(self.sizes(packings)))
         plan = plan_of(packings, num_large)
@@ -85,7 +86,7 @@ class Rig(RuleBasedStateMachine):
         self.state_group = self.model.state_group
         self.allocator = ModelledAllocator(plan, order=order)
         self.allocator.model = self.model
-        self.ages = self.allocator.ages = AgeModel(self.model, worth)
+        self.ages = self.allocator.ages = AgeModel(self.model, worth, spared)
         self.balanced, self.aligned = balanced, aligned
         self.ages_known = not states  # tokens that no state lets hit age by a rule not modelled yet
         policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches)]
@@ -97,6 +98,7 @@ class Rig(RuleBasedStateMachine):
             balanced=balanced,
             aligned=aligned,
             worth_of_prefix_page=worth,
+            spared=spared,
         )
         self.running, self.past_keys, self.next_id = [], [], 0
 

@@ -400,6 +400,19 @@ def test_windows_of_the_middle_go_before_those_at_ends_and_where_requests_part()
     assert world.hit(fork(other, 4, 6)) == 4
 
 
+@pytest.mark.parametrize("tokens_per_page", [1, 2])
+def test_windows_shortly_before_an_end_outlast_those_of_the_middle(tokens_per_page):
+    world = World(2, tokens_per_page=tokens_per_page, spared=5)
+    key, other = tokens(20), tokens(20, seed=1)
+    world.insert(key)
+    world.insert(other)
+    # Two tokens are read at an end, and five before are spared; six in whole pages.
+    middle = {1: 13, 2: 12}[tokens_per_page]
+    gone = world.evict(2 * middle // tokens_per_page)
+    assert sorted(gone) == sorted([(WINDOW, at) for at in range(middle // tokens_per_page)] * 2)
+    assert world.hit(fork(other, 16, 20)) == 16
+
+
 def test_while_memory_is_idle_a_branch_hits_behind_the_window():
     world, key = World(2), tokens(9)
     world.insert(key)
