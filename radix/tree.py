@@ -12,11 +12,12 @@ opaque integers here; `PageOwner` is told what becomes of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from sglang_jenga.radix.ageing import Ageing
 from sglang_jenga.radix.eviction import EvictionQueues, Key
 from sglang_jenga.radix.hits import joint_hit
 from sglang_jenga.radix.node import (
@@ -31,10 +32,9 @@ from sglang_jenga.radix.node import (
     TokenPages,
     TreeObserver,
 )
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.paths import Paths, upwards
+from sglang_jenga.radix.policy import LayerPolicy, Range
 
-# Added to the time of pages that a hit went past: they go before all that were read, oldest first.
-_OUT_OF_REACH = -(1 << 48)
 _FIRST = -(1 << 62)  # before the rank of any prefix
 
 
@@ -71,23 +71,25 @@ class RadixTrees:
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
-        # Groups whose pages are of no use behind a hit that went past them.
-        token_groups = [g for g in self._groups[1:] if not self.policies[g].per_prefix]
-        self._passed = frozenset(token_groups if anchors else ())
         self._prefix_groups = [g for g in self._groups if self.policies[g].per_prefix]
         self._owner = owner
         self._observer = observer
-        self._worth = worth_of_prefix_page
-        self._spared = spared
         self._order = {"balanced": balanced, "aligned": aligned}
+        self._ageing = {"anchors": anchors, "worth": worth_of_prefix_page, "spared": spared}
         self._start_empty()
 
     def _start_empty(self) -> None:
-        self.root = Node(None, None, None, NO_PAGES, 0, len(self.policies))
         self.num_pages = [0] * len(self.policies)
-        self._clock = 0
         self._adopted: list[tuple[Node, int]] = []
         self._queues = EvictionQueues(self.policies, self._owner, **self._order)
+        self._paths = Paths(
+            self.policies, self.tokens_per_page, self._owner, self._queues, self._observer
+        )
+        self._ages = Ageing(self._paths, self._queues, **self._ageing)
+
+    @property
+    def root(self) -> Node:
+        return self._paths.root
 
     def clear(self) -> None:
         """Evict everything; nothing may be locked."""
@@ -97,73 +99,6 @@ class RadixTrees:
         if self._observer is not None:
             self._observer.cleared()
 
-    # ---- keys -------------------------------------------------------------------------------
-
-    def _walk(self, namespace: Hashable, key: np.ndarray) -> tuple[list[Node], int]:
-        """Nodes along ``key`` and the page-aligned length up to which their keys agree."""
-        node, at = self.root, 0
-        path: list[Node] = []
-        while at + self.tokens_per_page <= key.size:
-            child = node.children.get(self._edge(namespace, key, at))
-            if child is None:
-                break
-            path.append(child)
-            at += self._agreement(child, key, at)
-            if at < child.end:
-                break
-            node = child
-        return path, at
-
-    def _edge(self, namespace: Hashable, key: np.ndarray, at: int) -> Hashable:
-        """Key of a child: its first small page, under the root with the namespace."""
-        if self.tokens_per_page == 1:
-            first: Hashable = int(key[at])
-        else:
-            first = key[at : at + self.tokens_per_page].tobytes()
-        return first if at else (namespace, first)
-
-    def _agreement(self, node: Node, key: np.ndarray, at: int) -> int:
-        """Tokens, in whole small pages, that a node shares with ``key[at:]``."""
-        length = min(node.key.size, key.size - at)
-        differs = node.key[:length] != key[at : at + length]
-        same = int(differs.argmax())
-        if not same and not differs[0]:
-            same = length
-        return same - same % self.tokens_per_page
-
-    def _split(self, node: Node, at: int) -> Node:
-        """Cut a node in two at token ``at``; the back stays this object. Returns the new front."""
-        assert node.parent is not None and node.begin < at < node.end
-        index = at - node.begin
-        assert index % self.tokens_per_page == 0
-        front = Node(
-            node.parent,
-            node.edge,
-            node.namespace,
-            node.key[:index],
-            node.begin,
-            len(self.policies),
-        )
-        front.used_at, front.anchored = list(node.used_at), list(node.anchored)
-        node.parent.children[front.edge] = front
-        node.key, node.begin, node.parent = node.key[index:], at, front
-        node.edge = self._edge(None, node.key, 0)[1]
-        front.children[node.edge] = node
-        for group_id, extent in enumerate(node.extents):
-            if self.policies[group_id].per_prefix:
-                front.anchored[group_id] = False
-                continue  # the page and its locks are those of the whole prefix
-            front.locks[group_id] = node.locks[group_id]
-            if extent is not None:
-                halves = self._owner.split(extent, index // self.tokens_per_page)
-                for part, half in zip((front, node), halves, strict=True):
-                    part.extents[group_id], half.node = half, part
-                if not front.locks[group_id]:
-                    self._queues.push(front, group_id)
-        if self._observer is not None:
-            self._observer.split(front, node)
-        return front
-
     # ---- hit --------------------------------------------------------------------------------
 
     def match(self, namespace: Hashable, key: np.ndarray) -> Match:
@@ -171,97 +106,16 @@ class RadixTrees:
 
         Splits a node where the hit ends inside it. Refreshes what each group reads of the hit.
         """
-        path, agreed = self._walk(namespace, key)
+        path, agreed = self._paths.walk(namespace, key)
         end, misses = joint_hit(path, agreed, self.policies, self.tokens_per_page)
         if not end:
             return Match(self.root, agreed, misses)
         while path[-1].begin >= end:
             path.pop()
-        node = path[-1] if path[-1].end == end else self._split(path[-1], end)
-        self._clock += 1
-        self._touch(node, hit=True)
+        node = path[-1] if path[-1].end == end else self._paths.split(path[-1], end)
+        self._ages.tick()
+        self._ages.touch(node, hit=True)
         return Match(node, agreed, misses)
-
-    def _touch(self, node: Node, *, hit: bool) -> None:
-        """Refresh what each group reads of the prefix that ends at ``node``, and what it reads of
-        the anchors before it; the rest ages, and after a hit goes before all that was of use."""
-        now = self._clock
-        for group_id in self._groups[1:]:
-            for part in self._parts_read(node, self._ranges_read(group_id, node.end), group_id):
-                part.used_at[group_id] = now
-        for part in self._upwards(node, 0):
-            used_at = part.used_at
-            used_at[0] = now  # group 0 reads it all
-            for group_id in self._groups[1:]:
-                if part.anchored[group_id]:
-                    used_at[group_id] = now
-                elif hit and 0 <= used_at[group_id] < now and group_id in self._passed:
-                    self._demote(part, group_id)
-
-    def _demote(self, node: Node, group_id: int) -> None:
-        node.used_at[group_id] = self._clock + _OUT_OF_REACH
-        self._queues.push_again(node, group_id)
-
-    def _thin(self, node: Node, group_id: int) -> None:
-        """A prefix has got its one page. Is the page of the prefix before it still worth its bytes?
-
-        It serves those who will part from this path between the two, and saves them what lies
-        between it and the page before. Where requests have parted already it stays.
-        """
-        last = node.parent
-        while last.parent is not None and last.extents[group_id] is None:
-            if self._is_branch(last, group_id):
-                return
-            last = last.parent
-        if last.parent is None or self._is_branch(last, group_id):
-            return
-        before = last.parent
-        while before.parent is not None and (
-            before.extents[group_id] is None or before.used_at[group_id] < 0  # goes first itself
-        ):
-            before = before.parent
-        if last.end - before.end < self._worth:
-            self._demote(last, group_id)
-
-    @staticmethod
-    def _is_branch(node: Node, group_id: int) -> bool:
-        """Whether requests part here, or did before all but one way was evicted."""
-        return len(node.children) > 1 or node.anchored[group_id]
-
-    def _settle(self, node: Node) -> None:
-        """A request has got as far as ``node``. The next ones will go on from there, or part from
-        this path where others have: what the groups read at those places is refreshed by whoever
-        passes. They may part shortly before its end as well, as another question on one document
-        does: what comes shortly before ages with its request. All else on the path goes first: the
-        windows of its middle, of earlier ends, and of where a prompt was cut.
-
-        Of states only the one that is consumed is refreshed. Without the places where requests part
-        a prefix in daily use would lose the windows that its users begin with.
-        """
-        if not self._passed:
-            return  # full attention reads it all: no path to walk for it
-        forks = [above.end for above in self._upwards(node, 0) if len(above.children) > 1]
-        for group_id in self._passed:
-            last = self._ranges_read(group_id, node.end)
-            before = self._before(last)
-            ranges = [*last, *(r for end in forks for r in self._ranges_read(group_id, end))]
-            self._parts_read(node, before, group_id)  # all cuts first: a node keeps only its back
-            kept = set(self._parts_read(node, _joined(ranges), group_id))
-            spared = set(self._parts_read(node, before, group_id))
-            for part in self._upwards(node, 0):
-                part.anchored[group_id] = part in kept
-                if part in kept:
-                    part.used_at[group_id] = self._clock
-                elif part.used_at[group_id] >= 0 and part not in spared:
-                    self._demote(part, group_id)
-
-    def _before(self, last: Sequence[Range]) -> list[Range]:
-        """As many tokens as are read at a path's end once more, and at least ``spared``."""
-        if not last:
-            return []
-        step, behind = self.tokens_per_page, last[0][0]
-        count = max(self._spared, sum(end - begin for begin, end in last))
-        return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
         """Small ids of ``[0, node.end)``, 0 (the null page) where there is a hole."""
@@ -290,22 +144,22 @@ class RadixTrees:
         ``start`` ends the part of the key that the trees have for this request already; it must be
         locked, or the root. Adopted pages are evictable until somebody locks them.
         """
-        self._clock += 1
+        self._ages.tick()
         declined: list[list[np.ndarray]] = [[] for _ in self.policies]
         node, at, branch = start, start.end, None
         while at < key.size:
-            child = node.children.get(self._edge(namespace, key, at))
+            child = node.children.get(self._paths.edge(namespace, key, at))
             if child is None:
                 branch = node
                 node = self._append(namespace, node, key, offers)
                 break
-            at += self._agreement(child, key, at)
+            at += self._paths.agreement(child, key, at)
             if at < child.end:
-                child = self._split(child, at)
+                child = self._paths.split(child, at)
             self._offer(child, offers, declined)
             node = child
-        self._touch(node, hit=False)
-        self._settle(node)
+        self._ages.touch(node, hit=False)
+        self._ages.settle(node)
         if branch is not None and len(branch.children) > 1:
             for group_id in self._prefix_groups:
                 branch.anchored[group_id] = True
@@ -314,9 +168,9 @@ class RadixTrees:
             if adopted.evictable(group_id):
                 self._queues.push(adopted, group_id)
             if self.policies[group_id].per_prefix:
-                self._thin(adopted, group_id)
+                self._ages.thin(adopted, group_id)
         self._adopted.clear()
-        self._strand(node)
+        self._ages.strand(node)
         return Inserted(node, declined)
 
     def _append(
@@ -331,7 +185,7 @@ class RadixTrees:
         for begin, end in pairwise([parent.end, *cuts, key.size]):
             # A private copy: the caller's array may be a view of a longer, living one.
             part = key[begin:end].copy()
-            edge = self._edge(namespace, key, begin)
+            edge = self._paths.edge(namespace, key, begin)
             node = Node(parent, edge, namespace, part, begin, len(self.policies))
             parent.children[edge] = node
             for group_id, offer in enumerate(offers):
@@ -356,7 +210,7 @@ class RadixTrees:
             if node.extents[group_id] is None or self.policies[group_id].per_prefix
         ]
         cuts = self._cuts(lacking, node.begin, node.end)
-        for part in [*(self._split(node, cut) for cut in cuts), node]:
+        for part in [*(self._paths.split(node, cut) for cut in cuts), node]:
             for group_id, offer in enumerate(offers):
                 ids = self._ids_for(part, offer)
                 if ids is None:
@@ -390,51 +244,12 @@ class RadixTrees:
         extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
         extent.node = node
         self.num_pages[group_id] += ids.size
-        node.used_at[group_id] = self._clock
+        node.used_at[group_id] = self._ages.now
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
         self._adopted.append((node, group_id))
 
     # ---- locks ------------------------------------------------------------------------------
-
-    def _ranges_read(self, group_id: int, length: int, most: int | None = None) -> Sequence[Range]:
-        """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
-        step = self.tokens_per_page
-        ranges = self.policies[group_id].update_last_access(Prefix(length))
-        if step == 1 and most is None:
-            return ranges
-        most = length if most is None else most
-        whole = [(begin - begin % step, min(end + -end % step, most)) for begin, end in ranges]
-        return [(begin, end) for begin, end in whole if begin < end]
-
-    def _parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
-        """Nodes of the path to ``node`` that hold exactly these ranges; splits at their edges."""
-        if self.policies[group_id].per_prefix:
-            return [
-                part
-                for begin, end in ranges
-                for part in self._upwards(node, begin)
-                if part.end <= end
-            ]
-        found = []
-        for begin, end in ranges:
-            for part in self._upwards(node, begin):
-                if part.begin >= end:
-                    continue
-                if part.end > end:
-                    part = self._split(part, end)
-                if part.begin < begin:
-                    self._split(part, begin)  # the front keeps its age and stays evictable
-                found.append(part)
-        return found
-
-    @staticmethod
-    def _upwards(node: Node, begin: int) -> Iterator[Node]:
-        """Nodes from ``node`` up that hold a position at or after ``begin``."""
-        while node.parent is not None and node.end > begin:
-            above = node.parent
-            yield node
-            node = above
 
     def lock(self, node: Node, *, without: Collection[int] = ()) -> PathLock:
         """Keep what a request running on this prefix reads; `unlock` takes the receipt.
@@ -443,12 +258,12 @@ class RadixTrees:
         """
         # Splits may cut nodes later, so the receipt names tokens, not nodes.
         ranges = (
-            () if group_id in without else tuple(self._ranges_read(group_id, node.end))
+            () if group_id in without else tuple(self._paths.ranges_read(group_id, node.end))
             for group_id in self._groups
         )
         lock = PathLock(node, tuple(ranges))
         for group_id, ranges in enumerate(lock.ranges):
-            for part in self._parts_read(node, ranges, group_id):
+            for part in self._paths.parts_read(node, ranges, group_id):
                 part.locks[group_id] += 1
                 extent = part.extents[group_id]
                 if part.locks[group_id] == 1 and extent is not None:
@@ -459,7 +274,7 @@ class RadixTrees:
         """Tokens of one group in a lock that others have locked as well."""
         total = 0
         for begin, end in lock.ranges[group_id]:
-            for part in self._upwards(lock.node, begin):
+            for part in upwards(lock.node, begin):
                 if part.begin < end and part.locks[group_id] > 1:
                     total += min(part.end, end) - max(part.begin, begin)
         return total
@@ -467,7 +282,7 @@ class RadixTrees:
     def unlock(self, lock: PathLock) -> None:
         """Undo what is left of a lock."""
         for group_id, ranges in enumerate(lock.ranges):
-            for part in self._parts_read(lock.node, ranges, group_id):
+            for part in self._paths.parts_read(lock.node, ranges, group_id):
                 self._release(part, group_id)
 
     def advance(self, lock: PathLock, group_id: int, length: int) -> PathLock:
@@ -478,10 +293,10 @@ class RadixTrees:
         """
         node, before = lock.node, lock.ranges[group_id]
         length = max(length, node.end)
-        gone = _minus(before, self._ranges_read(group_id, length, most=node.end))
+        gone = _minus(before, self._paths.ranges_read(group_id, length, most=node.end))
         if not gone:
             return lock
-        for part in self._parts_read(node, gone, group_id):
+        for part in self._paths.parts_read(node, gone, group_id):
             self._release(part, group_id)
         ranges = list(lock.ranges)
         ranges[group_id] = tuple(_minus(before, gone))
@@ -567,30 +382,14 @@ class RadixTrees:
     def _cut(self, node: Node, group_id: int, index: int) -> None:
         """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
         if index:
-            self._split(node, node.begin + index * self.tokens_per_page)
+            self._paths.split(node, node.begin + index * self.tokens_per_page)
         if group_id == 0:
             self._remove(node)
-            self._strand(node.parent)
+            self._ages.strand(node.parent)
         else:
             self._drop(node, group_id)
             if self.policies[group_id].per_prefix:
-                self._strand(node)
-
-    def _strand(self, node: Node) -> None:
-        """Where a group has one page per prefix, tokens can only be hit with such a page at or
-        behind their end. Without one they go before all that are of use; a request that comes this
-        way again still learns from them where it parts."""
-        if not self._prefix_groups:
-            return
-        while (
-            node.parent is not None
-            and all(node.extents[group_id] is None for group_id in self._prefix_groups)
-            and all(child.used_at[0] < 0 for child in node.children.values())
-        ):
-            for group_id in self._groups:
-                if not self.policies[group_id].per_prefix:
-                    self._demote(node, group_id)
-            node = node.parent
+                self._ages.strand(node)
 
     def _remove(self, top: Node) -> None:
         """Take out a node and all below it; with it go every group's pages, which nothing could
@@ -648,17 +447,6 @@ class RadixTrees:
             below = sum(child.locks[0] for child in node.children.values())
             assert node.locks[0] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages
-
-
-def _joined(ranges: Iterable[Range]) -> list[Range]:
-    """The same tokens in disjoint ranges, rising."""
-    joined: list[Range] = []
-    for begin, end in sorted(ranges):
-        if joined and begin <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((begin, end))
-    return joined
 
 
 def _minus(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:

@@ -1,0 +1,131 @@
+"""The skeleton of keys that all layer groups' trees share: finding, cutting and climbing nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+
+from sglang_jenga.radix.eviction import EvictionQueues
+from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, TreeObserver
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+
+
+class Paths:
+    """Nodes below ``root``; what is cut off a node stays in the groups' eviction queues."""
+
+    def __init__(
+        self,
+        policies: Sequence[LayerPolicy],
+        tokens_per_page: int,
+        owner: PageOwner,
+        queues: EvictionQueues,
+        observer: TreeObserver | None,
+    ) -> None:
+        self.policies = policies
+        self.tokens_per_page = tokens_per_page
+        self.root = Node(None, None, None, NO_PAGES, 0, len(policies))
+        self._owner = owner
+        self._queues = queues
+        self._observer = observer
+
+    def walk(self, namespace: Hashable, key: np.ndarray) -> tuple[list[Node], int]:
+        """Nodes along ``key`` and the page-aligned length up to which their keys agree."""
+        node, at = self.root, 0
+        path: list[Node] = []
+        while at + self.tokens_per_page <= key.size:
+            child = node.children.get(self.edge(namespace, key, at))
+            if child is None:
+                break
+            path.append(child)
+            at += self.agreement(child, key, at)
+            if at < child.end:
+                break
+            node = child
+        return path, at
+
+    def edge(self, namespace: Hashable, key: np.ndarray, at: int) -> Hashable:
+        """Key of a child: its first small page, under the root with the namespace."""
+        if self.tokens_per_page == 1:
+            first: Hashable = int(key[at])
+        else:
+            first = key[at : at + self.tokens_per_page].tobytes()
+        return first if at else (namespace, first)
+
+    def agreement(self, node: Node, key: np.ndarray, at: int) -> int:
+        """Tokens, in whole small pages, that a node shares with ``key[at:]``."""
+        length = min(node.key.size, key.size - at)
+        differs = node.key[:length] != key[at : at + length]
+        same = int(differs.argmax())
+        if not same and not differs[0]:
+            same = length
+        return same - same % self.tokens_per_page
+
+    def split(self, node: Node, at: int) -> Node:
+        """Cut a node in two at token ``at``; the back stays this object. Returns the new front."""
+        assert node.parent is not None and node.begin < at < node.end
+        index = at - node.begin
+        assert index % self.tokens_per_page == 0
+        front = Node(
+            node.parent,
+            node.edge,
+            node.namespace,
+            node.key[:index],
+            node.begin,
+            len(self.policies),
+        )
+        front.used_at, front.anchored = list(node.used_at), list(node.anchored)
+        node.parent.children[front.edge] = front
+        node.key, node.begin, node.parent = node.key[index:], at, front
+        node.edge = self.edge(None, node.key, 0)[1]
+        front.children[node.edge] = node
+        for group_id, extent in enumerate(node.extents):
+            if self.policies[group_id].per_prefix:
+                front.anchored[group_id] = False
+                continue  # the page and its locks are those of the whole prefix
+            front.locks[group_id] = node.locks[group_id]
+            if extent is not None:
+                halves = self._owner.split(extent, index // self.tokens_per_page)
+                for part, half in zip((front, node), halves, strict=True):
+                    part.extents[group_id], half.node = half, part
+                if not front.locks[group_id]:
+                    self._queues.push(front, group_id)
+        if self._observer is not None:
+            self._observer.split(front, node)
+        return front
+
+    def ranges_read(self, group_id: int, length: int, most: int | None = None) -> Sequence[Range]:
+        """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
+        step = self.tokens_per_page
+        ranges = self.policies[group_id].update_last_access(Prefix(length))
+        if step == 1 and most is None:
+            return ranges
+        most = length if most is None else most
+        whole = [(begin - begin % step, min(end + -end % step, most)) for begin, end in ranges]
+        return [(begin, end) for begin, end in whole if begin < end]
+
+    def parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
+        """Nodes of the path to ``node`` that hold exactly these ranges; splits at their edges."""
+        if self.policies[group_id].per_prefix:
+            return [
+                part for begin, end in ranges for part in upwards(node, begin) if part.end <= end
+            ]
+        found = []
+        for begin, end in ranges:
+            for part in upwards(node, begin):
+                if part.begin >= end:
+                    continue
+                if part.end > end:
+                    part = self.split(part, end)
+                if part.begin < begin:
+                    self.split(part, begin)  # the front keeps its age and stays evictable
+                found.append(part)
+        return found
+
+
+def upwards(node: Node, begin: int) -> Iterator[Node]:
+    """Nodes from ``node`` up that hold a position at or after ``begin``."""
+    while node.parent is not None and node.end > begin:
+        above = node.parent
+        yield node
+        node = above
