@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.chat_load import Load, Player, Turn
-from benchmarks.svg_plot import Line, Panel, svg
+from benchmarks.svg_plot import Panel, draw
+
+COLOURS = ("#d55e00", "#0072b2")
+"""Of the servers compared, two at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +190,9 @@ def plot(result: dict) -> str:
     """A report over its rounds as SVG: a panel per quantity, a line per server."""
     panels = []
     for title, name, scale in PANELS:
-        lines = []
+        lines = {}
         for server, measured in result["servers"].items():
             values = enumerate((numbers[name] for numbers in measured["rounds"]), 1)
-            points = [(at, value * scale) for at, value in values if value is not None]
-            lines.append(Line(server, points))
-        panels.append(Panel(title, lines))
-    return svg(panels, x_title="round")
+            lines[server] = [(at, value * scale) for at, value in values if value is not None]
+        panels.append(Panel(title, lines, x_label="round"))
+    return draw(panels, dict(zip(result["servers"], COLOURS, strict=False)))

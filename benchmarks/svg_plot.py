@@ -1,91 +1,129 @@
-"""Line plots side by side as one SVG, in plain text: no plotting package, small files, same bytes.
+"""Small charts as SVG text: lines and stacked areas side by side with one legend.
 
-    panel = Panel("TTFT, ms", [Line("stock", [(1, 20.0), (2, 22.5)]), Line("jenga", [(1, 21.0)])])
-    Path("plot.svg").write_text(svg([panel], x_title="round"))
+    panel = Panel("TTFT, ms", {"stock": [(1, 20.0), (2, 22.5)], "jenga": [(1, 21.0)]})
+    Path("plot.svg").write_text(draw([panel], {"stock": "#888888", "jenga": "#d1495b"}))
 
-Axes begin at zero. A line's colour is its place in the panel, so the same name should have the same
-place in all panels; the legend is that of the first. What the numbers mean is the caller's.
+No plotting package, small files, the same bytes every time. Axes are linear and start at zero.
+Nothing here knows what is drawn.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-from xml.sax.saxutils import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from math import ceil, floor, inf, log10
 
-COLOURS = ("#888888", "#d1495b", "#2e6f95", "#3c8d5a", "#b8860b", "#6a4c93")
-WIDTH, HEIGHT = 300, 200  # of a panel's axes
-LEFT, TOP, BOTTOM = 52, 46, 40
-
-
-class Line(NamedTuple):
-    """Points in drawing order; a gap in the data is a point left out."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
+PANEL_WIDTH, PANEL_HEIGHT = 330, 190
+MARGIN_LEFT, MARGIN_TOP, MARGIN_BOTTOM, GAP = 58, 30, 40, 20
+LEGEND_HEIGHT = 26
 
 
-class Panel(NamedTuple):
-    """`lines`: no more than there are `COLOURS`."""
+@dataclass(frozen=True)
+class Panel:
+    """`lines` maps legend names to points in drawing order; a gap in the data is a point left out.
+
+    `layers` maps them to y values at `x` that are drawn on top of each other; what has fewer values
+    than `x` ends early. `top` fixes the upper end of the y axis, otherwise the data does.
+    """
 
     title: str
-    lines: Sequence[Line]
+    lines: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    x: Sequence[float] = ()
+    x_label: str = ""
+    top: float | None = None
 
 
-def svg(panels: Sequence[Panel], x_title: str = "") -> str:
-    """Return the document; a panel without points shows empty axes.
+def draw(
+    panels: Sequence[Panel], colours: Mapping[str, str], *, columns: int = 4, y_label: str = ""
+) -> str:
+    """One SVG document; `colours` by legend name, in legend order.
 
-    Raises ValueError for more lines than colours and for numbers below zero or not finite.
+    A panel without numbers shows empty axes. Raises ValueError for numbers that no axis can show,
+    below zero or not finite.
     """
-    width, height = LEFT + len(panels) * (WIDTH + LEFT), TOP + HEIGHT + BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-        ' font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
+    columns = min(columns, len(panels))
+    rows = ceil(len(panels) / columns)
+    cell_width = MARGIN_LEFT + PANEL_WIDTH + GAP
+    cell_height = MARGIN_TOP + PANEL_HEIGHT + MARGIN_BOTTOM
+    width, height = columns * cell_width, LEGEND_HEIGHT + rows * cell_height
+    used = {name for panel in panels for name in (*panel.lines, *panel.layers)}
+    body = [_legend({name: colour for name, colour in colours.items() if name in used})]
     for index, panel in enumerate(panels):
-        parts += _panel(panel, LEFT + index * (WIDTH + LEFT))
-    names = [line.name for line in panels[0].lines] if panels else []
-    x = LEFT
-    for name, colour in zip(names, COLOURS, strict=False):
-        parts.append(_text(x, 16, name, colour=colour))
-        x += 24 + 7 * len(name)
-    parts.append(_text(LEFT, height - 6, x_title))
-    return "\n".join([*parts, "</svg>", ""])
+        x0 = index % columns * cell_width + MARGIN_LEFT
+        y0 = LEGEND_HEIGHT + index // columns * cell_height + MARGIN_TOP
+        label = y_label if index % columns == 0 else ""
+        body.append(f'<g transform="translate({x0} {y0})">{_panel(panel, colours, label)}</g>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
 
 
-def ticks(limit: float, most: int = 5) -> list[float]:
-    """Round steps from zero up to `limit`, `most` beyond zero at most; ``[0.0]`` if it is zero."""
-    if limit <= 0:
-        return [0.0]
-    scale = 10.0 ** math.floor(math.log10(limit / most))
-    step = next(scale * part for part in (1, 2, 5, 10) if limit / (scale * part) <= most)
-    return [step * count for count in range(math.floor(limit / step + 1e-9) + 1)]
+def _legend(colours: Mapping[str, str]) -> str:
+    parts, x = [], MARGIN_LEFT
+    for name, colour in colours.items():
+        parts.append(f'<rect x="{x}" y="9" width="12" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 16}" y="18">{escape(name)}</text>')
+        x += 34 + 6 * len(name)
+    return "".join(parts)
 
 
-def _panel(panel: Panel, x0: float) -> Iterator[str]:
-    if len(panel.lines) > len(COLOURS):
-        raise ValueError(f"panel {panel.title!r}: {len(panel.lines)} lines, {len(COLOURS)} colours")
-    numbers = [number for line in panel.lines for point in line.points for number in point]
-    if not all(0 <= number < math.inf for number in numbers):
+def _panel(panel: Panel, colours: Mapping[str, str], y_label: str) -> str:
+    points = [point for line in panel.lines.values() for point in line]
+    numbers = [*panel.x, *(n for point in points for n in point)]
+    numbers += [value for values in panel.layers.values() for value in values]
+    if not all(0 <= number < inf for number in numbers):
         raise ValueError(f"panel {panel.title!r} has numbers below zero or not finite")
-    right, top = (max(numbers[axis::2], default=0.0) or 1.0 for axis in (0, 1))
-    bottom = TOP + HEIGHT
-    x_scale, y_scale = WIDTH / right, HEIGHT / (1.05 * top)
-    yield _text(x0, TOP - 12, panel.title)
-    for value in ticks(1.05 * top):
-        y = bottom - value * y_scale
-        yield f'<path d="M{x0} {y:.1f}h{WIDTH}" stroke="#ddd"/>'
-        yield _text(x0 - 5, y + 4, f"{value:g}", anchor="end")
-    for value in ticks(right, most=8):
-        yield _text(x0 + value * x_scale, bottom + 16, f"{value:g}", anchor="middle")
-    for line, colour in zip(panel.lines, COLOURS, strict=False):
-        places = (f"{x0 + x * x_scale:.1f},{bottom - y * y_scale:.1f}" for x, y in line.points)
-        shape = f'fill="none" stroke="{colour}" stroke-width="2"'
-        yield f'<polyline points="{" ".join(places)}" {shape}/>'
+    stacked = [sum(column) for column in zip(*panel.layers.values(), strict=True)]
+    y_step, top = ticks(panel.top or max([*stacked, *(y for _, y in points)], default=0.0))
+    top = panel.top or top
+    right = max([*panel.x, *(x for x, _ in points)], default=0.0) or 1.0
+    x_step, _ = ticks(right)
+
+    def place(x: float, y: float) -> str:
+        return f"{x / right * PANEL_WIDTH:.1f},{PANEL_HEIGHT * (1 - y / top):.1f}"
+
+    parts = [f'<text y="-10" font-weight="bold">{escape(panel.title)}</text>']
+    base = [0.0] * len(stacked)
+    for name, values in panel.layers.items():
+        upper = [low + value for low, value in zip(base, values, strict=True)]
+        x = panel.x[: len(values)]
+        outline = [place(*point) for point in zip(x, upper, strict=True)]
+        outline += [place(*point) for point in zip(reversed(x), reversed(base), strict=True)]
+        parts.append(f'<polygon points="{" ".join(outline)}" fill="{colours[name]}"/>')
+        base = upper
+    for i in range(floor(top / y_step + 1e-9) + 1):
+        y = PANEL_HEIGHT * (1 - i * y_step / top)
+        parts.append(f'<path d="M0 {y:.1f}h{PANEL_WIDTH}" stroke="#0002"/>')
+        parts.append(f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{i * y_step:.6g}</text>')
+    for i in range(floor(right / x_step + 1e-9) + 1):
+        x = i * x_step / right * PANEL_WIDTH
+        at = f'x="{x:.1f}" y="{PANEL_HEIGHT + 16}"'
+        parts.append(f'<text {at} text-anchor="middle">{i * x_step:.6g}</text>')
+    for name, line in panel.lines.items():
+        places = " ".join(place(x, y) for x, y in line)
+        parts.append(
+            f'<polyline points="{places}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>'
+        )
+    parts.append(
+        f'<text x="{PANEL_WIDTH / 2}" y="{PANEL_HEIGHT + 32}" text-anchor="middle">'
+        f"{escape(panel.x_label)}</text>"
+    )
+    if y_label:
+        parts.append(
+            f'<text transform="translate(-44 {PANEL_HEIGHT / 2}) rotate(-90)" '
+            f'text-anchor="middle">{escape(y_label)}</text>'
+        )
+    return "".join(parts)
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str = "black") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} fill="{colour}">{escape(text)}</text>'
+def ticks(highest: float) -> tuple[float, float]:
+    """A round step that cuts 0 .. `highest` in about four, and the multiple that covers it."""
+    if highest <= 0:
+        return 1.0, 1.0
+    power = 10.0 ** floor(log10(highest / 4))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * 5 >= highest)
+    return step, step * ceil(highest / step - 1e-9)

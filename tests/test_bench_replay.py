@@ -206,7 +206,8 @@ def test_samples_are_averaged_between_grid_points_and_gaps_keep_the_last_value()
 
 
 def test_the_hit_rate_counts_requests_in_the_order_of_their_first_tokens():
-    (shares,) = hit_panel("x", {"jenga": result()}).lines.values()
+    (line,) = hit_panel("x", {"jenga": result()}).lines.values()
+    shares = [share for _, share in line]
 
     # "a" (100 tokens, none hit) at 2 s, "b" (300, all hit) at 4 s, of 4 s in all.
     assert shares[len(shares) // 2 - 1] == 0.0

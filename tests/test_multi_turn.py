@@ -222,7 +222,7 @@ def test_the_plot_is_an_svg_with_a_line_per_panel(tmp_path):
         play(tmp_path, server.url, "--rounds", "3", "--clients", "1")
 
     root = ElementTree.parse(tmp_path / "out.svg").getroot()
-    lines = root.findall("{http://www.w3.org/2000/svg}polyline")
+    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
     assert [len(line.get("points").split()) for line in lines] == [3] * len(chat_report.PANELS)
 
 

@@ -6,79 +6,94 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.svg_plot import COLOURS, HEIGHT, LEFT, TOP, WIDTH, Line, Panel, svg, ticks
+from benchmarks.svg_plot import PANEL_HEIGHT, PANEL_WIDTH, Panel, draw, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
+COLOURS = {"a": "#111111", "b": "#222222"}
 
 
-def drawn(*panels):
-    """Per polyline its colour and its points."""
-    root = ElementTree.fromstring(svg(panels, x_title="time"))
+def drawn(*panels, shape="polyline", columns=4):
+    """Per shape its colour and its points, in the coordinates of its panel."""
+    root = ElementTree.fromstring(draw(panels, COLOURS, columns=columns))
     return [
-        (line.get("stroke"), [tuple(map(float, p.split(","))) for p in line.get("points").split()])
-        for line in root.findall(f"{SVG}polyline")
+        (
+            line.get("stroke" if shape == "polyline" else "fill"),
+            [tuple(map(float, point.split(","))) for point in line.get("points").split()],
+        )
+        for line in root.iter(f"{SVG}{shape}")
     ]
 
 
 def test_a_point_lies_where_its_numbers_are_on_axes_that_begin_at_zero():
-    ((_, points),) = drawn(Panel("p", [Line("a", [(0, 0), (5, 50), (10, 100)])]))
+    ((_, points),) = drawn(Panel("p", {"a": [(0, 0), (5, 50), (10, 100)]}))
 
-    zero = TOP + HEIGHT
-    assert points[0] == (LEFT, zero)
-    assert points[1][0] == LEFT + WIDTH / 2
-    assert points[2][0] == LEFT + WIDTH
-    assert TOP < points[2][1] < points[1][1] < zero
-    assert zero - points[2][1] == pytest.approx(2 * (zero - points[1][1]), abs=0.11)
+    assert points == [(0, PANEL_HEIGHT), (PANEL_WIDTH / 2, PANEL_HEIGHT / 2), (PANEL_WIDTH, 0)]
 
 
 def test_lines_of_a_panel_share_its_scale():
-    (_, low), (_, high) = drawn(Panel("p", [Line("a", [(1, 10)]), Line("b", [(1, 20)])]))
+    (_, low), (_, high) = drawn(Panel("p", {"a": [(1, 10)], "b": [(2, 20)]}))
 
-    zero = TOP + HEIGHT
-    assert zero - high[0][1] == pytest.approx(2 * (zero - low[0][1]), abs=0.11)
+    assert PANEL_HEIGHT - high[0][1] == pytest.approx(2 * (PANEL_HEIGHT - low[0][1]), abs=0.11)
+    assert high[0][0] == pytest.approx(2 * low[0][0], abs=0.11)
 
 
-def test_a_name_keeps_its_colour_in_every_panel_and_stands_in_the_legend():
-    lines = [Line("stock", [(1, 1)]), Line("jenga", [(1, 2)])]
-    text = svg([Panel("one", lines), Panel("two", lines)])
+def test_layers_lie_on_top_of_each_other_and_may_end_early():
+    panel = Panel("p", layers={"a": [25, 50], "b": [75, 50]}, x=[1, 2, 4], top=100.0)
+    (_, below), (_, above) = drawn(panel, shape="polygon")
 
-    colours = [colour for colour, _ in drawn(Panel("one", lines), Panel("two", lines))]
-    assert colours == [*COLOURS[:2], *COLOURS[:2]]
-    assert text.count(">stock<") == text.count(">jenga<") == 1
+    quarter, half = PANEL_WIDTH / 4, PANEL_WIDTH / 2
+    assert below[:2] == [(quarter, 0.75 * PANEL_HEIGHT), (half, 0.5 * PANEL_HEIGHT)]
+    assert above == [(quarter, 0), (half, 0), *reversed(below[:2])]
+
+
+def test_a_name_keeps_its_colour_in_every_panel_and_stands_in_the_legend_once():
+    lines = {"a": [(1, 1)], "b": [(1, 2)]}
+    panels = Panel("one", lines), Panel("two", dict(reversed(lines.items())))
+    text = draw(panels, COLOURS | {"c": "#333333"})
+
+    assert [colour for colour, _ in drawn(*panels)] == ["#111111", "#222222", "#222222", "#111111"]
+    assert text.count(">a<") == text.count(">b<") == 1
+    assert ">c<" not in text, "what is not drawn needs no legend"
+
+
+def test_panels_stand_side_by_side_until_a_row_is_full():
+    root = ElementTree.fromstring(draw([Panel(str(i)) for i in range(3)], COLOURS, columns=2))
+    places = [group.get("transform") for group in root.iter(f"{SVG}g")]
+    (x0, y0), (x1, y1), (x2, y2) = (
+        tuple(map(int, place.removeprefix("translate(").rstrip(")").split())) for place in places
+    )
+
+    assert x0 == x2 < x1
+    assert y0 == y1 < y2
 
 
 def test_names_and_titles_may_hold_any_character():
-    root = ElementTree.fromstring(svg([Panel("p99 <= 1 s & more", [Line("<a>", [(1, 1)])])]))
+    text = draw([Panel("p99 <= 1 s & more", {"<a>": [(1, 1)]})], {"<a>": "#111111"})
+    root = ElementTree.fromstring(text)
 
-    assert {"p99 <= 1 s & more", "<a>"} <= {text.text for text in root.findall(f"{SVG}text")}
+    assert {"p99 <= 1 s & more", "<a>"} <= {text.text for text in root.iter(f"{SVG}text")}
 
 
 def test_a_panel_without_points_shows_empty_axes():
-    assert drawn(Panel("p", []), Panel("q", [Line("a", [])])) == [(COLOURS[0], [])]
+    assert drawn(Panel("p"), Panel("q", {"a": []})) == [("#111111", [])]
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 def test_numbers_that_no_axis_can_show_are_refused(bad):
-    with pytest.raises(ValueError, match="'p' has numbers below zero or not finite"):
-        svg([Panel("p", [Line("a", [(1, bad)])])])
-
-
-def test_more_lines_than_colours_are_refused():
-    lines = [Line(str(index), [(1, 1)]) for index in range(len(COLOURS) + 1)]
-
-    with pytest.raises(ValueError, match="7 lines, 6 colours"):
-        svg([Panel("p", lines)])
+    for panel in (Panel("p", {"a": [(1, bad)]}), Panel("p", layers={"a": [bad]}, x=[1])):
+        with pytest.raises(ValueError, match="'p' has numbers below zero or not finite"):
+            draw([panel], COLOURS)
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"),
+    ("highest", "expected"),
     [
-        (0, [0]),
-        (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (12, [0, 5, 10]),
-        (0.03, [0, 0.01, 0.02, 0.03]),
-        (1050, [0, 500, 1000]),
+        (0, (1, 1)),
+        (1, (0.2, 1)),
+        (12, (2.5, 12.5)),
+        (0.03, (0.01, 0.03)),
+        (1050, (250, 1250)),
     ],
 )
-def test_ticks_are_round_steps_up_to_the_limit(limit, expected):
-    assert ticks(limit) == pytest.approx(expected)
+def test_ticks_are_round_steps_that_cover_the_highest_value(highest, expected):
+    assert ticks(highest) == pytest.approx(expected)

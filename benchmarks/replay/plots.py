@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.replay.result import Result
-from benchmarks.replay.svg import Panel, draw
+from benchmarks.svg_plot import Panel, draw
 
 GRID = 240
 """Points of a line."""
@@ -51,6 +51,14 @@ def grid_of(results: Mapping[str, Result]) -> np.ndarray:
     return np.linspace(0, end, GRID + 1)[1:]
 
 
+def line(
+    time: list[float], values: list[float], result: Result, grid: np.ndarray
+) -> list[tuple[float, float]]:
+    """Points of a run on the grid that it shares with others."""
+    mine = until_end(result, grid)
+    return list(zip(mine.tolist(), on_grid(time, values, mine), strict=True))
+
+
 def until_end(result: Result, grid: np.ndarray) -> np.ndarray:
     """A run that ends earlier than the others has a shorter line."""
     return grid[: max(1, np.searchsorted(grid, result.steps.time[-1], side="right"))]
@@ -59,10 +67,10 @@ def until_end(result: Result, grid: np.ndarray) -> np.ndarray:
 def running_panel(title: str, results: Mapping[str, Result]) -> Panel:
     grid = grid_of(results)
     lines = {
-        name: on_grid(result.steps.time, result.steps.running, until_end(result, grid))
+        name: line(result.steps.time, result.steps.running, result, grid)
         for name, result in results.items()
     }
-    return Panel(title, grid.tolist(), lines, {}, X_LABEL)
+    return Panel(title, lines, x_label=X_LABEL)
 
 
 def hit_panel(title: str, results: Mapping[str, Result]) -> Panel:
@@ -75,8 +83,8 @@ def hit_panel(title: str, results: Mapping[str, Result]) -> Panel:
         prompts = accumulate(request.prompt_tokens for request in served)
         shares = [100 * hit / prompt for hit, prompt in zip(hits, prompts, strict=True)]
         moments = [request.first_token for request in served]
-        lines[name] = on_grid(moments, shares, until_end(result, grid))
-    return Panel(title, grid.tolist(), lines, {}, X_LABEL)
+        lines[name] = line(moments, shares, result, grid)
+    return Panel(title, lines, x_label=X_LABEL)
 
 
 def waste_panel(title: str, results: Mapping[str, Result]) -> Panel:
@@ -86,8 +94,8 @@ def waste_panel(title: str, results: Mapping[str, Result]) -> Panel:
     for name, result in results.items():
         pool = result.config["replayed_pool_bytes"]
         shares = [100 * wasted / pool for wasted in result.steps.wasted]
-        lines[name] = on_grid(result.steps.time, shares, until_end(result, grid))
-    return Panel(title, grid.tolist(), lines, {}, X_LABEL)
+        lines[name] = line(result.steps.time, shares, result, grid)
+    return Panel(title, lines, x_label=X_LABEL)
 
 
 def memory_panel(title: str, result: Result, end: float) -> Panel:
@@ -104,7 +112,7 @@ def memory_panel(title: str, result: Result, end: float) -> Panel:
         layers[f"{group}, running"] = percent(steps.held[group])
         layers[f"{group}, cached"] = percent(steps.cached[group])
     layers["empty"] = percent(steps.empty)
-    return Panel(title, grid.tolist(), {}, layers, X_LABEL, top=100.0)
+    return Panel(title, layers=layers, x=grid.tolist(), x_label=X_LABEL, top=100.0)
 
 
 def memory_colours(result: Result) -> dict[str, str]:
