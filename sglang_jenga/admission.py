@@ -16,7 +16,8 @@ class _Round:
     """Common to all models: what has been promised and put off in one round of admission.
 
     A model with states gives every new request ``states_per_request`` of them beside its tokens,
-    out of the same bytes; a prompt whose next chunk is asked for has its own already.
+    out of the same bytes; a prompt whose next chunk is asked for has its own already. States that
+    running requests are tracked in are as good as cached ones: they are given up for new requests.
 
     Where SGLang does not track states inside a prompt, a request that parts from cached ones behind
     the last cached state is cut there: the chunk's end leaves a state at the branch point, which
@@ -27,11 +28,15 @@ class _Round:
     _cut_again = False  # a prompt in flight does not end in this round
     _cut_at_branch = False  # a new one is cut where it parts from others
     _states_promised = 0
+    _to_give_up: int | None = None
 
     @property
     def states_wanted(self) -> int:
-        """States promised in this round and those of one more request."""
-        return self._states_promised + self.allocator.states_per_request
+        """States promised in this round and those of one more request, beyond those that decoding
+        requests can go on without; below zero if these are more."""
+        if self._to_give_up is None:  # nothing changes them during a round
+            self._to_give_up = self.allocator.states_to_give_up()
+        return self._states_promised + self.allocator.states_per_request - self._to_give_up
 
     def fit_chunk(self, *, extend_input_len: int, **demand: Any) -> int | None:
         self._states_promised -= self.allocator.states_per_request
@@ -119,7 +124,7 @@ class JengaSWABudget(_Round, SharedSWAPrefillBudget):
         need = allocator.need(
             full_tokens + self.total_offset,
             swa_tokens + self.swa_offset,
-            states=self.states_wanted,
+            states=max(0, self.states_wanted),
         )
         if core.fits_after_evicting(need):
             return True

@@ -4,13 +4,15 @@
                   chunk ends, and handed over when the request leaves. No step may run ahead.
     extra_buffer  forwards copy the state into a *tracking* slot where a chunk of a prompt ends and
                   every --mamba-track-interval tokens after; SGLang says which slot holds that of
-                  which length. A tracking slot is handed over, and the request gets another one.
+                  which length. A tracking slot is handed over, and the request gets another one:
+                  at once, or (``extra_buffer_lazy``) when it comes to an interval's end.
 
 Knows requests and slots; what is done with a state is the trees' business.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sglang.srt.runtime_context import mamba_checkpoint_grid
@@ -50,6 +52,13 @@ class EndStates:
         self._rows.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
         return {length: int(slots)}
 
+    def given_up(self, reqs: Iterable[Any]) -> int:
+        """None of these requests has a state that it can go on without."""
+        return 0
+
+    def give_up(self, reqs: Iterable[Any]) -> Iterator[None]:
+        yield from ()
+
     def branch(self, match: Match) -> int | None:
         """Note where the request matched last parts from what is cached; SGLang tracks nothing."""
         parted = match.agreed - match.node.end
@@ -65,6 +74,7 @@ class TrackedStates:
     def __init__(self, rows: Any, page_size: int) -> None:
         self._rows = rows
         self._grid = mamba_checkpoint_grid(page_size)
+        self._lazy = rows.enable_mamba_extra_buffer_lazy
 
     def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
         """Length of the last tracked state: what lies behind it could not be hit."""
@@ -73,13 +83,16 @@ class TrackedStates:
     def take(self, req: Any, length: int, *, leaves: bool) -> PrefixPages:
         """The tracking slot that holds the state after ``length`` tokens.
 
-        A request that goes on gets another one; if there is no room, it keeps the one it has.
+        A request that goes on gets another one; if there is no room, it keeps the one it has. In
+        lazy mode one whose prompt has ended gets it when it comes to a track boundary.
         """
         kv = req.kv
         index = self._tracked(req, length, leaves)[1]
         slot = int(kv.mamba_ping_pong_track_buffer[index])
         if leaves:
             kv.mamba_ping_pong_empty[index] = True
+        elif self._lazy and req.extend_end >= len(req.full_untruncated_fill_ids):
+            self._rows.track_nowhere(req, index)
         else:
             fresh = self._rows.mamba_allocator.alloc(1)
             if fresh is None:
@@ -97,12 +110,41 @@ class TrackedStates:
         if kv.mamba_ping_pong_track_buffer is None:
             return 0, 0
         last, index = kv.mamba_last_track_seqlen or 0, kv.mamba_last_track_idx
+        if kv.mamba_ping_pong_empty[index]:
+            return 0, 0
         if last <= length:
             return last, index
         before = kv.mamba_prev_track_seqlen
         if leaves and before is not None and before <= length:
             return before, self._rows.get_mamba_ping_pong_other_idx(index)
         return 0, 0
+
+    def given_up(self, reqs: Iterable[Any]) -> int:
+        """States that `give_up` would give up."""
+        return sum(1 for _ in self._places(reqs))
+
+    def give_up(self, reqs: Iterable[Any]) -> Iterator[None]:
+        """Give up states that decoding requests are tracked in, one per iteration, those first that
+        would save the fewest tokens. They are tracked again at their next boundary."""
+        for _, req, place in sorted(self._places(reqs), key=lambda item: item[0]):
+            slot = req.kv.mamba_ping_pong_track_buffer[place : place + 1].clone()
+            self._rows.track_nowhere(req, place)
+            self._rows.mamba_allocator.free(slot)
+            yield
+
+    def _places(self, reqs: Iterable[Any]) -> Iterator[tuple[int, Any, int]]:
+        """Requests that have one tracking slot in lazy mode, its place, and what it saves.
+
+        As with windows, a request's last prefill may still be running at its first decode. A second
+        slot is there for a step only, and the first one goes then.
+        """
+        for req in reqs if self._lazy else ():
+            kv = req.kv
+            if not kv.holds_kv or req.decode_batch_idx < 1 or req.finished():
+                continue
+            if kv.mamba_ping_pong_empty is not None and sum(kv.mamba_ping_pong_empty) == 1:
+                saved = (kv.mamba_last_track_seqlen or 0) - kv.cache_protected_len
+                yield saved, req, kv.mamba_ping_pong_empty.index(False)
 
     def branch(self, match: Match) -> int | None:
         """Length at which SGLang shall track a state because requests part there."""

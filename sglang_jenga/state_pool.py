@@ -144,9 +144,10 @@ class StateSlots:
         """Only SGLang's report of a leak asks for a list; there is none to give."""
         return torch.zeros(0, dtype=torch.int64)
 
-    def alloc(self, need_size: int) -> torch.Tensor | None:
-        """Slots, ``[need_size]`` int64 on the host, or None."""
-        ids = self._allocator.alloc_states(need_size)
+    def alloc(self, need_size: int, *, to_run: bool = False) -> torch.Tensor | None:
+        """Slots, ``[need_size]`` int64 on the host, or None. ``to_run``: a request needs them to
+        begin, so that others may be left untracked for them."""
+        ids = self._allocator.alloc_states(need_size, to_run=to_run)
         return None if ids is None else torch.from_numpy(ids)
 
     def free(self, free_index: torch.Tensor) -> None:
@@ -226,7 +227,7 @@ class JengaStateRows(HybridReqToTokenPool):
         fresh = [req for req in reqs if not req.kv.holds_mamba]
         untracked = [req for req in reqs if tracked and req.kv.mamba_ping_pong_track_buffer is None]
         count = len(fresh) + tracked * len(untracked)
-        slots = self.mamba_allocator.alloc(count)
+        slots = self.mamba_allocator.alloc(count, to_run=True)
         if slots is None:
             raise RuntimeError(f"admission promised {count} states that cannot be had")
         for req, slot in zip(fresh, slots[: len(fresh)], strict=True):
@@ -264,6 +265,16 @@ class JengaStateRows(HybridReqToTokenPool):
         kv = req.kv
         kv.mamba_ping_pong_track_buffer[idx] = value
         kv.mamba_ping_pong_empty[idx] = not torch.is_tensor(value)
+        mapping = self.req_index_to_mamba_ping_pong_track_buffer_mapping
+        mapping[kv.req_pool_idx] = self._to_device(kv.mamba_ping_pong_track_buffer)
+
+    def track_nowhere(self, req: Any, idx: int) -> None:
+        """Leave a request without a slot in place ``idx``, though a step may track there: the place
+        names the request's own state, which is then copied onto itself."""
+        kv = req.kv
+        kv.mamba_ping_pong_track_buffer[idx] = kv.mamba_pool_idx
+        kv.mamba_ping_pong_empty[idx] = True
+        kv.mamba_prev_track_seqlen = kv.mamba_last_track_seqlen = None
         mapping = self.req_index_to_mamba_ping_pong_track_buffer_mapping
         mapping[kv.req_pool_idx] = self._to_device(kv.mamba_ping_pong_track_buffer)
 

@@ -113,9 +113,10 @@ class _JengaAllocator:
             need = self.need(self._step.num_pages * self.page_size)
         return self._make_room(tree_cache, need)
 
-    def _make_room(self, tree_cache: Any, need: Sequence[int]) -> bool:
+    def _make_room(self, tree_cache: Any, need: Sequence[int], *, to_run: bool = True) -> bool:
         """Free what costs least to lose until ``need`` fits: slid-out pages, then cached prefixes,
-        then the last few slid-out pages, before SGLang retracts a request.
+        then the last few slid-out pages, and if it is needed ``to_run``, states that requests are
+        tracked in, before SGLang retracts one.
 
         Tokens that nothing can hit any more go before another large page is taken for new ones: it
         may be wanted for a state.
@@ -131,7 +132,18 @@ class _JengaAllocator:
                 tree_cache.evict_to_fit(need)
             if self.core.fits_now(need):
                 return True
+        if to_run and tree_cache.supports_mamba():
+            for _ in tree_cache.states.give_up(self.decoding):
+                tree_cache.evict_to_fit(need)
+                if self.core.fits_now(need):
+                    return True
         return False
+
+    def states_to_give_up(self) -> int:
+        """States that decoding requests are tracked in, and can go on without."""
+        if self.tree_cache is None or not self.tree_cache.supports_mamba():
+            return 0
+        return self.tree_cache.states.given_up(self.decoding)
 
     def check_decode_capacity(
         self,
@@ -145,7 +157,8 @@ class _JengaAllocator:
         if requests is not None:
             self.decoding = requests
             states = self.states_of_step(requests) if self.states_of_step is not None else 0
-            if states and self._make_room(tree_cache, self.need(num_tokens, states=states)):
+            need = self.need(num_tokens, states=states)
+            if states and self._make_room(tree_cache, need, to_run=False):
                 return True  # else a request would be retracted so that another one is tracked
         return self._make_room(tree_cache, self.need(num_tokens))
 
@@ -199,11 +212,12 @@ class _JengaAllocator:
         assert slots[FULL].size == num_tokens
         return self._publish(slots)
 
-    def alloc_states(self, count: int) -> np.ndarray | None:
+    def alloc_states(self, count: int, *, to_run: bool) -> np.ndarray | None:
         """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
 
-        Cached prefixes are given up for them."""
-        if not self._make_room(self.tree_cache, self.need(0, states=count)):
+        Cached prefixes are given up for them; ``to_run``: and states that requests are tracked in.
+        """
+        if not self._make_room(self.tree_cache, self.need(0, states=count), to_run=to_run):
             return None
         ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
@@ -320,9 +334,12 @@ class JengaStateAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
 
     def tokens_beside(self, states: int) -> int:
         """Tokens that could be had beside so many more states, if everything cached went for them;
-        -1 if not even the states can be had."""
+        -1 if not even the states can be had. Fewer than none: so many are given up, which empties
+        large pages where each of them fills one."""
         large, (full, state) = self.core.large, self.core.plan.groups
-        short = max(0, states - large.slack[self.state_group])
+        short = states - large.slack[self.state_group]
+        if state.smalls_per_large > 1:
+            short = max(0, short)
         larges = large.num_empty + large.num_idle - -(-short // state.smalls_per_large)
         if larges < 0:
             return -1

@@ -76,7 +76,7 @@ def run_engine(
     model: str | Path,
     waves: Sequence[Wave],
     *,
-    max_new_tokens: int = 16,
+    max_new_tokens: int | Sequence[int] = 16,
     seconds: float = 300.0,
     env: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
@@ -121,7 +121,7 @@ def _engine_process(
     log_path: Path,
     model: str,
     waves: Sequence[Wave],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     env: dict[str, str],
     prepare: Callable[[], None] | None,
     arguments: dict[str, Any],
@@ -143,13 +143,18 @@ def _engine_process(
         if prepare is not None:
             prepare()
         server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
-        sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+        counts = [max_new_tokens] if isinstance(max_new_tokens, int) else max_new_tokens
+        sampling = [
+            {"temperature": 0, "max_new_tokens": count, "ignore_eos": True} for count in counts
+        ]
         outputs, cached, seconds = [], [], []
         for wave in waves:
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
-            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
+            wave = list(wave)
+            ways = sampling * len(wave) if len(sampling) == 1 else sampling
+            answers = server.generate(input_ids=wave, sampling_params=ways)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
             seconds.append(time.perf_counter() - start)

@@ -155,8 +155,8 @@ SHORT = Workload("short", (Request("a", np.arange(1, 9), np.arange(1, 3), 0.0),)
 CELL = Cell("gemma-3-27b", "short", "jenga")
 
 
-def play_once(folder, run, *, cell=CELL, workload=SHORT, limits=Limits()):  # noqa: B008
-    return play(cell, workload, Deployment("h100", 2), limits, folder, run=run)
+def play_once(folder, run, *, cell=CELL, workload=SHORT, limits=Limits(), **options):  # noqa: B008
+    return play(cell, workload, Deployment("h100", 2), limits, folder, run=run, **options)
 
 
 def never(*args, **kwargs):
@@ -186,6 +186,13 @@ def test_a_failure_is_kept_with_its_first_and_last_line(tmp_path):
 
     assert play_once(tmp_path, fail) == Missing("no boot ... ValueError: no")
     assert play_once(tmp_path, never) == Missing("no boot ... ValueError: no")
+
+
+def test_a_report_of_what_is_stored_plays_nothing(tmp_path):
+    assert play_once(tmp_path, never, only_stored=True) == Missing("not replayed yet")
+    expected = result(70)
+    play_once(tmp_path, lambda *args, **kwargs: expected)
+    assert play_once(tmp_path, never, only_stored=True) == expected
 
 
 def test_what_cannot_be_had_is_missing_without_being_played(tmp_path):

@@ -179,6 +179,40 @@ def test_many_requests_run_where_stock_has_cut_few_states(prepared):
     assert most["jenga"] >= 30
 
 
+def test_states_that_requests_are_tracked_in_make_room_for_others(prepared):
+    """Bytes for 27 states. A request takes those of one for its tokens, one for its state, and two
+    more with `extra_buffer`, in which it is tracked after 64 tokens. The one of `extra_buffer_lazy`
+    goes when somebody else wants to run, before that length or after."""
+    model, _, _ = prepared("qwen3_next")
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, VOCAB_SIZE) for _ in range(40)] for _ in range(32)]
+    lengths = [rng.randrange(8, 48) for _ in prompts]
+    most, answers = {}, {}
+    for strategy in ("extra_buffer", "extra_buffer_lazy"):
+        run = run_engine(
+            model,
+            [prompts],
+            max_new_tokens=lengths,
+            env=EXACT,
+            memory_backend="jenga",
+            max_total_tokens=64,
+            chunked_prefill_size=2048,
+            max_mamba_cache_size=27,
+            max_running_requests=32,
+            disable_overlap_schedule=False,
+            mamba_radix_cache_strategy=strategy,
+            mamba_track_interval=64,
+            decode_log_interval=1,
+        )
+        running = [part.split("#running-req: ")[1] for part in run.log.splitlines()
+                   if "Decode batch" in part and "#running-req: " in part]  # fmt: skip
+        most[strategy] = max(int(part.split(",")[0]) for part in running)
+        answers[strategy] = run.outputs
+
+    assert answers["extra_buffer"] == answers["extra_buffer_lazy"]
+    assert most["extra_buffer_lazy"] >= 1.7 * most["extra_buffer"], most
+
+
 def test_a_state_is_cached_where_requests_part(prepared):
     """The second prompt shows that a prefix is shared; from the third on its state is there."""
     model, _, _ = prepared("qwen3_next")

@@ -64,7 +64,14 @@ def play_all(
     for number, cell in enumerate(cells, 1):
         started = time.perf_counter()
         deployment = DEPLOYMENTS[cell.model]
-        found = play(cell, workloads[cell.workload], deployment, profile.limits, options.json)
+        found = play(
+            cell,
+            workloads[cell.workload],
+            deployment,
+            profile.limits,
+            options.json,
+            only_stored=options.only_stored,
+        )
         seconds = time.perf_counter() - started
         if isinstance(found, Missing):
             missing[cell] = found
@@ -129,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baselines", nargs="+", choices=[*BASELINES], metavar="BASELINE")
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep results here and go on")
+    parser.add_argument("--only-stored", action="store_true", help="play nothing: report --json")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files here")
     options = parser.parse_args(argv)
     profile = PROFILES[options.profile]

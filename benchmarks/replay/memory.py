@@ -100,13 +100,15 @@ class UnifiedMemory:
 
 
 class JengaMemory:
-    """One pool of large pages. What a running request keeps behind its window counts as cached: it
-    is given back when memory is short, and is in nobody's way before."""
+    """One pool of large pages. What a running request keeps behind its window counts as cached, and
+    so does a state that it is tracked in and can go on without: both are given back when memory is
+    short, and are in nobody's way before."""
 
     def __init__(self, scheduler: Any, pool_bytes: int) -> None:
         self._tree = scheduler.tree_cache
-        self._core = scheduler.token_to_kv_pool_allocator.core
-        self._page_size = scheduler.token_to_kv_pool_allocator.page_size
+        self._allocator = scheduler.token_to_kv_pool_allocator
+        self._core = self._allocator.core
+        self._page_size = self._allocator.page_size
         self._pool_bytes = pool_bytes
         plan = self._core.plan
         cuts = ", ".join(
@@ -126,6 +128,10 @@ class JengaMemory:
             left = self._behind_windows(running) * sizes[1]
             held[1] -= left
             cached[1] += left
+        if self._tree.supports_mamba():
+            tracked = self._allocator.states_to_give_up() * sizes[-1]
+            held[-1] -= tracked
+            cached[-1] += tracked
         padded = self._pool_bytes - core.plan.pool_bytes
         for item, used, kept in zip(items, core.num_used, core.num_cached, strict=True):
             spare = item.padded_entry_bytes - item.group.entry_bytes

@@ -7,8 +7,9 @@ and the totals that are not named below. Modelled by the clock (`clock.py`) and 
 Every byte of the pool is in one of three places, the same for every baseline:
 
     held     small pages, slots or states that running requests hold; a shared one counts once
-    cached   only the prefix cache holds it, or a running request has left it behind its window and
-             gives it back when asked; it can be evicted, and a hit may still use it
+    cached   only the prefix cache holds it, or a running request has left it behind its window, or
+             is tracked there, and gives it back when asked; it can be evicted, and a hit may still
+             use it
     empty    the rest: free, or lost to rounding when the pool was cut
 
 and the two kinds of waste are counted in them, from the requests' own lengths:
