@@ -272,6 +272,9 @@ class JengaStateRows(HybridReqToTokenPool):
         """Leave a request without a slot in place ``idx``, though a step may track there: the place
         names the request's own state, which is then copied onto itself."""
         kv = req.kv
+        other = self.get_mamba_ping_pong_other_idx(idx)
+        if kv.mamba_ping_pong_empty[other]:
+            kv.mamba_ping_pong_track_buffer[other] = -1  # to SGLang: a boundary found no slot
         kv.mamba_ping_pong_track_buffer[idx] = kv.mamba_pool_idx
         kv.mamba_ping_pong_empty[idx] = True
         kv.mamba_prev_track_seqlen = kv.mamba_last_track_seqlen = None

@@ -94,7 +94,7 @@ def test_after_a_pause_requests_resume_from_their_last_token_or_state(tmp_path, 
         server.flush_cache()
         before = server.log()
         answers = threads.submit(server.generate, prompts, new_tokens)
-        while server.log()[len(before) :].count("Decode batch") < 20:
+        while server.log()[len(before) :].count("#running-req: 3,") < 20:
             time.sleep(0.02)
         server.post("/pause_generation", {"mode": "retract"})
         server.post("/continue_generation", {})

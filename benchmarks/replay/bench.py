@@ -96,6 +96,7 @@ def report(
     if results:
         parts.append(tables.pool_table(results))
         parts.append(tables.ratio_table(results, DENSE))
+        parts.append(tables.means_by(results, DENSE, "model"))
         parts.append(tables.means_by(results, DENSE, "workload"))
         parts.append(tables.ablation_table(results))
         parts.append(tables.cell_table(results))
