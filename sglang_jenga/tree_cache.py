@@ -367,6 +367,11 @@ class JengaRadixCache(BasePrefixCache):
         large = self.core.large
         return min(15 * missing, large.num_idle // 64)
 
+    def evict_for_alloc(self, params: EvictParams, **_: Any) -> EvictResult:
+        """Nothing: a group that is short of its own kind alone lacks nothing here. The allocation
+        that SGLang is about to make evicts what is the least use of any group, if it must."""
+        return EvictResult()
+
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
         started = time.perf_counter()

@@ -155,6 +155,33 @@ def test_prefixes_hit_as_often_as_in_stock_and_more_under_pressure(prepared):
     assert cached["jenga"] >= cached["default"] > 0
 
 
+def test_shared_prefixes_are_hit_as_often_as_in_stock_where_states_are_tracked(prepared):
+    """SGLang asks for states by evicting states; what goes must be what is of least use instead,
+    such as tokens that no state lets hit any more."""
+    model, _, _ = prepared("qwen3_next")
+    rng = random.Random(0)
+    shared = [[rng.randrange(3, VOCAB_SIZE) for _ in range(128)] for _ in range(24)]
+    prompts = [[*prefix, *range(5 + index, 13 + index)] for prefix in shared for index in range(8)]
+    rng.shuffle(prompts)
+    cached = {}
+    for backend in ("default", "jenga"):
+        run = run_engine(
+            model,
+            [prompts[at : at + 64] for at in range(0, len(prompts), 64)],
+            max_new_tokens=8,
+            env=EXACT,
+            memory_backend=backend,
+            max_total_tokens=2000,
+            max_running_requests=8,
+            chunked_prefill_size=256,
+            disable_overlap_schedule=False,
+            max_mamba_cache_size=27,
+        )
+        cached[backend] = sum(map(sum, run.cached))
+
+    assert cached["jenga"] >= cached["default"] > 0
+
+
 def test_many_requests_run_where_stock_has_cut_few_states(prepared):
     """32 asked for; stock runs a third of its state slots, since it keeps room for cached ones."""
     model, waves, _ = prepared("qwen3_next")
