@@ -297,8 +297,9 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
     allocator = batch.token_to_kv_pool_allocator
     if not _is_ours(allocator):
         return original(batch, token_per_req)
-    # Where SGLang will write the slots into its rows.
-    starts, rows = batch.seq_lens_cpu.numpy(), batch.req_pool_indices_cpu.numpy()
+    held = [req.kv for req in batch.reqs]
+    starts = np.array([kv.kv_allocated_len for kv in held], dtype=np.int64)
+    rows = np.array([kv.req_pool_idx for kv in held], dtype=np.int64)
     allocator.decoding = batch.reqs
     step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size, rows=rows)
     with allocator.allocating(step):

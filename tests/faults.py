@@ -14,11 +14,11 @@ def one_wrong_page() -> None:
 
     enter = _JengaAllocator._enter
 
-    def wrong(self: Any, group_id: int, step: Step, rows: list[int], ids: np.ndarray) -> np.ndarray:
-        slots = enter(self, group_id, step, rows, ids)
-        if group_id != FULL or len(slots) <= 4 * len(rows):
+    def wrong(self: Any, group_id: int, step: Step, ids: np.ndarray) -> np.ndarray:
+        slots = enter(self, group_id, step, ids)
+        if group_id != FULL or len(slots) <= 4 * len(step.reqs):
             return slots
-        ends = np.cumsum([end - start for start, end in zip(step.starts, step.ends, strict=True)])
+        ends = np.cumsum(step.ends - step.starts)
         slots = slots.copy()
         slots[[end - 4 for end in ends if end >= 4]] = 0
         return slots
