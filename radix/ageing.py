@@ -39,7 +39,7 @@ class Ageing:
         # Groups whose pages are of no use behind a hit that went past them.
         token_groups = [g for g in self._groups[1:] if not paths.policies[g].per_prefix]
         self._passed = frozenset(token_groups if anchors else ())
-        self._prefix_groups = [g for g in self._groups if paths.policies[g].per_prefix]
+        self.prefix_groups = [g for g in self._groups if paths.policies[g].per_prefix]
 
     def tick(self) -> None:
         """Something happens that makes pages of use."""
@@ -132,11 +132,11 @@ class Ageing:
         """Where a group has one page per prefix, tokens can only be hit with such a page at or
         behind their end. Without one they go before all that are of use; a request that comes this
         way again still learns from them where it parts."""
-        if not self._prefix_groups:
+        if not self.prefix_groups:
             return
         while (
             node.parent is not None
-            and all(node.extents[group_id] is None for group_id in self._prefix_groups)
+            and all(node.extents[group_id] is None for group_id in self.prefix_groups)
             and all(child.used_at[0] < 0 for child in node.children.values())
         ):
             for group_id in self._groups:

@@ -71,7 +71,6 @@ class RadixTrees:
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
-        self._prefix_groups = [g for g in self._groups if self.policies[g].per_prefix]
         self._owner = owner
         self._observer = observer
         self._order = {"balanced": balanced, "aligned": aligned}
@@ -161,7 +160,7 @@ class RadixTrees:
         self._ages.touch(node, hit=False)
         self._ages.settle(node)
         if branch is not None and len(branch.children) > 1:
-            for group_id in self._prefix_groups:
+            for group_id in self._ages.prefix_groups:
                 branch.anchored[group_id] = True
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
@@ -361,7 +360,7 @@ class RadixTrees:
 
     def evict_stranded(self, short: Sequence[int]) -> int:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
-        return self.evict_small(0, short[0], before=(0, _FIRST)) if self._prefix_groups else 0
+        return self.evict_small(0, short[0], before=(0, _FIRST)) if self._ages.prefix_groups else 0
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
         """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes

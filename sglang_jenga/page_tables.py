@@ -50,7 +50,7 @@ class Step:
 
     ``pages[i]``: new small pages of a request, the same number in every attention group; arrays,
     since a decode step has hundreds of requests. ``fresh``: requests without a row yet, by index;
-    their matched prefix enters the page tables. ``rows``: the requests', if they all have one.
+    their matched prefix enters the page tables.
     """
 
     __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "reqs", "starts")
@@ -63,9 +63,9 @@ class Step:
         tokens_per_page: int,
         *,
         fresh: Sequence[int] = (),
-        rows: np.ndarray | None = None,
     ) -> None:
-        self.reqs, self.starts, self.ends, self.fresh, self._rows = reqs, starts, ends, fresh, rows
+        self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
+        self._rows: np.ndarray | None = None
         step = tokens_per_page
         self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
         self.num_pages = int(self.pages.sum())

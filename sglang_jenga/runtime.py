@@ -297,11 +297,9 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
     allocator = batch.token_to_kv_pool_allocator
     if not _is_ours(allocator):
         return original(batch, token_per_req)
-    held = [req.kv for req in batch.reqs]
-    starts = np.array([kv.kv_allocated_len for kv in held], dtype=np.int64)
-    rows = np.array([kv.req_pool_idx for kv in held], dtype=np.int64)
+    starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
     allocator.decoding = batch.reqs
-    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size, rows=rows)
+    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
     with allocator.allocating(step):
         return original(batch, token_per_req)
 

@@ -157,9 +157,10 @@ class _JengaAllocator:
         if requests is not None:
             self.decoding = requests
             states = self.states_of_step(requests) if self.states_of_step is not None else 0
-            need = self.need(num_tokens, states=states)
-            if states and self._make_room(tree_cache, need, to_run=False):
-                return True  # else a request would be retracted so that another one is tracked
+            if states:
+                need = self.need(num_tokens, states=states)
+                if self._make_room(tree_cache, need, to_run=False):
+                    return True  # else a request would be retracted so that another is tracked
         return self._make_room(tree_cache, self.need(num_tokens))
 
     # ---- allocation -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -51,6 +52,11 @@ class Run(NamedTuple):
     @property
     def retractions(self) -> int:
         return self.log.count("KV cache pool is full. Retract requests.")
+
+    @property
+    def running(self) -> list[int]:
+        """Requests of each decode step that the log tells of (all with decode_log_interval=1)."""
+        return [int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", self.log)]
 
 
 class EngineFailed(RuntimeError):
@@ -143,18 +149,15 @@ def _engine_process(
         if prepare is not None:
             prepare()
         server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
-        counts = [max_new_tokens] if isinstance(max_new_tokens, int) else max_new_tokens
-        sampling = [
-            {"temperature": 0, "max_new_tokens": count, "ignore_eos": True} for count in counts
-        ]
+        sampling: Any = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+        if not isinstance(max_new_tokens, int):  # one number per prompt
+            sampling = [sampling | {"max_new_tokens": count} for count in max_new_tokens]
         outputs, cached, seconds = [], [], []
         for wave in waves:
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
-            wave = list(wave)
-            ways = sampling * len(wave) if len(sampling) == 1 else sampling
-            answers = server.generate(input_ids=wave, sampling_params=ways)
+            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
             seconds.append(time.perf_counter() - start)

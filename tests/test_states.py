@@ -198,9 +198,7 @@ def test_many_requests_run_where_stock_has_cut_few_states(prepared):
             decode_log_interval=1,
             **(STOCK_STATES | {"max_mamba_cache_size": 27}),
         )
-        running = [part.split("#running-req: ")[1] for part in run.log.splitlines()
-                   if "Decode batch" in part and "#running-req: " in part]  # fmt: skip
-        most[backend] = max(int(part.split(",")[0]) for part in running)
+        most[backend] = max(run.running)
 
     assert most["default"] <= 9
     assert most["jenga"] >= 30
@@ -231,9 +229,7 @@ def test_states_that_requests_are_tracked_in_make_room_for_others(prepared):
             mamba_track_interval=64,
             decode_log_interval=1,
         )
-        running = [part.split("#running-req: ")[1] for part in run.log.splitlines()
-                   if "Decode batch" in part and "#running-req: " in part]  # fmt: skip
-        most[strategy] = max(int(part.split(",")[0]) for part in running)
+        most[strategy] = max(run.running)
         answers[strategy] = run.outputs
 
     assert answers["extra_buffer"] == answers["extra_buffer_lazy"]
