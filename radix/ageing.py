@@ -1,7 +1,6 @@
-"""When each node was last of use to each layer group, and so what the trees evict first.
+"""When pages were of use, and so what goes first: the recency of the nodes on `Paths`.
 
-The clock goes on with every hit and insert. What is of no use any more is *demoted*: it goes before
-all that is, in the order in which it was demoted.
+Called by `RadixTrees` when a hit, an insert or an eviction has changed what is of use.
 """
 
 from __future__ import annotations
@@ -9,57 +8,70 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import Node
+from sglang_jenga.radix.node import Node, PageOwner
 from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import Range
-
-# Added to the time of pages that a hit went past: they go before all that were read, oldest first.
-_OUT_OF_REACH = -(1 << 48)
+from sglang_jenga.radix.times import Times
 
 
 class Ageing:
-    """Keeps ``used_at`` and ``anchored`` of the nodes on `Paths`; ``now`` is the trees' clock.
+    """Keeps the times and anchors of the nodes on `Paths`, and says which pages are shielded.
 
-    For every node and group:
+    A page of a window is shielded while it decides about hits on pages that are in use anyway: it
+    is a few bytes, and without it the full pages of the same tokens, locked by running requests,
+    are worth nothing to the next request. For every node and window group:
 
-        used_at[g] >= 0   last of use then
-        used_at[g] < 0    demoted then: goes before all that is of use
+        extents[g].shielded == anchored[g] and locks[0] > 0 and not locks[g]
     """
 
     def __init__(
-        self, paths: Paths, queues: EvictionQueues, *, anchors: bool, worth: int, spared: int
+        self,
+        paths: Paths,
+        queues: EvictionQueues,
+        times: Times,
+        owner: PageOwner,
+        *,
+        anchors: bool,
+        shield: bool,
+        worth: int,
+        spared: int,
+        most_states: int | None,
     ) -> None:
         """As in `RadixTrees`."""
-        self.now = 0
-        self._paths = paths
-        self._queues = queues
+        self._paths, self._queues, self._times, self._owner = paths, queues, times, owner
         self._worth = worth
         self._spared = spared
+        self._most_states = most_states
         self._groups = range(len(paths.policies))
         # Groups whose pages are of no use behind a hit that went past them.
         token_groups = [g for g in self._groups[1:] if not paths.policies[g].per_prefix]
-        self._passed = frozenset(token_groups if anchors else ())
+        self._passed = tuple(token_groups if anchors else ())
+        self._shielding = self._passed if shield else ()
         self.prefix_groups = [g for g in self._groups if paths.policies[g].per_prefix]
 
     def tick(self) -> None:
         """Something happens that makes pages of use."""
-        self.now += 1
+        self._times.now += 1
+
+    # ---- of use -----------------------------------------------------------------------------
 
     def touch(self, node: Node, *, hit: bool) -> None:
         """Refresh what each group reads of the prefix that ends at ``node``, and what it reads of
         the anchors before it; the rest ages, and after a hit goes before all that was of use."""
-        now = self.now
-        for group_id in self._groups[1:]:
-            ranges = self._paths.ranges_read(group_id, node.end)
-            for part in self._paths.parts_read(node, ranges, group_id):
-                part.used_at[group_id] = now
+        refresh = self._times.refresh
+        paths, groups = self._paths, self._groups[1:]
+        ranges = [paths.ranges_read(group_id, node.end) for group_id in groups]
+        for group_id in groups[:-1]:  # all cuts first: a node keeps only its back
+            paths.parts_read(node, ranges[group_id - 1], group_id)
+        read = [set(paths.parts_read(node, ranges[group_id - 1], group_id)) for group_id in groups]
         for part in upwards(node, 0):
-            used_at = part.used_at
-            used_at[0] = now  # group 0 reads it all
-            for group_id in self._groups[1:]:
-                if part.anchored[group_id]:
-                    used_at[group_id] = now
-                elif hit and 0 <= used_at[group_id] < now and group_id in self._passed:
+            refresh(part, 0)  # group 0 reads it all
+            for group_id, parts in enumerate(read, 1):
+                if part.extents[group_id] is None:
+                    continue
+                if part.anchored[group_id] or part in parts:
+                    refresh(part, group_id)
+                elif hit and group_id in self._passed:
                     self.demote(part, group_id)
 
     def settle(self, node: Node) -> None:
@@ -75,7 +87,7 @@ class Ageing:
         if not self._passed:
             return  # full attention reads it all: no path to walk for it
         paths = self._paths
-        forks = [above.end for above in upwards(node, 0) if len(above.children) > 1]
+        forks = [above.end for above in upwards(node, 0) if above.parts]
         for group_id in self._passed:
             last = paths.ranges_read(group_id, node.end)
             before = self._before(last)
@@ -85,9 +97,12 @@ class Ageing:
             spared = set(paths.parts_read(node, before, group_id))
             for part in upwards(node, 0):
                 part.anchored[group_id] = part in kept
+                if part.extents[group_id] is None:
+                    continue
+                self._reshield(part, group_id)
                 if part in kept:
-                    part.used_at[group_id] = self.now
-                elif part.used_at[group_id] >= 0 and part not in spared:
+                    self._times.refresh(part, group_id)
+                elif part not in spared:
                     self.demote(part, group_id)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
@@ -99,8 +114,43 @@ class Ageing:
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def demote(self, node: Node, group_id: int) -> None:
-        node.used_at[group_id] = self.now + _OUT_OF_REACH
-        self._queues.push_again(node, group_id)
+        """The node's pages of one group go before all that are of use, unless they do already."""
+        extent = node.extents[group_id]
+        if extent.shielded or self._times.is_demoted(extent):
+            return
+        self._times.demote(node, group_id)
+        if not extent.pinned:  # else it gets its entry when it is unlocked
+            self._queues.push(node, group_id)
+
+    # ---- shield -----------------------------------------------------------------------------
+
+    def reshield(self, node: Node) -> None:
+        """Locks of the node have come or gone."""
+        for group_id in self._shielding:
+            if node.extents[group_id] is not None:
+                self._reshield(node, group_id)
+
+    def _reshield(self, node: Node, group_id: int) -> None:
+        extent = node.extents[group_id]
+        if extent.pinned:
+            return
+        wanted = self.is_shielded(node, group_id)
+        if wanted != extent.shielded:
+            self._owner.shield(extent, wanted)
+            self._times.shield(extent, wanted)
+            if not wanted:
+                self._queues.push(node, group_id)
+
+    def is_shielded(self, node: Node, group_id: int) -> bool:
+        """Whether the node's pages of a group have to be shielded, if nobody has locked them."""
+        return (
+            node.anchored[group_id]
+            and node.locks[0] > 0
+            and not node.locks[group_id]
+            and group_id in self._shielding
+        )
+
+    # ---- one page per prefix ----------------------------------------------------------------
 
     def thin(self, node: Node, group_id: int) -> None:
         """A prefix has got its one page. Is the page of the prefix before it still worth its bytes?
@@ -117,7 +167,8 @@ class Ageing:
             return
         before = last.parent
         while before.parent is not None and (
-            before.extents[group_id] is None or before.used_at[group_id] < 0  # goes first itself
+            before.extents[group_id] is None
+            or self._times.is_demoted(before.extents[group_id])  # goes first itself
         ):
             before = before.parent
         if last.end - before.end < self._worth:
@@ -125,8 +176,8 @@ class Ageing:
 
     @staticmethod
     def _is_branch(node: Node, group_id: int) -> bool:
-        """Whether requests part here, or did before all but one way was evicted."""
-        return len(node.children) > 1 or node.anchored[group_id]
+        """Whether requests part here, or a page came for a prefix that others had gone on from."""
+        return node.parts or node.anchored[group_id]
 
     def strand(self, node: Node) -> None:
         """Where a group has one page per prefix, tokens can only be hit with such a page at or
@@ -134,13 +185,14 @@ class Ageing:
         way again still learns from them where it parts."""
         if not self.prefix_groups:
             return
+        times = self._times
         while (
             node.parent is not None
             and all(node.extents[group_id] is None for group_id in self.prefix_groups)
-            and all(child.used_at[0] < 0 for child in node.children.values())
+            and all(times.is_demoted(child.extents[0]) for child in node.children.values())
         ):
-            for group_id in self._groups:
-                if not self._paths.policies[group_id].per_prefix:
+            for group_id, extent in enumerate(node.extents):
+                if extent is not None and not self._paths.policies[group_id].per_prefix:
                     self.demote(node, group_id)
             node = node.parent
 

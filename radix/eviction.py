@@ -3,182 +3,153 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from operator import attrgetter
 
 from sglang_jenga.radix.node import Node, PageOwner
-from sglang_jenga.radix.policy import LayerPolicy, Prefix
+from sglang_jenga.radix.times import Times
 
-NOWHERE, AMONG_PARTS, AMONG_WHOLES = 0, 1, 2
-
-_MANY = 1024
-Key = tuple[int, int]  # time of last use, then the lower of two the higher rank
-_Entry = tuple[Key, int, "Node | int"]
+MANY = 1024  # entries below which no queue is tidied
+_Entry = tuple[int, int, Node]  # a time, a counter, whose it is
 
 
 class EvictionQueues:
-    """Two heaps per group, ordered by (time of last use, highest rank first):
+    """Two queues per group, ordered by time (`Times`):
 
-    * ``wholes``: what can give large pages back: nodes that fill some alone, and ids of shared ones
-      that are fully evictable, whose time is the newest of its small pages' (paper section 5.4)
-    * ``parts``: nodes that hold small pages in shared large pages only
+    * ``smalls``: every evictable node, by its own time
+    * ``larges``: evictable nodes that lie in large pages which eviction alone could empty, by the
+      turn of the first of these: a large page has its turn when the newest of its small pages has
+      (paper section 5.4)
 
-    Entries are not moved when their node is used, locked or dropped; they are set right when they
-    come to the top. O(log n) each.
+    Nothing is moved when a node is used, locked or dropped: an entry may be early, or of what is no
+    candidate any more, and is set right when it comes to the top. No entry may be late, so whoever
+    becomes older is pushed again. For every evictable node:
 
-    ``balanced``: one clock for all groups, else group after group. ``aligned``: equally old pages
-    go by rank, else as they come.
+        in_smalls[g] is not None and in_smalls[g] <= its time
+        for each idle large page some node in it has in_larges[g] <= the turn of the large page
+
+    O(log n) each. ``balanced``: one clock for all groups, else group after group.
     """
 
     def __init__(
-        self,
-        policies: Sequence[LayerPolicy],
-        owner: PageOwner,
-        *,
-        balanced: bool = True,
-        aligned: bool = True,
+        self, num_groups: int, owner: PageOwner, times: Times, *, balanced: bool = True
     ) -> None:
-        self._policies = policies
-        self._owner = owner
-        self._balanced, self._aligned = balanced, aligned
-        self._heaps: list[tuple[list[_Entry], list[_Entry]]] = [([], []) for _ in policies]
+        self._owner, self._times = owner, times
+        self._balanced = balanced
+        self._smalls: list[list[_Entry]] = [[] for _ in range(num_groups)]
+        self._larges: list[list[_Entry]] = [[] for _ in range(num_groups)]
         self._counter = 0
-        self._limits = [[_MANY, _MANY] for _ in policies]
-        # Most policies rank by prefix length; asking them would double the cost of a comparison.
-        default = LayerPolicy.set_prefix_length
-        self._by_length = [type(policy).set_prefix_length is default for policy in policies]
+        self._limit = MANY
 
     def push(self, node: Node, group_id: int) -> None:
-        """Make a node known as a candidate; it may turn out not to be one yet."""
-        extent = node.extents[group_id]
-        assert extent is not None
-        place = AMONG_WHOLES if extent.num_whole else AMONG_PARTS
-        if node.queued[group_id] < place:
-            node.queued[group_id] = place
-            self._add(group_id, place, self._key(node, group_id), node)
+        """Make a node known as a candidate, or as one that has become older."""
+        time = self._times.of(node.extents[group_id])
+        before = node.in_smalls[group_id]
+        if before is None or time < before:
+            node.in_smalls[group_id] = time
+            self._add(self._smalls[group_id], time, node)
+        self._push_large(node, group_id, time)
 
-    def push_again(self, node: Node, group_id: int) -> None:
-        """The same for a node that has become older than its entry says, if it has one; a locked
-        one gets its new entry when it is unlocked."""
-        node.queued[group_id] = NOWHERE
-        if not node.evictable(group_id):
-            return
-        self.push(node, group_id)
-        for large_id in node.extents[group_id].shared:
-            if self._owner.large.is_idle(large_id):
-                self._add(group_id, AMONG_WHOLES, self._newest(large_id, group_id), large_id)
+    def _push_large(self, node: Node, group_id: int, time: int) -> None:
+        before = node.in_larges[group_id]
+        if before is None or time < before:
+            node.in_larges[group_id] = time
+            self._add(self._larges[group_id], time, node)
 
-    def next_large(self) -> tuple[Key, int] | None:
-        """The turn and the group of what gives a large page back next, None if nothing can."""
-        large = self._owner.large
-        for large_id in large.take_turned_idle():
-            extents = large.extents_in(large_id)
-            if extents:
-                group_id = extents[0].group_id
-                self._add(group_id, AMONG_WHOLES, self._newest(large_id, group_id), large_id)
+    def next_large(self) -> tuple[int, int] | None:
+        """The turn and the group of the large page to empty next, None if none can be."""
+        times = self._times
+        for extent in self._owner.take_woken(times.array):
+            # From its own time on: when the large page has its turn may have been misjudged.
+            self._push_large(extent.node, extent.group_id, times.of(extent))
         best = None
-        for group_id in range(len(self._heaps)):
-            top = self._top(group_id, AMONG_WHOLES)
-            if top is not None and (best is None or (top[0], group_id) < best):
-                best = (top[0], group_id)
+        for group_id in range(len(self._larges)):
+            turn = self._top_large(group_id)
+            if turn is not None and (best is None or turn < best[0]):
+                best = (turn, group_id)
                 if not self._balanced:
                     break
         return best
 
-    def pop_large(self) -> tuple[int, Node | int] | None:
-        """Take out the group and the node or shared large page that gives a large page back next;
-        None if none can."""
+    def pop_large(self) -> tuple[int, int, Node] | None:
+        """Take out the turn, the group and a node that lies in the large page to empty next."""
         best = self.next_large()
-        return None if best is None else (best[1], self._pop(best[1], AMONG_WHOLES))
+        if best is None:
+            return None
+        turn, group_id = best
+        node = heapq.heappop(self._larges[group_id])[2]
+        node.in_larges[group_id] = None
+        return turn, group_id, node
 
-    def pop_node(self, group_id: int, before: Key | None = None) -> Node | None:
+    def pop_node(self, group_id: int, before: int | None = None) -> Node | None:
         """Take out the least recently used node of one group, None if it has no evictable one, or
-        none whose turn is before ``before``."""
-        passed = []  # shared large pages: the nodes in them have entries of their own
-        found = None
-        while found is None:
-            tops = [(self._top(group_id, place), place) for place in (AMONG_WHOLES, AMONG_PARTS)]
-            ready = [(top[0], place) for top, place in tops if top is not None]
-            if not ready or (before is not None and min(ready)[0] >= before):
-                break
-            item = self._pop(group_id, min(ready)[1])
-            if isinstance(item, Node):
-                found = item
-            else:
-                passed.append(item)
-        for large_id in passed:
-            self._add(group_id, AMONG_WHOLES, self._newest(large_id, group_id), large_id)
-        return found
+        none whose time is before ``before``."""
+        time = self._top_small(group_id)
+        if time is None or (before is not None and time >= before):
+            return None
+        node = heapq.heappop(self._smalls[group_id])[2]
+        node.in_smalls[group_id] = None
+        return node
 
-    def _pop(self, group_id: int, place: int) -> Node | int:
-        item = heapq.heappop(self._heaps[group_id][place - 1])[2]
-        if isinstance(item, Node):
-            item.queued[group_id] = NOWHERE
-        return item
-
-    def _add(self, group_id: int, place: int, key: Key, item: Node | int) -> None:
-        self._counter += 1  # of full ties the first to come
-        heap = self._heaps[group_id][place - 1]
-        heapq.heappush(heap, (key, self._counter, item))
-        if len(heap) > self._limits[group_id][place - 1]:
-            self._tidy(group_id, place)
-
-    def _tidy(self, group_id: int, place: int) -> None:
-        """Throw out entries of what is gone, or is there twice. O(n), once in n additions."""
-        heap = self._heaps[group_id][place - 1]
-        entries = {entry[2]: entry for entry in sorted(heap, reverse=True)}
-        heap[:] = [
-            entry
-            for entry in entries.values()
-            if self._key_now(entry[2], group_id, place) is not None
-        ]
-        heapq.heapify(heap)
-        self._limits[group_id][place - 1] = 2 * len(heap) + _MANY
-
-    def _top(self, group_id: int, place: int) -> _Entry | None:
-        """Bring a true candidate with its true age to the top."""
-        heap = self._heaps[group_id][place - 1]
+    def _top_small(self, group_id: int) -> int | None:
+        """Bring the oldest candidate with its true time to the top; return that."""
+        heap = self._smalls[group_id]
         while heap:
-            key, counter, item = heap[0]
-            now = self._key_now(item, group_id, place)
-            if now is None:
+            time, counter, node = heap[0]
+            if node.in_smalls[group_id] != time:
+                heapq.heappop(heap)  # it has another entry
+            elif not node.evictable(group_id):
                 heapq.heappop(heap)
-            elif now != key:
-                heapq.heapreplace(heap, (now, counter, item))
+                node.in_smalls[group_id] = None
+            elif (now := self._times.of(node.extents[group_id])) != time:
+                node.in_smalls[group_id] = now
+                heapq.heapreplace(heap, (now, counter, node))
             else:
-                return heap[0]
+                return time
         return None
 
-    def _key_now(self, item: Node | int, group_id: int, place: int) -> Key | None:
-        """Order of an entry as things are now, None if it is no candidate any more."""
-        if not isinstance(item, Node):
-            return self._newest(item, group_id) if self._owner.large.is_idle(item) else None
-        if item.queued[group_id] != place:
-            return None
-        if not item.evictable(group_id):
-            item.queued[group_id] = NOWHERE
-            return None
-        extent = item.extents[group_id]
-        if place == AMONG_WHOLES and not extent.num_whole:
-            item.queued[group_id] = NOWHERE
-            self.push(item, group_id)
-            return None
-        return self._key(item, group_id)
+    def _top_large(self, group_id: int) -> int | None:
+        """The same of large pages."""
+        heap, array = self._larges[group_id], self._times.array
+        while heap:
+            time, counter, node = heap[0]
+            if node.in_larges[group_id] != time:
+                heapq.heappop(heap)
+                continue
+            turn = None
+            if node.evictable(group_id):
+                turn = self._owner.turn(node.extents[group_id], array)
+            node.in_larges[group_id] = turn
+            if turn is None:
+                heapq.heappop(heap)
+            elif turn != time:
+                heapq.heapreplace(heap, (turn, counter, node))
+            else:
+                return turn
+        return None
 
-    def _newest(self, large_id: int, group_id: int) -> Key | None:
-        """The turn of a shared large page: when the last of its small pages has its turn."""
-        extents = self._owner.large.extents_in(large_id)
-        if not extents or extents[0].group_id != group_id:
-            return None
-        return max(self._key(extent.node, group_id) for extent in extents)
+    def _add(self, heap: list[_Entry], time: int, node: Node) -> None:
+        self._counter += 1  # of full ties the first to come
+        heapq.heappush(heap, (time, self._counter, node))
+        if len(heap) > self._limit:
+            self._tidy()
 
-    def _key(self, node: Node, group_id: int) -> Key:
-        policy = self._policies[group_id]
-        used_at = node.used_at[group_id]
-        if policy.per_prefix and len(node.children) > 1:
-            # Requests part here: the state is as much in demand as the tokens it stands for.
-            used_at = max(used_at, node.used_at[0])
-        if not self._aligned:
-            return used_at, 0
-        if self._by_length[group_id]:
-            return used_at, -node.end
-        return used_at, -policy.set_prefix_length(Prefix(node.end), (node.begin, node.end))
+    def _tidy(self) -> None:
+        """Throw out entries of what is gone, locked, or has another one. O(n), once in n."""
+        most = 0
+        for group_id in range(len(self._smalls)):
+            for heap, placed in (
+                (self._smalls[group_id], _in_smalls),
+                (self._larges[group_id], _in_larges),
+            ):
+                valid = [entry for entry in heap if placed(entry[2])[group_id] == entry[0]]
+                heap[:] = [entry for entry in valid if entry[2].evictable(group_id)]
+                for _, _, node in valid:
+                    if not node.evictable(group_id):
+                        placed(node)[group_id] = None  # it is pushed again when it is unlocked
+                heapq.heapify(heap)
+                most = max(most, len(heap))
+        self._limit = 2 * most + MANY
+
+
+_in_smalls = attrgetter("in_smalls")
+_in_larges = attrgetter("in_larges")

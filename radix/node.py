@@ -16,37 +16,44 @@ class Extent(Protocol):
     """The small pages of one node in one group. Ids are opaque integers here."""
 
     ids: np.ndarray
+    number: int  # stands for the extent in arrays
     pinned: bool
+    shielded: bool
     node: Any  # for the trees to set
-    num_whole: int  # large pages that it fills alone
-    shared: Mapping[int, int]  # the others, and how many of its small pages lie in each
 
     @property
     def size(self) -> int: ...
-    def last_wholes(self, count: int) -> int: ...
-    def first_in(self, large_id: int) -> int: ...
-
-
-class LargePages(Protocol):
-    """How extents share large pages."""
-
-    num_empty: int
-
-    def extents_in(self, large_id: int) -> tuple[Extent, ...]: ...
-    def is_idle(self, large_id: int) -> bool: ...
-    def take_turned_idle(self) -> list[int]: ...
+    @property
+    def num_large(self) -> float: ...
 
 
 class PageOwner(Protocol):
-    """Told about every change of a page's state; the allocator implements it."""
+    """Told about every change of a page's state, and asked which large page can be emptied when;
+    the allocator implements it. ``times`` are those of `radix.times.Times`, by number."""
 
     @property
-    def large(self) -> LargePages: ...
+    def num_empty_larges(self) -> int: ...
     def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent: ...
     def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]: ...
     def pin(self, extent: Extent) -> None: ...
     def unpin(self, extent: Extent) -> None: ...
+    def shield(self, extent: Extent, shielded: bool) -> None: ...
     def evict(self, extent: Extent) -> None: ...
+    def turn(self, extent: Extent, times: np.ndarray) -> int | None: ...
+    def due(self, extent: Extent, times: np.ndarray, time: int) -> np.ndarray: ...
+    def sharing(self, extent: Extent, large_ids: np.ndarray) -> list[Extent]: ...
+    def first_in(self, extent: Extent, large_ids: np.ndarray) -> int: ...
+    def take_woken(self, times: np.ndarray) -> list[Extent]: ...
+
+
+class Run:
+    """Tokens that nodes were made of together, from position ``begin`` on: nodes that lie one after
+    the other on them are compared with a key at once."""
+
+    __slots__ = ("begin", "tokens")
+
+    def __init__(self, tokens: np.ndarray, begin: int) -> None:
+        self.tokens, self.begin = tokens, begin
 
 
 class Node:
@@ -54,10 +61,10 @@ class Node:
 
     Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
     one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
-    counts the running requests that need it; ``used_at[g]`` is the clock of its last use;
-    ``anchored[g]`` says that a place where requests end or part reads it, or, in a group with one
-    page per prefix, that requests part right here; ``queued[g]`` is the eviction queue of the group
-    that has an entry for it.
+    counts the running requests that need it; ``anchored[g]`` says that a place where requests end
+    or part reads it, or, in a group with one page per prefix, that requests part right here.
+    ``in_smalls[g]`` and ``in_larges[g]`` are the times of its entries in the two eviction queues of
+    the group, None where it has none. ``forked``: requests have parted at its end.
     """
 
     __slots__ = (
@@ -67,12 +74,13 @@ class Node:
         "edge",
         "end",
         "extents",
-        "key",
+        "forked",
+        "in_larges",
+        "in_smalls",
         "locks",
         "namespace",
         "parent",
-        "queued",
-        "used_at",
+        "run",
     )
 
     def __init__(
@@ -80,25 +88,38 @@ class Node:
         parent: Node | None,
         edge: Hashable,
         namespace: Hashable,
-        key: np.ndarray,
+        run: Run,
         begin: int,
+        end: int,
         num_groups: int,
     ) -> None:
         self.parent = parent
         self.edge = edge  # parent.children[edge] is this node
         self.namespace = namespace
-        self.key = key
+        self.run = run
         self.begin = begin
-        self.end = begin + key.size
+        self.end = end
         self.children: dict[Hashable, Node] = {}
         self.extents: list[Extent | None] = [None] * num_groups
         self.locks = [0] * num_groups
-        self.used_at = [0] * num_groups
         self.anchored = [False] * num_groups
-        self.queued = [0] * num_groups
+        self.in_smalls: list[int | None] = [None] * num_groups
+        self.in_larges: list[int | None] = [None] * num_groups
+        self.forked = False
+
+    @property
+    def key(self) -> np.ndarray:
+        """Its tokens, int64; a view."""
+        first = self.run.begin
+        return self.run.tokens[self.begin - first : self.end - first]
 
     def evictable(self, group_id: int) -> bool:
         return self.extents[group_id] is not None and not self.locks[group_id]
+
+    @property
+    def parts(self) -> bool:
+        """Whether requests part at its end, or did before all but one way was evicted."""
+        return self.forked or len(self.children) > 1
 
 
 class TreeObserver(Protocol):
@@ -108,6 +129,12 @@ class TreeObserver(Protocol):
     def split(self, front: Node, back: Node) -> None: ...
     def removed(self, node: Node) -> None: ...
     def cleared(self) -> None: ...
+
+
+class PageObserver(Protocol):
+    """Told when a node that stays gets or loses its pages of another group than the first."""
+
+    def changed(self, node: Node, group_id: int) -> None: ...
 
 
 class TokenPages(NamedTuple):

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, TreeObserver
+from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, Run, TreeObserver
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.times import Times
 
 
 class Paths:
@@ -20,25 +21,30 @@ class Paths:
         tokens_per_page: int,
         owner: PageOwner,
         queues: EvictionQueues,
+        times: Times,
         observer: TreeObserver | None,
     ) -> None:
         self.policies = policies
         self.tokens_per_page = tokens_per_page
-        self.root = Node(None, None, None, NO_PAGES, 0, len(policies))
+        self.root = Node(None, None, None, Run(NO_PAGES, 0), 0, 0, len(policies))
         self._owner = owner
-        self._queues = queues
+        self._queues, self._times = queues, times
         self._observer = observer
 
     def walk(self, namespace: Hashable, key: np.ndarray) -> tuple[list[Node], int]:
         """Nodes along ``key`` and the page-aligned length up to which their keys agree."""
         node, at = self.root, 0
         path: list[Node] = []
+        run, agreed = None, 0
         while at + self.tokens_per_page <= key.size:
             child = node.children.get(self.edge(namespace, key, at))
             if child is None:
                 break
             path.append(child)
-            at += self.agreement(child, key, at)
+            if child.run is not run:  # else compared already, with the nodes before
+                run = child.run
+                agreed = at + common(run.tokens[at - run.begin :], key[at:])
+            at = min(child.end, agreed - agreed % self.tokens_per_page)
             if at < child.end:
                 break
             node = child
@@ -54,11 +60,7 @@ class Paths:
 
     def agreement(self, node: Node, key: np.ndarray, at: int) -> int:
         """Tokens, in whole small pages, that a node shares with ``key[at:]``."""
-        length = min(node.key.size, key.size - at)
-        differs = node.key[:length] != key[at : at + length]
-        same = int(differs.argmax())
-        if not same and not differs[0]:
-            same = length
+        same = common(node.key, key[at:])
         return same - same % self.tokens_per_page
 
     def split(self, node: Node, at: int) -> Node:
@@ -67,16 +69,11 @@ class Paths:
         index = at - node.begin
         assert index % self.tokens_per_page == 0
         front = Node(
-            node.parent,
-            node.edge,
-            node.namespace,
-            node.key[:index],
-            node.begin,
-            len(self.policies),
+            node.parent, node.edge, node.namespace, node.run, node.begin, at, len(self.policies)
         )
-        front.used_at, front.anchored = list(node.used_at), list(node.anchored)
+        front.anchored = list(node.anchored)
         node.parent.children[front.edge] = front
-        node.key, node.begin, node.parent = node.key[index:], at, front
+        node.begin, node.parent = at, front
         node.edge = self.edge(None, node.key, 0)[1]
         front.children[node.edge] = node
         for group_id, extent in enumerate(node.extents):
@@ -88,6 +85,7 @@ class Paths:
                 halves = self._owner.split(extent, index // self.tokens_per_page)
                 for part, half in zip((front, node), halves, strict=True):
                     part.extents[group_id], half.node = half, part
+                self._times.inherit(front, group_id, node.extents[group_id])
                 if not front.locks[group_id]:
                     self._queues.push(front, group_id)
         if self._observer is not None:
@@ -105,22 +103,38 @@ class Paths:
         return [(begin, end) for begin, end in whole if begin < end]
 
     def parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
-        """Nodes of the path to ``node`` that hold exactly these ranges; splits at their edges."""
+        """Nodes of the path to ``node`` that hold exactly these ranges, which are in rising order;
+        splits at their edges."""
         if self.policies[group_id].per_prefix:
             return [
                 part for begin, end in ranges for part in upwards(node, begin) if part.end <= end
             ]
         found = []
-        for begin, end in ranges:
-            for part in upwards(node, begin):
-                if part.begin >= end:
-                    continue
-                if part.end > end:
-                    part = self.split(part, end)
-                if part.begin < begin:
-                    self.split(part, begin)  # the front keeps its age and stays evictable
-                found.append(part)
+        at = len(ranges) - 1
+        while at >= 0 and node.parent is not None:
+            begin, end = ranges[at]
+            if node.end <= begin:
+                at -= 1
+            elif node.begin >= end:
+                node = node.parent
+            elif node.end > end:
+                node = self.split(node, end)
+            else:
+                if node.begin < begin:
+                    self.split(node, begin)  # the front keeps its age and stays evictable
+                found.append(node)
+                node = node.parent
         return found
+
+
+def common(tokens: np.ndarray, others: np.ndarray) -> int:
+    """How many tokens two keys have in common from their beginning on."""
+    length = min(tokens.size, others.size)
+    if not length:
+        return 0
+    differs = tokens[:length] != others[:length]
+    same = int(differs.argmax())
+    return same if same or differs[0] else length
 
 
 def upwards(node: Node, begin: int) -> Iterator[Node]:

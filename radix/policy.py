@@ -18,6 +18,9 @@ from typing import ClassVar, NamedTuple
 
 Range = tuple[int, int]  # tokens [begin, end)
 
+MOST_RANK = (1 << 24) - 1
+"""Ranks of pages are at most this; so prefixes are told apart by length up to 16 million tokens."""
+
 
 class Prefix(NamedTuple):
     """The first ``length`` tokens of a key; ``images`` are the token ranges of its images, if any,
@@ -53,7 +56,8 @@ class LayerPolicy:
         raise NotImplementedError
 
     def set_prefix_length(self, prefix: Prefix, pages: Range) -> int:
-        """Rank of pages, all of one node: of equally old ones the higher rank is evicted first.
+        """Rank of pages, all of one node, `MOST_RANK` at most: of equally old ones the higher rank
+        is evicted first.
 
         The prefix length, so that all groups evict the same tokens, unless it says otherwise.
         """
@@ -89,6 +93,8 @@ class WindowPolicy(LayerPolicy):
         return 0
 
     def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
+        if not self.reach:
+            return ()
         return ((max(0, prefix.length - self.reach), prefix.length),)
 
 
@@ -127,7 +133,7 @@ class ImagePolicy(LayerPolicy):
 
     def set_prefix_length(self, prefix: Prefix, pages: Range) -> int:
         image = next((image for image in prefix.images if image[0] <= pages[0] < image[1]), pages)
-        return random.Random(f"{self.seed} {image}").getrandbits(30)
+        return random.Random(f"{self.seed} {image}").getrandbits(24)
 
 
 def _covers(ranges: Iterable[Range], wanted: Range) -> bool:

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 from sglang_jenga.radix.ageing import Ageing
-from sglang_jenga.radix.eviction import EvictionQueues, Key
+from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.hits import joint_hit
 from sglang_jenga.radix.node import (
     NO_PAGES,
@@ -26,16 +26,17 @@ from sglang_jenga.radix.node import (
     Inserted,
     Match,
     Node,
+    PageObserver,
     PageOwner,
     PathLock,
     PrefixPages,
+    Run,
     TokenPages,
     TreeObserver,
 )
-from sglang_jenga.radix.paths import Paths, upwards
+from sglang_jenga.radix.paths import Paths
 from sglang_jenga.radix.policy import LayerPolicy, Range
-
-_FIRST = -(1 << 62)  # before the rank of any prefix
+from sglang_jenga.radix.times import DEMOTED_BEFORE, Times
 
 
 class RadixTrees:
@@ -45,9 +46,11 @@ class RadixTrees:
     nothing in the trees is unreachable. Invariants, for every node and group:
 
         extents[g] is not None  =>  extents[g].pinned == (locks[g] > 0)
-        node.evictable(g)       =>  queued[g]
+        node.evictable(g)       =>  in_smalls[g] is not None
         locks[0] of a node      >=  sum of its children's
         num_pages[g]            ==  sum of the sizes of extents[g] over all nodes
+        num_shared[g]           ==  sum of (locks[g] - 1) * tokens over nodes with locks[g] > 1,
+                                    where a page of a whole prefix counts as one token
     """
 
     def __init__(
@@ -57,15 +60,19 @@ class RadixTrees:
         owner: PageOwner,
         *,
         observer: TreeObserver | None = None,
+        page_observer: PageObserver | None = None,
         balanced: bool = True,
         aligned: bool = True,
         anchors: bool = True,
+        shield: bool = True,
         worth_of_prefix_page: int = 0,
         spared: int = 512,
+        most_states: int | None = None,
     ) -> None:
         """``worth_of_prefix_page``: tokens of group 0 that the bytes of a page of a whole prefix
         would hold; what saves fewer goes first once a longer prefix has its page. ``spared``:
         tokens before what is read at a path's end that age with it, if that is not more itself.
+        ``most_states``: pages of whole prefixes that a path keeps of use, None for any number.
         """
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
@@ -73,18 +80,34 @@ class RadixTrees:
         self._groups = range(len(self.policies))
         self._owner = owner
         self._observer = observer
-        self._order = {"balanced": balanced, "aligned": aligned}
-        self._ageing = {"anchors": anchors, "worth": worth_of_prefix_page, "spared": spared}
+        self._page_observer = page_observer
+        self._balanced, self._aligned = balanced, aligned
+        self._ageing = {
+            "anchors": anchors,
+            "shield": shield,
+            "worth": worth_of_prefix_page,
+            "spared": spared,
+            "most_states": most_states,
+        }
         self._start_empty()
 
     def _start_empty(self) -> None:
         self.num_pages = [0] * len(self.policies)
+        self.num_shared = [0] * len(self.policies)
         self._adopted: list[tuple[Node, int]] = []
-        self._queues = EvictionQueues(self.policies, self._owner, **self._order)
-        self._paths = Paths(
-            self.policies, self.tokens_per_page, self._owner, self._queues, self._observer
+        self._times = Times(self.policies, aligned=self._aligned)
+        self._queues = EvictionQueues(
+            len(self.policies), self._owner, self._times, balanced=self._balanced
         )
-        self._ages = Ageing(self._paths, self._queues, **self._ageing)
+        self._paths = Paths(
+            self.policies,
+            self.tokens_per_page,
+            self._owner,
+            self._queues,
+            self._times,
+            self._observer,
+        )
+        self._ages = Ageing(self._paths, self._queues, self._times, self._owner, **self._ageing)
 
     @property
     def root(self) -> Node:
@@ -123,7 +146,9 @@ class RadixTrees:
         while node.parent is not None:
             extent = node.extents[group_id]
             if extent is None:
-                parts.append(np.zeros(node.key.size // self.tokens_per_page, dtype=np.int64))
+                parts.append(
+                    np.zeros((node.end - node.begin) // self.tokens_per_page, dtype=np.int64)
+                )
             else:
                 parts.append(extent.ids)
             node = node.parent
@@ -157,11 +182,12 @@ class RadixTrees:
                 child = self._paths.split(child, at)
             self._offer(child, offers, declined)
             node = child
-        self._ages.touch(node, hit=False)
-        self._ages.settle(node)
-        if branch is not None and len(branch.children) > 1:
+        if branch is not None and branch.parent is not None and len(branch.children) > 1:
+            branch.forked = True
             for group_id in self._ages.prefix_groups:
                 branch.anchored[group_id] = True
+        self._ages.touch(node, hit=False)
+        self._ages.settle(node)
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
@@ -181,11 +207,11 @@ class RadixTrees:
     ) -> Node:
         """New nodes for the key behind ``parent``, cut where a group's pages begin or end."""
         cuts = self._cuts(offers, parent.end, key.size)
+        # A private copy: the caller's array may be a view of a longer, living one.
+        run = Run(key[parent.end :].copy(), parent.end)
         for begin, end in pairwise([parent.end, *cuts, key.size]):
-            # A private copy: the caller's array may be a view of a longer, living one.
-            part = key[begin:end].copy()
             edge = self._paths.edge(namespace, key, begin)
-            node = Node(parent, edge, namespace, part, begin, len(self.policies))
+            node = Node(parent, edge, namespace, run, begin, end, len(self.policies))
             parent.children[edge] = node
             for group_id, offer in enumerate(offers):
                 ids = self._ids_for(node, offer)
@@ -243,10 +269,12 @@ class RadixTrees:
         extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
         extent.node = node
         self.num_pages[group_id] += ids.size
-        node.used_at[group_id] = self._ages.now
+        self._times.refresh(node, group_id)
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
         self._adopted.append((node, group_id))
+        if group_id and self._page_observer is not None:
+            self._page_observer.changed(node, group_id)
 
     # ---- locks ------------------------------------------------------------------------------
 
@@ -261,22 +289,26 @@ class RadixTrees:
             for group_id in self._groups
         )
         lock = PathLock(node, tuple(ranges))
-        for group_id, ranges in enumerate(lock.ranges):
-            for part in self._paths.parts_read(node, ranges, group_id):
+        for group_id in reversed(self._groups):  # group 0 last: it shields what is not pinned then
+            for part in self._paths.parts_read(node, lock.ranges[group_id], group_id):
                 part.locks[group_id] += 1
-                extent = part.extents[group_id]
-                if part.locks[group_id] == 1 and extent is not None:
-                    self._owner.pin(extent)
+                if part.locks[group_id] == 1:
+                    self._pin(part, group_id)
+                else:
+                    self.num_shared[group_id] += self._num_positions(part, group_id)
         return lock
 
-    def shared_tokens(self, lock: PathLock, group_id: int) -> int:
-        """Tokens of one group in a lock that others have locked as well."""
-        total = 0
-        for begin, end in lock.ranges[group_id]:
-            for part in upwards(lock.node, begin):
-                if part.begin < end and part.locks[group_id] > 1:
-                    total += min(part.end, end) - max(part.begin, begin)
-        return total
+    def _num_positions(self, node: Node, group_id: int) -> int:
+        return 1 if self.policies[group_id].per_prefix else node.end - node.begin
+
+    def _pin(self, node: Node, group_id: int) -> None:
+        extent = node.extents[group_id]
+        if extent is not None:
+            if extent.shielded:
+                self._times.shield(extent, False)
+            self._owner.pin(extent)
+        if group_id == 0:
+            self._ages.reshield(node)
 
     def unlock(self, lock: PathLock) -> None:
         """Undo what is left of a lock."""
@@ -304,10 +336,14 @@ class RadixTrees:
     def _release(self, node: Node, group_id: int) -> None:
         node.locks[group_id] -= 1
         assert node.locks[group_id] >= 0, "unlocked more often than locked"
+        if node.locks[group_id]:
+            self.num_shared[group_id] -= self._num_positions(node, group_id)
+            return
         extent = node.extents[group_id]
-        if node.locks[group_id] == 0 and extent is not None:
+        if extent is not None:
             self._owner.unpin(extent)
             self._queues.push(node, group_id)
+        self._ages.reshield(node)
 
     # ---- evict ------------------------------------------------------------------------------
 
@@ -317,24 +353,24 @@ class RadixTrees:
         Only large pages that can become empty are considered (paper section 5.4, step 3). False if
         there were not enough of them.
         """
-        large = self._owner.large
-        goal = large.num_empty + count
-        while large.num_empty < goal:
+        owner = self._owner
+        goal = owner.num_empty_larges + count
+        while (missing := goal - owner.num_empty_larges) > 0:
             victim = self._queues.pop_large()
             if victim is None:
                 return False
-            group_id, item = victim
-            if isinstance(item, Node):
-                count = self._wholes_to_cut(item, group_id, goal - large.num_empty)
-                self._cut(item, group_id, item.extents[group_id].last_wholes(count))
-            else:
-                while extents := large.extents_in(item):
-                    # Behind it in the same node lie pages as old as it and of longer prefixes.
-                    self._cut(extents[0].node, group_id, extents[0].first_in(item))
+            turn, group_id, node = victim
+            extent = node.extents[group_id]
+            # The last ones: behind them in the same node lie pages as old, and of longer prefixes.
+            due = owner.due(extent, self._times.array, turn)
+            due = due[-self._larges_to_cut(node, group_id, missing) :]
+            for other in (*owner.sharing(extent, due), extent):
+                if other.node.extents[group_id] is other:  # else it went with one before
+                    self._cut(other.node, group_id, owner.first_in(other, due))
         return True
 
     @staticmethod
-    def _wholes_to_cut(node: Node, group_id: int, missing: int) -> int:
+    def _larges_to_cut(node: Node, group_id: int, missing: int) -> int:
         """How many large pages of one group to take from a node when ``missing`` are wanted.
 
         With a leaf's tokens go the other groups' pages, so fewer of group 0 will do; never more
@@ -342,13 +378,13 @@ class RadixTrees:
         """
         if group_id != 0:
             return missing
-        wholes = [extent.num_whole for extent in node.extents if extent is not None]
-        return max(1, missing * node.extents[0].num_whole // sum(wholes))
+        larges = [extent.num_large for extent in node.extents if extent is not None]
+        return max(1, int(missing * larges[0] / sum(larges)))
 
-    def evict_small(self, group_id: int, count: int, *, before: Key | None = None) -> int:
+    def evict_small(self, group_id: int, count: int, *, before: int | None = None) -> int:
         """Evict ``count`` small pages of one group, the least recently used first (step 5).
 
-        Returns how many it were; fewer if no more is evictable, or none whose turn is ``before``.
+        Returns how many it were; fewer if no more is evictable, or none whose time is ``before``.
         """
         pages = self.num_pages[group_id]
         while (missing := count - (pages - self.num_pages[group_id])) > 0:
@@ -360,7 +396,9 @@ class RadixTrees:
 
     def evict_stranded(self, short: Sequence[int]) -> int:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
-        return self.evict_small(0, short[0], before=(0, _FIRST)) if self._ages.prefix_groups else 0
+        if not self._ages.prefix_groups:
+            return 0
+        return self.evict_small(0, short[0], before=DEMOTED_BEFORE)
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
         """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes
@@ -387,6 +425,8 @@ class RadixTrees:
             self._ages.strand(node.parent)
         else:
             self._drop(node, group_id)
+            if self._page_observer is not None:
+                self._page_observer.changed(node, group_id)
             if self.policies[group_id].per_prefix:
                 self._ages.strand(node)
 
@@ -426,26 +466,33 @@ class RadixTrees:
 
     def check(self) -> None:
         """Recount everything. O(tree)."""
-        totals = [0] * len(self.policies)
+        totals, shared = [0] * len(self.policies), [0] * len(self.policies)
         for node in self.nodes():
-            assert node.end - node.begin == node.key.size
-            assert node.key.size % self.tokens_per_page == 0
+            assert node.key.size == node.end - node.begin > 0
+            assert (node.end - node.begin) % self.tokens_per_page == 0
             assert node.parent is not None and node.parent.end == node.begin
             assert node.parent.children[node.edge] is node
             assert node.extents[0] is not None, "a node without its full-attention pages"
             for group_id, extent in enumerate(node.extents):
                 if extent is not None:
                     per_prefix = self.policies[group_id].per_prefix
-                    pages = 1 if per_prefix else node.key.size // self.tokens_per_page
+                    pages = 1 if per_prefix else (node.end - node.begin) // self.tokens_per_page
                     assert extent.size == pages
                     assert extent.node is node
                     assert extent.pinned == (node.locks[group_id] > 0)
                     totals[group_id] += extent.size
+                others = max(0, node.locks[group_id] - 1)
+                shared[group_id] += others * self._num_positions(node, group_id)
                 if node.evictable(group_id):
-                    assert node.queued[group_id], "an evictable node is in no queue"
+                    time = self._times.of(extent)
+                    entry = node.in_smalls[group_id]
+                    assert entry is not None and entry <= time, "an evictable node is not queued"
+                    shielded = self._ages.is_shielded(node, group_id)
+                    assert extent.shielded == shielded
             below = sum(child.locks[0] for child in node.children.values())
             assert node.locks[0] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages
+        assert shared == self.num_shared
 
 
 def _minus(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:

@@ -18,6 +18,7 @@ class Policy(NamedTuple):
     balanced: bool = True  # one clock for all groups; else group after group
     aligned: bool = True  # equally old: the longer prefix goes first; else as they come
     anchors: bool = True  # places where requests end or part are refreshed by whoever passes
+    shield: bool = True  # and their windows go last while somebody runs on the full pages
     thinning: bool = True  # a state that saves less than its bytes goes first once a longer one is
     keep_behind_window: bool = True  # slid-out pages stay until memory is short; else freed at once
 

@@ -1,12 +1,20 @@
 """Admission: what a round of prefills may promise, asked of the allocator for all groups together.
 
-Where a prompt's next chunk does not fit it is parked, and then nobody else is admitted in that
-round. Not only for fairness: SGLang counts a chunk in flight for the parked request as soon as a
-batch is made, and would later drop the first token of its answer.
+Three rules beyond SGLang's own:
+
+* A request that has the server to itself is admitted if it fits an empty pool (`RequestNeed`). If
+  its own cached prefix stands in its way, it goes without the hit in the next round.
+* Beside running requests, windows that decide about hits on pages in use (`Ageing`) are not counted
+  as free. Nobody is torn down for them either: a prompt in flight and a decode step may have them.
+* Where a prompt's next chunk does not fit it is parked, and then nobody else is admitted in that
+  round. Not only for fairness: SGLang counts a chunk in flight for the parked request as soon as a
+  batch is made, and would later drop the first token of its answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
@@ -24,38 +32,78 @@ class _Round:
     the next ones hit. SGLang runs one cut prompt at a time, so nobody is admitted after it.
     """
 
+    adder: Any = None  # SGLang's PrefillAdder of this round
+    req: Any = None  # whom it asks for
     _parked = False  # a chunk had to wait
     _cut_again = False  # a prompt in flight does not end in this round
     _cut_at_branch = False  # a new one is cut where it parts from others
     _states_promised = 0
-    _to_give_up: int | None = None
+
+    @property
+    def _running(self) -> Sequence[Any]:
+        batch = self.adder.running_batch
+        return () if batch is None else batch.reqs
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the request asked for would have the server to itself."""
+        return not self._running and not self.adder.can_run_list
+
+    @cached_property
+    def _states_to_give_up(self) -> int:
+        return self.allocator.states_to_give_up()  # nothing changes them during a round
 
     @property
     def states_wanted(self) -> int:
         """States promised in this round and those of one more request, beyond those that decoding
         requests can go on without; below zero if these are more."""
-        if self._to_give_up is None:  # nothing changes them during a round
-            self._to_give_up = self.allocator.states_to_give_up()
-        return self._states_promised + self.allocator.states_per_request - self._to_give_up
+        promised = self._states_promised + self.allocator.states_per_request
+        return promised - self._states_to_give_up
 
-    def fit_chunk(self, *, extend_input_len: int, **demand: Any) -> int | None:
-        self._states_promised -= self.allocator.states_per_request
-        try:
-            limit = self._fit_chunk(extend_input_len=extend_input_len, **demand)
-        finally:
-            self._states_promised += self.allocator.states_per_request
+    # ---- what SGLang asks -------------------------------------------------------------------
+
+    def fit_chunk(
+        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
+    ) -> int | None:
+        """Tokens that the next chunk of the prompt in flight may have, None to park it."""
+        self.tree_cache.slide_prompt(self.req)
+        if self._alone:
+            limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
+        else:
+            self._states_promised -= self.allocator.states_per_request
+            try:
+                limit = self._fit_chunk(extend_input_len, max_new_tokens, chunk_limit)
+            finally:
+                self._states_promised += self.allocator.states_per_request
         self._parked = limit is None
         self._cut_again = limit is None or limit < extend_input_len
         return limit
 
     def check_prefill(
-        self, *, extend_input_len: int, chunk_limit: int | None, **demand: Any
+        self,
+        *,
+        extend_input_len: int,
+        max_new_tokens: int,
+        chunk_limit: int | None,
+        **demand: Any,
     ) -> tuple[bool, int | None]:
         if self._parked:
             return False, None
-        fits, limit = super().check_prefill(
-            extend_input_len=extend_input_len, chunk_limit=chunk_limit, **demand
-        )
+        if self._alone:
+            limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
+            if limit is None:
+                self.tree_cache.forgo_hit(self.req)
+                return False, None
+            fits = True
+            if limit >= extend_input_len:
+                limit = chunk_limit
+        else:
+            fits, limit = super().check_prefill(
+                extend_input_len=extend_input_len,
+                max_new_tokens=max_new_tokens,
+                chunk_limit=chunk_limit,
+                **demand,
+            )
         if not fits or limit is None:
             return fits, limit
         if self._cut_at_branch:
@@ -67,13 +115,60 @@ class _Round:
             return True, branch
         return True, limit
 
-    def can_allocate_prefill(self, **demand: Any) -> bool:
-        return not self._parked and super().can_allocate_prefill(**demand)
+    def can_allocate_prefill(
+        self,
+        *,
+        extend_input_len: int,
+        max_new_tokens: int,
+        chunk_limit: int | None,
+        **demand: Any,
+    ) -> bool:
+        """Asked where nothing is cached and answers have known lengths."""
+        if self._parked:
+            return False
+        if not self._alone:
+            return super().can_allocate_prefill(
+                extend_input_len=extend_input_len,
+                max_new_tokens=max_new_tokens,
+                chunk_limit=chunk_limit,
+                **demand,
+            )
+        limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
+        if limit is not None and limit < extend_input_len:
+            self.adder.rem_chunk_tokens = limit  # SGLang takes all of it for the first chunk
+        return limit is not None
 
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
         if not is_chunked_continuation:
             self._states_promised += self.allocator.states_per_request
+
+    # ---- a request that is alone ------------------------------------------------------------
+
+    def _lone_chunk(self, extend: int, new: int, limit: int | None) -> int | None:
+        """Tokens that its next chunk may have: ``extend`` at most if ``limit`` allows as much,
+        whole pages otherwise; None if it does not fit now."""
+        core, page_size = self.allocator.core, self.page_size
+        prefix = self.req.prefix_len
+        rest = self.allocator.need_of_rest(prefix, prefix + extend + new)
+        if self.req.kv.holds_kv and self.allocator.state_group is not None:
+            rest[self.allocator.state_group] = 0  # it has its states
+        tokens = len(self.allocator.tables.rows)
+
+        def fits(chunk: int) -> bool:
+            pages = -(-chunk // page_size)
+            # Every token group has to hold the chunk, the last one while the window is read too.
+            need = [max(pages, count) for count in rest[:tokens]] + rest[tokens:]
+            return core.fits_after_evicting(need)
+
+        most = extend if limit is None else min(extend, limit)
+        if fits(most):
+            return most
+        low, high = 0, 0 if limit is None else (most - 1) // page_size
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle * page_size) else (low, middle - 1)
+        return low * page_size or None
 
 
 class JengaDenseBudget(_Round, PrefillBudget):
@@ -85,12 +180,10 @@ class JengaDenseBudget(_Round, PrefillBudget):
         available = super().available_chunk_tokens(chunk_limit)
         return min(chunk_limit, max(self.page_size, available - available % self.page_size))
 
-    def _fit_chunk(
-        self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
-    ) -> int | None:
+    def _fit_chunk(self, extend: int, new: int, limit: int) -> int | None:
         room = int(self.remaining_current) - self.page_size
-        if min(extend_input_len, chunk_limit) <= room:
-            return chunk_limit
+        if min(extend, limit) <= room:
+            return limit
         room -= room % self.page_size
         return room if room > 0 else None
 
@@ -111,25 +204,49 @@ class JengaSWABudget(_Round, SharedSWAPrefillBudget):
     """Models with full and window layers, and perhaps states, which compete for the same large
     pages."""
 
-    _slid = False
+    _slid = False  # once per round is enough
+    _in_flight = False  # the prompt asked for holds memory already
 
-    def _fit_chunk(self, **demand: Any) -> int | None:
-        return SharedSWAPrefillBudget.fit_chunk(self, **demand)
+    @cached_property
+    def _window_growth(self) -> float:
+        """Window tokens that running requests will come to hold by decoding on.
+
+        SGLang reserves full tokens for that, window tokens not: in its own fixed window pool they
+        are worth little. Here they are most of the bytes.
+        """
+        return self.tree_cache.window_growth(
+            self._running, self.adder._get_running_request_total_token_offset
+        )
+
+    def _fit_chunk(self, extend: int, new: int, limit: int) -> int | None:
+        self._in_flight = True
+        try:
+            return SharedSWAPrefillBudget.fit_chunk(
+                self, extend_input_len=extend, max_new_tokens=new, chunk_limit=limit
+            )
+        finally:
+            self._in_flight = False
 
     def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
         allocator, core = self.allocator, self.allocator.core
         if empty_pool:
             states = allocator.states_per_request
             return core.fits_empty_pool(allocator.need(full_tokens, swa_tokens, states=states))
-        need = allocator.need(
-            full_tokens + self.total_offset,
-            swa_tokens + self.swa_offset,
-            states=max(0, self.states_wanted),
-        )
-        if core.fits_after_evicting(need):
+        states = max(0, self.states_wanted)
+        full_tokens += self.total_offset
+        swa_tokens += self.swa_offset
+
+        def fits(growth: float) -> bool:
+            need = allocator.need(full_tokens, swa_tokens + growth, states=states)
+            return core.fits_after_evicting(
+                need, beside_shielded=not self._in_flight and not self._alone
+            )
+
+        # Most rounds of a full server end here, without asking every running request.
+        if fits(0) and fits(self._window_growth):
             return True
         if self._slid:
             return False
-        self._slid = True  # once per admission round is enough
-        self.tree_cache.slide(allocator.decoding, exactly=True)
-        return core.fits_after_evicting(need)
+        self._slid = True
+        self.tree_cache.slide(allocator.decoding, exactly=False)
+        return fits(self._window_growth)

@@ -11,24 +11,26 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from sglang_jenga import page_books as books
 from sglang_jenga.extent import Extent
-from sglang_jenga.large_pages import UNBOUND, LargePages
+from sglang_jenga.large_pages import LargePages
+from sglang_jenga.page_books import EMPTY, NEVER, NULL, USED_BY_REQUEST
 from sglang_jenga.spec import PoolPlan
 
-EMPTY, USED, HELD, NULL = 0, 1, 2, 3
 Order = Literal["packed", "paper", "fullest"]
 
 
 class Allocator:
     """Two-level, request-aware allocator (paper section 5.4). A small page is in one state:
 
-        EMPTY --alloc--> USED --free---> EMPTY
-                         USED --adopt--> HELD --evict--> EMPTY
+        EMPTY --alloc--> used by a request --free---> EMPTY
+                         used by a request --adopt--> held by an extent --evict--> EMPTY
 
-    A HELD one belongs to an `Extent` of the prefix cache, which is pinned while a running request
-    needs it and evictable otherwise. Invariants, for every group g:
+    An `Extent` belongs to the prefix cache. It is pinned while a running request needs it. An
+    evictable one may be shielded: it is then not counted as free where `beside_shielded` is asked.
+    Invariants, for every group g:
 
-        num_used[g]   == count(state[g] == USED) + sum(size of g's pinned extents)
+        num_used[g]   == count(holder[g] == USED_BY_REQUEST) + sum(size of g's pinned extents)
         num_cached[g] == sum(size of g's other extents)
         a byte of the pool lies in at most one small page that is not EMPTY
 
@@ -46,20 +48,19 @@ class Allocator:
             raise ValueError(f"order must be one of {get_args(Order)}, got {order!r}")
         self.plan = plan
         self.order = order
-        self.clear()
+        self._start(LargePages(plan))
 
     def clear(self) -> None:
-        """Forget every owner; all large pages are empty again."""
-        plan = self.plan
-        self.large = LargePages(plan)
-        self._k = self.large.smalls
-        self._state = [
-            np.zeros(plan.num_small(group_id), dtype=np.uint8)
-            for group_id in range(len(plan.groups))
-        ]
-        self._state[plan.null_group][: plan.null_smalls] = NULL
-        self.num_used = [0] * len(plan.groups)
-        self.num_cached = [0] * len(plan.groups)
+        """Forget every owner; all large pages are empty again. Their bytes stay what they are."""
+        self._start(LargePages(self.plan, self.large.formats))
+
+    def _start(self, large: LargePages) -> None:
+        self.large = large
+        self._k = large.smalls
+        self.num_used = [0] * len(self._k)
+        self.num_cached = [0] * len(self._k)
+        self._extents: list[Extent | None] = [None]  # by number; number 0 is nobody's
+        self._unused_numbers: list[int] = []
         # Order "paper" only: the large page a request filled last, per group.
         self._home: dict[tuple[int, object], int] = {}
 
@@ -85,14 +86,19 @@ class Allocator:
             for count, k in zip(missing, self._k, strict=True)
         ]
 
-    def fits_after_evicting(self, need: Sequence[int]) -> bool:
-        """Whether they could be handed out if every cached small page were evicted.
+    def fits_after_evicting(self, need: Sequence[int], *, beside_shielded: bool = False) -> bool:
+        """Whether they could be handed out if every cached small page were evicted, or every one
+        that is not shielded.
 
-        Exact: a large page with a used small page lends its other small pages to its own group
-        only; one without a used small page becomes empty.
+        Exact: a large page with a small page that stays lends its other small pages to its own
+        group only; one without becomes empty.
         """
-        reclaimable = self.large.num_empty + self.large.num_idle
-        return self._large_needed(need, self.large.slack) <= reclaimable
+        large = self.large
+        if beside_shielded:
+            own, idle = large.spare_slack, large.num_spare_idle
+        else:
+            own, idle = large.slack, large.num_idle
+        return self._large_needed(need, own) <= large.num_empty + idle
 
     def fits_empty_pool(self, need: Sequence[int]) -> bool:
         """Whether they could be handed out if nothing at all were in use."""
@@ -112,7 +118,7 @@ class Allocator:
         """Small pages this group alone could get now, without evicting."""
         return self.large.free[group_id] + self.large.num_empty * self._k[group_id]
 
-    # ---- transitions ------------------------------------------------------------------------
+    # ---- requests ---------------------------------------------------------------------------
 
     def alloc(
         self, requests: Sequence[object], need: Sequence[Sequence[int] | np.ndarray]
@@ -133,200 +139,209 @@ class Allocator:
                 [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
             )
             room = self.large.num_empty - later
+            ids = np.empty(totals[group_id], dtype=np.int64)
+            group = self.large.group(group_id)
             if self.order == "paper":
-                ids = self._alloc_paper(group_id, requests, counts.tolist(), room)
+                self._alloc_paper(group_id, requests, counts.tolist(), room, ids)
+            elif self.order == "packed":
+                books.take_packed(*group, counts, room, ids)
             else:
-                ids = self._alloc_packed(group_id, counts, totals[group_id], room)
+                books.take_loose(*group, ids.size, ids, 0)
             self.num_used[group_id] += totals[group_id]
             result.append(ids)
         return result
 
-    def free(self, group_id: int, small_ids: np.ndarray) -> None:
-        """The requests that used these small pages are done with them."""
-        if not small_ids.size:
-            return
-        self._mark(group_id, small_ids, USED, EMPTY)
-        self.num_used[group_id] -= small_ids.size
-        large_ids, counts = _count_by_large(small_ids, self._k[group_id])
-        self.large.change(group_id, large_ids, -counts, -counts)
-
-    def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent:
-        """The prefix cache takes small pages over from the request that used them.
-
-        The extent is not pinned, so its pages are evictable from now on.
-        """
-        self._mark(group_id, small_ids, USED, HELD)
-        extent = Extent(group_id, small_ids.copy(), self._k[group_id])
-        self.large.adopt(extent)
-        self._count(extent, -1)
-        return extent
-
-    def pin(self, extent: Extent) -> None:
-        """A running request needs the extent."""
-        assert not extent.pinned
-        self.large.pin(extent)
-        extent.pinned = True
-        self._count(extent, +1)
-
-    def unpin(self, extent: Extent) -> None:
-        """No running request needs the extent any more."""
-        assert extent.pinned
-        self.large.unpin(extent)
-        extent.pinned = False
-        self._count(extent, -1)
-
-    def _count(self, extent: Extent, used: int) -> None:
-        self.num_used[extent.group_id] += used * extent.size
-        self.num_cached[extent.group_id] -= used * extent.size
-
-    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]:
-        """Cut an extent before its small page ``index``."""
-        return self.large.split(extent, index)
-
-    def evict(self, extent: Extent) -> None:
-        """The prefix cache gives the extent up."""
-        assert not extent.pinned, "evicting what a running request needs"
-        self._state[extent.group_id][extent.ids] = EMPTY
-        self.large.evict(extent)
-        self.num_cached[extent.group_id] -= extent.size
-
-    # ---- allocation orders ------------------------------------------------------------------
-
-    def _alloc_packed(self, group_id: int, counts: np.ndarray, total: int, room: int) -> np.ndarray:
-        k = self._k[group_id]
-        if k == 1:  # every small page is a large page: one slice of the stack serves the batch
-            return self._take_whole(group_id, total)
-        loose: list[np.ndarray] = []
-        if self.order != "packed" or not total or counts.max() < k:
-            # A decode step: one pass over the fullest large pages serves all.
-            self._take_loose(group_id, total, loose)
-            return _joined(loose)
-        wholes, tails = [], []
-        for count in counts.tolist():
-            wholes.append(min(count // k, room))
-            tails.append(count - wholes[-1] * k)
-            room -= wholes[-1]
-        whole_ids = self._take_whole(group_id, sum(wholes))
-        self._take_loose(group_id, sum(tails), loose)
-        loose_ids = _joined(loose)
-        parts, at_whole, at_loose = [], 0, 0
-        for whole, tail in zip(wholes, tails, strict=True):
-            parts.append(whole_ids[at_whole : at_whole + whole * k])
-            parts.append(loose_ids[at_loose : at_loose + tail])
-            at_whole += whole * k
-            at_loose += tail
-        return _joined(parts)
-
     def _alloc_paper(
-        self, group_id: int, requests: Sequence[object], counts: Sequence[int], room: int
-    ) -> np.ndarray:
-        k = self._k[group_id]
-        parts: list[np.ndarray] = []
+        self,
+        group_id: int,
+        requests: Sequence[object],
+        counts: Sequence[int],
+        room: int,
+        ids: np.ndarray,
+    ) -> None:
+        group, at = self.large.group(group_id), 0
         for request, count in zip(requests, counts, strict=True):
+            end = at + count
             home = self._home.get((group_id, request))
             if count and home is not None and self.large.owner[home] == group_id:
-                count -= self._take_from(group_id, home, count, parts)
-            while count and room:
-                taken = min(count, k)
-                large_id = int(self.large.take_empty(group_id, 1)[0])
-                self._take_from(group_id, large_id, taken, parts)
-                self._home[group_id, request] = large_id
+                at += books.take_from(*group, home, end - at, ids, at)
+            while at < end and room:
+                at += books.take_new(*group, ids[:end], at)
+                self._home[group_id, request] = int(ids[at - 1]) // self._k[group_id]
                 room -= 1
-                count -= taken
-            room -= self._take_loose(group_id, count, parts)
-        return _joined(parts)
+            room -= books.take_loose(*group, end - at, ids, at)
+            at = end
 
     def forget(self, request: object) -> None:
         """A request ended: its affinity (order ``paper``) is dropped."""
         for group_id in range(len(self._k)):
             self._home.pop((group_id, request), None)
 
-    def _take_whole(self, group_id: int, count: int) -> np.ndarray:
-        k = self._k[group_id]
-        large_ids = self.large.take_empty(group_id, count)
-        self.large.fill_whole(group_id, large_ids)
-        ids = (large_ids[:, None] * k + np.arange(k)).ravel() if k > 1 else large_ids
-        self._state[group_id][ids] = USED
-        return ids
+    def free(self, group_id: int, small_ids: np.ndarray) -> None:
+        """The requests that used these small pages, int64, are done with them."""
+        if not small_ids.size:
+            return
+        self._move(group_id, small_ids, USED_BY_REQUEST, EMPTY, -1, -1, -1)
+        self.num_used[group_id] -= small_ids.size
 
-    def _take_loose(self, group_id: int, count: int, parts: list[np.ndarray]) -> int:
-        """Fill the fullest partly filled large pages first; return the large pages newly bound."""
-        partial = self.large.partial[group_id]
-        while count and (large_id := partial.best()) is not None:
-            count -= self._take_from(group_id, large_id, count, parts)
-        whole, rest = divmod(count, self._k[group_id])
-        if whole:
-            parts.append(self._take_whole(group_id, whole))
-        if rest:
-            large_id = int(self.large.take_empty(group_id, 1)[0])
-            self._take_from(group_id, large_id, rest, parts)
-        return whole + (rest > 0)
+    def _move(
+        self,
+        group_id: int,
+        small_ids: np.ndarray,
+        before: int,
+        after: int,
+        used: int,
+        kept: int,
+        occupied: int,
+    ) -> None:
+        moved = books.move(
+            *self.large.group(group_id), small_ids, before, after, used, kept, occupied
+        )
+        assert moved, "a small page is listed twice, or not in the state it should be in"
 
-    def _take_from(self, group_id: int, large_id: int, count: int, parts: list[np.ndarray]) -> int:
-        """Take up to ``count`` empty small pages of one large page, lowest ids first."""
-        k = self._k[group_id]
-        state = self._state[group_id][large_id * k : (large_id + 1) * k]
-        offsets = np.flatnonzero(state == EMPTY)[:count]
-        if not offsets.size:
-            return 0
-        state[offsets] = USED
-        self.large.fill(group_id, large_id, offsets.size)
-        parts.append(offsets + large_id * k)
-        return offsets.size
+    # ---- the prefix cache -------------------------------------------------------------------
 
-    def _mark(self, group_id: int, small_ids: np.ndarray, before: int, after: int) -> None:
-        state = self._state[group_id]
-        assert (state[small_ids] == before).all(), "a small page is not in the state it should be"
-        assert _distinct(small_ids), "a small page is listed twice"
-        state[small_ids] = after
+    def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent:
+        """The prefix cache takes small pages over from the request that used them.
+
+        The extent is not pinned, so its pages are evictable from now on.
+        """
+        small_ids = small_ids.astype(np.int64)  # a copy: the caller's may be a view of a table
+        extent = self._new_extent(group_id, small_ids)
+        try:
+            self._move(group_id, small_ids, USED_BY_REQUEST, extent.number, -1, -1, 0)
+        except AssertionError:
+            self._forget(extent)
+            raise
+        self._count(extent, -1)
+        return extent
+
+    def _new_extent(self, group_id: int, small_ids: np.ndarray) -> Extent:
+        if self._unused_numbers:
+            number = self._unused_numbers.pop()
+        else:
+            number = len(self._extents)
+            self._extents.append(None)
+        extent = self._extents[number] = Extent(group_id, small_ids, self._k[group_id], number)
+        return extent
+
+    def _forget(self, extent: Extent) -> None:
+        self._extents[extent.number] = None
+        self._unused_numbers.append(extent.number)
+
+    def pin(self, extent: Extent) -> None:
+        """A running request needs the extent. One that was shielded is not any more."""
+        assert not extent.pinned
+        kept = 0 if extent.shielded else 1
+        books.count(*self.large.group(extent.group_id), extent.ids, 1, kept)
+        extent.pinned, extent.shielded = True, False
+        self._count(extent, +1)
+
+    def unpin(self, extent: Extent) -> None:
+        """No running request needs the extent any more."""
+        assert extent.pinned
+        books.count(*self.large.group(extent.group_id), extent.ids, -1, -1)
+        extent.pinned = False
+        self._count(extent, -1)
+
+    def shield(self, extent: Extent, shielded: bool) -> None:
+        """Set whether admission has to leave an evictable extent alone."""
+        assert not extent.pinned and extent.shielded != shielded
+        books.count(*self.large.group(extent.group_id), extent.ids, 0, 1 if shielded else -1)
+        extent.shielded = shielded
+
+    def _count(self, extent: Extent, used: int) -> None:
+        self.num_used[extent.group_id] += used * extent.size
+        self.num_cached[extent.group_id] -= used * extent.size
+
+    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]:
+        """Cut an extent before its small page ``index``; the back stays the same object."""
+        assert 0 < index < extent.size
+        front = self._new_extent(extent.group_id, extent.ids[:index])
+        front.pinned, front.shielded, front.node = extent.pinned, extent.shielded, extent.node
+        self.large.holder[extent.group_id][front.ids] = front.number
+        extent.ids = extent.ids[index:]
+        return front, extent
+
+    def evict(self, extent: Extent) -> None:
+        """The prefix cache gives the extent up."""
+        assert not extent.pinned, "evicting what a running request needs"
+        kept = -1 if extent.shielded else 0
+        self._move(extent.group_id, extent.ids, extent.number, EMPTY, 0, kept, -1)
+        self._forget(extent)
+        self.num_cached[extent.group_id] -= extent.size
+
+    # ---- whose turn it is to be evicted -----------------------------------------------------
+    # ``times[number]``, int64: when an extent was of use last, as the prefix cache counts time.
+
+    @property
+    def num_empty_larges(self) -> int:
+        return self.large.num_empty
+
+    def turn(self, extent: Extent, times: np.ndarray) -> int | None:
+        """When the first of the extent's large pages has its turn; None if none could be emptied.
+
+        A large page has its turn when the newest of its small pages has (paper section 5.4).
+        """
+        if extent.k == 1:
+            return int(times[extent.number])
+        turn = books.turn(*self.large.group(extent.group_id), extent.ids, times)
+        return None if turn == NEVER else turn
+
+    def due(self, extent: Extent, times: np.ndarray, time: int) -> np.ndarray:
+        """Ids of the extent's large pages whose turn comes by ``time``, in token order."""
+        if extent.k == 1:
+            return extent.ids
+        return books.due(*self.large.group(extent.group_id), extent.ids, times, time)
+
+    def sharing(self, extent: Extent, large_ids: np.ndarray) -> list[Extent]:
+        """The other extents that have small pages in these of its large pages."""
+        if extent.k == 1:
+            return []
+        numbers = books.extents_in(*self.large.group(extent.group_id), large_ids)
+        others = dict.fromkeys(numbers.tolist())
+        others.pop(extent.number, None)
+        return [self._extents[number] for number in others]
+
+    def first_in(self, extent: Extent, large_ids: np.ndarray) -> int:
+        """Index of the extent's first small page that lies in one of these large pages."""
+        return books.first_in(*self.large.group(extent.group_id), extent.ids, large_ids)
+
+    def take_woken(self, times: np.ndarray) -> list[Extent]:
+        """Extents whose turn may come earlier than `turn` said: per large page that became idle
+        since the last call, or lost a small page while it was, the newest in it."""
+        woken = self.large.take_woken()
+        if not woken.size:
+            return []
+        found: dict[int, None] = {}
+        for group_id in range(len(self._k)):
+            numbers = books.newest_in(*self.large.group(group_id), woken, times)
+            found |= dict.fromkeys(numbers.tolist())
+        return [self._extents[number] for number in found]
+
+    # ---- checks -----------------------------------------------------------------------------
 
     def check(self, extents: Iterable[Extent]) -> None:
         """Recount everything from the state of single small pages. O(pool).
 
         ``extents``: all that the prefix cache holds.
         """
-        plan, large = self.plan, self.large
-        extents = list(extents)
-        large.check(extents)
-        for group_id, state in enumerate(self._state):
+        plan, extents = self.plan, list(extents)
+        self.large.check(extents)
+        assert {extent.number: extent for extent in extents} == {
+            number: extent for number, extent in enumerate(self._extents) if extent is not None
+        }
+        for group_id, holder in enumerate(self.large.holder):
             mine = [extent for extent in extents if extent.group_id == group_id]
-            held = np.concatenate([np.zeros(0, dtype=np.int64), *(item.ids for item in mine)])
-            assert _distinct(held), "a small page in two extents"
-            assert np.array_equal(np.sort(held), np.flatnonzero(state == HELD))
+            expected = np.zeros_like(holder)
+            for extent in mine:
+                assert not (extent.pinned and extent.shielded)
+                assert not expected[extent.ids].any(), "a small page in two extents"
+                expected[extent.ids] = extent.number
+            assert np.array_equal(np.maximum(holder, 0), expected)
             cached = sum(extent.size for extent in mine if not extent.pinned)
+            pinned = sum(extent.size for extent in mine) - cached
             assert self.num_cached[group_id] == cached
-            assert self.num_used[group_id] == (state == USED).sum() + held.size - cached
-            by_large = (state != EMPTY).reshape(plan.num_large, self._k[group_id]).sum(axis=1)
+            assert self.num_used[group_id] == (holder == USED_BY_REQUEST).sum() + pinned
             null = plan.null_smalls if group_id == plan.null_group else 0
-            assert (state == NULL).sum() == null
-            bound = large.owner == group_id
-            assert not by_large[~bound].any(), "a small page in a large page of another group"
-            assert np.array_equal(by_large[bound], large.occupied[bound])
-
-
-def _distinct(small_ids: np.ndarray) -> bool:
-    """Rising ids, the usual case, need no sort."""
-    if (small_ids[1:] > small_ids[:-1]).all():
-        return True
-    ordered = np.sort(small_ids)
-    return bool((ordered[1:] > ordered[:-1]).all())
-
-
-def _count_by_large(small_ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct large ids and how many of the small ids lie in each.
-
-    Ids come in runs (a request's pages), so equal neighbours are merged before sorting.
-    """
-    if k == 1:
-        return small_ids, np.ones(small_ids.size, dtype=np.int64)
-    large_ids = small_ids // k
-    starts = np.flatnonzero(np.diff(large_ids, prepend=UNBOUND))
-    runs = np.diff(starts, append=large_ids.size)
-    distinct, which = np.unique(large_ids[starts], return_inverse=True)
-    return distinct, np.bincount(which, weights=runs).astype(np.int64)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+            assert (holder == NULL).sum() == null

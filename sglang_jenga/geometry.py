@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
-from sglang_jenga.planner import PoolTooSmallError, larges_for_requests, plan_pool
+from sglang_jenga.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.pool import HeadShape
+from sglang_jenga.request_need import RequestNeed
 from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan
 from sglang_jenga.state_pool import StateShape
 
@@ -118,20 +119,9 @@ def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
         ) from error
 
 
-def longest_request(plan: PoolPlan) -> int:
-    """Tokens, prompt and answer, of the longest single request the empty pool can hold."""
-    if len(plan.groups) == 1:
-        item = plan.groups[0]
-        smalls = plan.num_large * item.smalls_per_large - plan.null_smalls
-        return smalls * item.group.tokens_per_page
-    low, high = 0, plan.num_slots(0)
-    while low < high:
-        middle = (low + high + 1) // 2
-        # One page more in each group: what SGLang's admission sets aside for alignment.
-        padded = middle + plan.groups[0].group.tokens_per_page
-        if sum(larges_for_requests(plan, 1, padded)) <= plan.num_large:
-            low = middle
-        else:
-            high = middle - 1
+def longest_request(plan: PoolPlan, states: int = 1) -> int:
+    """Tokens, prompt and answer, of the longest single request the empty pool can hold, of which
+    each takes so many ``states``; whole pages."""
     page_size = plan.groups[0].group.tokens_per_page
-    return low // page_size * page_size
+    longest = RequestNeed(plan, states).longest(plan.num_slots(0))
+    return longest // page_size * page_size

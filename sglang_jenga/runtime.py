@@ -1,4 +1,7 @@
-"""Where our pools, allocator and cache take the place of SGLang's, in the scheduler process."""
+"""Where our pools, allocator and cache take the place of SGLang's, in the scheduler process.
+
+What they do in its rounds and steps is in `scheduling`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
@@ -17,8 +19,7 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga import ablation, flags, window_models
-from sglang_jenga.admission import JengaSWABudget
+from sglang_jenga import ablation, flags, scheduling, window_models
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.geometry import (
     Geometry,
@@ -28,7 +29,7 @@ from sglang_jenga.geometry import (
     plan_for,
 )
 from sglang_jenga.hooks import Hook
-from sglang_jenga.page_tables import PageTables, Step
+from sglang_jenga.page_tables import PageTables
 from sglang_jenga.planner_report import capacity_rows, format_plan
 from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
 from sglang_jenga.state_pool import JengaStatePool, JengaStateRows, StateSlots
@@ -37,6 +38,7 @@ from sglang_jenga.token_allocator import (
     JengaStateAllocator,
     JengaSWAAllocator,
     JengaTokenAllocator,
+    is_ours,
 )
 
 logger = logging.getLogger(__name__)
@@ -257,58 +259,13 @@ def _log_plan(plan: Any, longest: int, context_len: int) -> None:
         )
 
 
-def _is_ours(allocator: Any) -> bool:
-    return isinstance(allocator, (JengaTokenAllocator, JengaSWAAllocator, JengaStateAllocator))
-
-
 def _configure(result: Any, self: Any, **_: Any) -> None:
     """Last line of defence: under the flag, nothing but our pools may serve."""
-    if flags.is_on() and not _is_ours(result.token_to_kv_pool_allocator):
+    if flags.is_on() and not is_ours(result.token_to_kv_pool_allocator):
         raise RuntimeError(
             "--memory-backend jenga is set but SGLang built "
             f"{type(result.token_to_kv_pool_allocator).__name__}; refusing to serve with it"
         )
-
-
-def _count_window_growth(result: None, self: Any, *_: Any, **__: Any) -> None:
-    """SGLang reserves full tokens for what running requests will still decode, window tokens not:
-    in its own fixed window pool they are worth little. Here they are most of the bytes."""
-    budget, batch = self.memory_budget, self.running_batch
-    if not isinstance(budget, JengaSWABudget) or batch is None:
-        return
-    budget.swa_offset += sum(
-        self.tree_cache.window_growth(req, self._get_running_request_total_token_offset(req))
-        for req in batch.reqs
-    )
-
-
-def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
-    allocator = batch.token_to_kv_pool_allocator
-    if not _is_ours(allocator):
-        return original(batch)
-    starts = np.array(batch.prefix_lens, dtype=np.int64)
-    ends = starts + np.array(batch.extend_lens, dtype=np.int64)
-    fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
-    with allocator.allocating(Step(batch.reqs, starts, ends, allocator.page_size, fresh=fresh)):
-        return original(batch)
-
-
-def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
-    allocator = batch.token_to_kv_pool_allocator
-    if not _is_ours(allocator):
-        return original(batch, token_per_req)
-    starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
-    allocator.decoding = batch.reqs
-    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
-    with allocator.allocating(step):
-        return original(batch, token_per_req)
-
-
-def _maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
-    cache = self.tree_cache
-    ours = _is_ours(self.token_to_kv_pool_allocator) and self.forward_mode.is_decode()
-    if not ours or not cache.supports_swa() or not cache.leave_windows(self.reqs):
-        original(self)
 
 
 def register_cache_backend() -> None:
@@ -321,7 +278,7 @@ def _build_tree_cache(context: TreeCacheBuildContext) -> BasePrefixCache:
     from sglang_jenga.tree_cache import JengaRadixCache
 
     allocator = context.params.token_to_kv_pool_allocator
-    if not _is_ours(allocator):
+    if not is_ours(allocator):
         raise RuntimeError(
             f"the jenga radix cache needs the jenga pool, got {type(allocator).__name__}; "
             "use --memory-backend jenga instead of --radix-cache-backend jenga"
@@ -330,14 +287,6 @@ def _build_tree_cache(context: TreeCacheBuildContext) -> BasePrefixCache:
 
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
-_ALLOCATION = "sglang.srt.mem_cache.allocation"
-_PREFILL_ADDER = (
-    "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
-    "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens, "
-    "priority_scheduling_preemption_threshold, max_prefill_bs, max_running_requests, "
-    "prefill_max_requests, prefill_delayer_single_pass, dllm_config, waiting_queue_len, "
-    "prefill_tile_block_m)"
-)
 HOOKS = (
     Hook(
         f"{_CONFIGURATOR}.config_from_budget",
@@ -364,23 +313,5 @@ HOOKS = (
         _init_pools,
     ),
     Hook(f"{_CONFIGURATOR}.configure", "after", "(self, *, pre_model_load_memory)", _configure),
-    Hook(
-        "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
-        "after",
-        _PREFILL_ADDER,
-        _count_window_growth,
-    ),
-    Hook(
-        "sglang.srt.managers.schedule_batch.ScheduleBatch.maybe_evict_swa",
-        "around",
-        "(self)",
-        _maybe_evict_swa,
-    ),
-    Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
-    Hook(
-        f"{_ALLOCATION}.alloc_for_decode_default",
-        "around",
-        "(batch, token_per_req)",
-        _alloc_for_decode,
-    ),
+    *scheduling.HOOKS,
 )

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
-from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
 from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.admission import JengaDenseBudget, JengaStateBudget, JengaSWABudget
 from sglang_jenga.allocator import Allocator
-from sglang_jenga.page_tables import PageTables, Step, expand
+from sglang_jenga.page_tables import PageTables, Step
 from sglang_jenga.pool import PoolBuffer
+from sglang_jenga.request_need import RequestNeed
+from sglang_jenga.slot_map import SlotMap
 
 FULL, WINDOW = 0, 1  # a group of states comes after the attention groups
+
+_KEPT_FREE = 2
+"""Tokens beyond a page that SGLang keeps free beside requests of known lengths without a cache."""
 
 
 class _JengaAllocator:
@@ -60,6 +65,9 @@ class _JengaAllocator:
         self.tree_cache: Any = None  # the prefix cache names itself here
         # Requests of the last decode step; some may have finished since.
         self.decoding: Sequence[Any] = ()
+        # The request whose prompt has been computed in part, if any.
+        self.prompt_in_flight: Any = None
+        self.rounds_stuck = 0  # see scheduling._next_batch
         # Attention groups come first; a state group, if any, is the last one.
         self._num_groups = len(tables.rows)
         has_states = len(core.plan.groups) > self._num_groups
@@ -78,6 +86,36 @@ class _JengaAllocator:
             tokens *= self._num_groups
         pages = [-(-int(count) // self.page_size) for count in tokens]
         return pages if self.state_group is None else [*pages, states]
+
+    @cached_property
+    def request_need(self) -> RequestNeed:
+        return RequestNeed(self.core.plan, self.states_per_request)
+
+    def need_of_rest(self, held: int, tokens: int) -> list[int]:
+        """Small pages per group that a request of ``tokens`` tokens takes beyond those that it
+        holds, or has locked, for the first ``held`` of them, a whole number of pages."""
+        need = self.request_need.pages(tokens)
+        for group_id, plan in enumerate(self.core.plan.groups[: self._num_groups]):
+            window = plan.group.window
+            begin = 0 if window is None else max(0, held - window + 1)
+            need[group_id] -= -(-held // self.page_size) - begin // self.page_size
+        return [max(0, count) for count in need]
+
+    def max_new_tokens_for_memory(
+        self,
+        input_tokens: int,
+        max_new_tokens: int,
+        *,
+        token_capacity: int,
+        sliding_window_size: int | None,
+        chunk_size: int | None,
+    ) -> int | None:
+        """The most new tokens with which the request fits an empty pool, None if it never does."""
+        at_once = 0 if chunk_size else input_tokens
+        longest = self.request_need.longest(input_tokens + max_new_tokens, at_once=at_once)
+        if self.tree_cache.disable and self._num_groups == 1:
+            longest = min(longest, self.max_tokens - self.page_size - _KEPT_FREE)
+        return None if longest < input_tokens else longest - input_tokens
 
     def available_size(self) -> int:
         """Tokens that every group at once could take now, without evicting."""
@@ -128,6 +166,7 @@ class _JengaAllocator:
         for exactly in (False, True):
             if tree_cache.supports_swa():
                 tree_cache.slide(self.decoding, exactly=exactly)
+                tree_cache.slide_prompt(self.prompt_in_flight)
             if tree_cache.supports_prefix_sharing():
                 tree_cache.evict_to_fit(need)
             if self.core.fits_now(need):
@@ -211,7 +250,7 @@ class _JengaAllocator:
         self._enter_prefixes(step)
         slots = [self._enter(group_id, step, ids[group_id]) for group_id in range(self._num_groups)]
         assert slots[FULL].size == num_tokens
-        return self._publish(slots)
+        return self._publish(slots[FULL], ids)
 
     def alloc_states(self, count: int, *, to_run: bool) -> np.ndarray | None:
         """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
@@ -252,9 +291,10 @@ class _JengaAllocator:
         """Small ids of the request's matched prefix; the tree cache knows them."""
         return self.tree_cache.trees.pages_to(req.last_node, group_id)
 
-    def _publish(self, slots: list[np.ndarray]) -> torch.Tensor:
-        """The step's slots on the device, and what the kernels need to find the other groups'."""
-        return self.to_device(slots[FULL])
+    def _publish(self, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
+        """The step's slots on the device, and what the kernels need to find those of other groups;
+        ``ids``: the step's new small pages per group."""
+        return self.to_device(slots)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -358,66 +398,26 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
 
     def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
         self._setup(core, tables, kvcache, **kwargs)
-        num_slots = core.plan.num_slots(FULL)
-        # 0 is the null page; SGLang looks up -1 for "no previous slot" and expects -1.
-        mapping = torch.zeros(num_slots + 1, dtype=torch.int64, device=self.device)
-        mapping[-1] = -1
-        self.full_to_swa_index_mapping = mapping
-        kvcache.register_mapping(mapping)
+        self.slot_map = SlotMap(
+            core.plan.num_small(FULL), self.page_size, self.device, self.to_device
+        )
+        self.full_to_swa_index_mapping = self.slot_map.tensor
+        kvcache.register_mapping(self.slot_map.tensor)
 
-    def _publish(self, slots: list[np.ndarray]) -> torch.Tensor:
-        both = self.to_device(np.stack(slots))
-        self.full_to_swa_index_mapping[both[FULL]] = both[WINDOW]
-        return both[FULL]
+    def _publish(self, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
+        self.slot_map.pair(ids[FULL], ids[WINDOW])
+        return self.slot_map.upload(beside=slots)
 
-    def remap(self, full_pages: np.ndarray, window_pages: np.ndarray) -> None:
-        """These full pages' tokens have their window KV in those window pages from now on."""
-        slots = np.stack([expand(full_pages, self.page_size), expand(window_pages, self.page_size)])
-        both = self.to_device(slots)
-        self.full_to_swa_index_mapping[both[FULL]] = both[WINDOW]
+    def free_behind_window(self, row: int, start: int, end: int) -> None:
+        """A request gives up its own window pages of ``[start, end)``, but not the full ones."""
+        if end > start:
+            self.slot_map.part(self.tables.pages(FULL, row, start, end).astype(np.int64))
+            self.free_row_pages(WINDOW, row, start, end)
 
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
     ) -> JengaSWABudget:
         return JengaSWABudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-
-    def max_new_tokens_for_memory(
-        self,
-        input_tokens: int,
-        max_new_tokens: int,
-        *,
-        token_capacity: int,
-        sliding_window_size: int | None,
-        chunk_size: int | None,
-    ) -> int | None:
-        """The most new tokens with which the request fits an empty pool, None if it never does.
-
-        Asks what admission will ask, with chunks as small as admission may make them.
-        """
-
-        def fits(new_tokens: int) -> bool:
-            window = estimate_swa_kv_tokens(
-                input_tokens,
-                new_tokens,
-                sliding_window_size=sliding_window_size,
-                page_size=self.page_size,
-                allocation_limit=self.page_size if chunk_size else None,
-            )
-            full = input_tokens + new_tokens + self.page_size
-            need = self.need(full, window, states=self.states_per_request)
-            # A long prompt comes in chunks, and each may leave a large page partly filled.
-            slack = [group.smalls_per_large - 1 for group in self.core.plan.groups]
-            return self.core.fits_empty_pool(
-                [n + more for n, more in zip(need, slack, strict=True)]
-            )
-
-        if not fits(0):
-            return None
-        low, high = 0, max_new_tokens
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low
 
     def full_available_size(self) -> int:
         return self.group_available(FULL)
@@ -445,3 +445,7 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
     @property
     def size_swa(self) -> int:
         return self.core.plan.num_slots(WINDOW) - self.page_size
+
+
+def is_ours(allocator: Any) -> bool:
+    return isinstance(allocator, _JengaAllocator)

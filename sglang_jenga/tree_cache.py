@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -61,6 +63,11 @@ class JengaRadixCache(BasePrefixCache):
         part = policy()
         self._keeps_behind_window = part.keep_behind_window and not self.disable
         self._slide_interval = max(1, min(_MOST_BEHIND, envs.SGLANG_SWA_EVICTION_INTERVAL.get()))
+        # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long window.
+        self._lock_interval = max(self._slide_interval, (params.sliding_window_size or 0) // 16)
+        # Requests by the decode step in which their lock can be cut; see `_await_window`.
+        self._due: list[tuple[int, int, Any, PathLock]] = []
+        self._decode_steps = self._num_awaited = 0
         groups = [item.group for item in self.core.plan.groups]
         self.state_group = self.allocator.state_group
         self.states: EndStates | TrackedStates | None = None
@@ -73,12 +80,16 @@ class JengaRadixCache(BasePrefixCache):
             self.page_size,
             self.core,
             observer=self._event_publisher(params),
+            page_observer=self if self.supports_swa() else None,
             balanced=part.balanced,
             aligned=part.aligned,
             anchors=part.anchors,
+            shield=part.shield,
             worth_of_prefix_page=self._worth_of_state() if part.thinning else 0,
         )
         self.allocator.tree_cache = self
+        # Requests whose own cached prefix stands in their way.
+        self._without_hit: WeakSet[Any] = WeakSet()
         if params.enable_metrics:
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
@@ -110,7 +121,7 @@ class JengaRadixCache(BasePrefixCache):
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         match = Match(self.trees.root, 0, ())
-        if not self.disable:
+        if not self.disable and not (self._without_hit and params.req in self._without_hit):
             key = params.key
             length = len(key)
             match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
@@ -127,6 +138,11 @@ class JengaRadixCache(BasePrefixCache):
             full_kv_hit_length=node.end,
             mamba_branching_seqlen=branch,
         )
+
+    def forgo_hit(self, req: Any) -> None:
+        """Let a request begin anew: with its hit it does not fit, alone on the server."""
+        if req.prefix_len:
+            self._without_hit.add(req)
 
     @property
     def tokens_to_branch(self) -> int:
@@ -157,6 +173,7 @@ class JengaRadixCache(BasePrefixCache):
 
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """Offer the request's KV of ``[0, up_to)`` to the trees, whole small pages only."""
+        self._without_hit.discard(req)
         self._insert(req, up_to, leaves=req.finished())
 
     def claim_kv_row(self, req: Any) -> bool:
@@ -200,6 +217,8 @@ class JengaRadixCache(BasePrefixCache):
             lock = self.trees.lock(node, without=apart)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
+        if lock is not None and self.supports_swa():
+            self._await_window(req)
         if any(declined[: len(self.tables.rows)]) and not leaves:
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
@@ -222,11 +241,20 @@ class JengaRadixCache(BasePrefixCache):
         ]
         for group_id, ids in enumerate(pages):
             self.tables.rows[group_id][row, first : first + ids.size] = ids
+        if self.supports_swa():
+            self.allocator.slot_map.upload()  # before a step could read the row with the old map
         slots = self.allocator.to_device(expand(pages[FULL], self.page_size))
         self.req_to_token_pool.write((row, slice(start, node.end)), slots.to(torch.int32))
-        if self.supports_swa():
-            live = pages[WINDOW] > 0
-            self.allocator.remap(pages[FULL][live], pages[WINDOW][live])
+
+    def changed(self, node: Node, group_id: int) -> None:
+        """The trees have got or lost window pages of tokens that they have the full pages of."""
+        if group_id != WINDOW:
+            return
+        window, full = node.extents[WINDOW], node.extents[FULL].ids
+        if window is None:
+            self.allocator.slot_map.part(full)
+        else:
+            self.allocator.slot_map.pair(full, window.ids)
 
     # ---- release ----------------------------------------------------------------------------
 
@@ -252,25 +280,42 @@ class JengaRadixCache(BasePrefixCache):
         """
         if not self._keeps_behind_window:
             self._free_behind_window(req, pre_len, eviction_interval)
-        self._advance_lock(req, pre_len, self._slide_interval)
+        self._advance_lock(req, pre_len, self._lock_interval)
 
-    def leave_windows(self, reqs: Iterable[Any]) -> bool:
+    def leave_windows(self) -> bool:
         """`evict_sliding_windows` of a whole decode step; False if SGLang has to ask for each.
 
         With pages kept there is only what requests have locked of their prefixes, and most steps
         find nothing there: SGLang would ask for every request whose window has moved at all.
         """
-        if self._keeps_behind_window:
-            for req in reqs:
-                if req.lock is not None and req.lock.ranges[WINDOW] and req.decode_batch_idx >= 1:
-                    self._advance_lock(req, req.seqlen - 1, self._slide_interval)
-        return self._keeps_behind_window
+        if not self._keeps_behind_window:
+            return False
+        self._decode_steps += 1
+        while self._due and self._due[0][0] <= self._decode_steps:
+            _, _, req, lock = heappop(self._due)
+            if req.lock is lock:  # else the request has left, or gone on with another lock
+                self._advance_lock(req, req.seqlen - 1, self._lock_interval)
+                if req.lock is lock:
+                    self._await_window(req)
+        return True
+
+    def _await_window(self, req: Any) -> None:
+        """Note in which decode step the window will have left so much of the lock behind that it is
+        worth a call. A request decodes one token a step, or waits, and is then looked at too early.
+        """
+        locked = req.lock.ranges[WINDOW] if self._keeps_behind_window else ()
+        if locked:
+            behind = req.seqlen - 1 - self.sliding_window_size - locked[-1][0]
+            due = self._decode_steps + max(1, self._lock_interval - behind)
+            self._num_awaited += 1
+            heappush(self._due, (due, self._num_awaited, req, req.lock))
 
     def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
         """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
         locked = req.lock.ranges[WINDOW] if req.lock is not None else ()
         if locked and pre_len - self.sliding_window_size - locked[-1][0] >= interval:
             req.lock = self.trees.advance(req.lock, WINDOW, pre_len)
+            self._await_window(req)
 
     def slide(self, reqs: Iterable[Any], *, exactly: bool) -> None:
         """Give back what the windows of decoding requests have left behind: to the last page, or
@@ -284,16 +329,32 @@ class JengaRadixCache(BasePrefixCache):
                 # Most have nothing to give; asked of all of them, that must cost nothing.
                 if pre_len - reach >= req.kv.get_evicted_seqlen(ComponentType.SWA):
                     self._free_behind_window(req, pre_len, interval)
-                self._advance_lock(req, pre_len, interval)
+                self._advance_lock(req, pre_len, 1 if exactly else self._lock_interval)
 
-    def window_growth(self, req: Any, tokens: float) -> float:
-        """Window tokens that a running request comes to hold by decoding ``tokens`` more.
+    def slide_prompt(self, req: Any) -> None:
+        """Give back what the window has left behind of a prompt that comes in chunks, where the
+        trees do not get its pages. The next forward overwrites them after the one in flight."""
+        if req is None or not self.supports_swa() or not req.kv.holds_kv:
+            return
+        if self.disable or req.skip_radix_cache_insert:
+            self._free_behind_window(req, req.prefix_len, 1)
 
-        Once its window is full it gives one back for each, unless others hold that one as well.
+    def window_growth(self, reqs: Iterable[Any], tokens_left: Callable[[Any], float]) -> float:
+        """Window tokens, at most, that running requests come to hold beyond those of now.
+
+        A request whose window is full gives one token back for each that it decodes, unless others
+        hold that one as well: then the last of them does. Both sums are bounds, so is the lesser.
         """
-        unfilled = max(0, self.sliding_window_size + 1 - req.kv.kv_allocated_len)
-        shared = 0 if req.lock is None else self.trees.shared_tokens(req.lock, WINDOW)
-        return min(tokens, unfilled + shared)
+        window = self.sliding_window_size + 1
+        alone = among = 0.0
+        for req in reqs:
+            tokens, unfilled = tokens_left(req), max(0, window - req.kv.kv_allocated_len)
+            locked = 0
+            for begin, end in () if req.lock is None else req.lock.ranges[WINDOW]:
+                locked += end - begin
+            alone += min(tokens, unfilled + locked)
+            among += min(tokens, unfilled)
+        return min(alone, among + self.trees.num_shared[WINDOW])
 
     def _free_behind_window(self, req: Any, pre_len: int, eviction_interval: int) -> None:
         row = req.kv.req_pool_idx
@@ -302,7 +363,7 @@ class JengaRadixCache(BasePrefixCache):
 
         def free_segment(slots: torch.Tensor, *, start_pos: int) -> None:
             # The device's copy of the slots serves only to say how many.
-            self.allocator.free_row_pages(WINDOW, row, start_pos, start_pos + slots.numel())
+            self.allocator.free_behind_window(row, start_pos, start_pos + slots.numel())
 
         free_swa_out_of_window_slots(
             req,
@@ -395,7 +456,9 @@ class JengaRadixCache(BasePrefixCache):
         large = self.core.large
         held = int(self.core.plan.null_smalls > 0)
         logger.info(
-            "jenga flush: %d of %d large pages empty", large.num_empty, large.owner.size - held
+            "jenga flush: %d of %d large pages empty",
+            large.num_empty,
+            self.core.plan.num_large - held,
         )
 
     # ---- sizes, in tokens -------------------------------------------------------------------
@@ -449,6 +512,11 @@ class JengaRadixCache(BasePrefixCache):
     def sanity_check(self) -> None:
         self.trees.check()
         self.core.check(self.trees.extents())
+        if self.supports_swa():
+            for node in self.trees.nodes():
+                full, window = node.extents[FULL].ids, node.extents[WINDOW]
+                beside = np.zeros_like(full) if window is None else window.ids
+                self.allocator.slot_map.check(full, beside)
 
     def pretty_print(self) -> None:
         print(self.available_and_evictable_str())

@@ -1,12 +1,13 @@
 """When each place was last of use, and so what the trees should evict next (paper section 5).
 
 Told of hits and inserts only. A time is ``(rank, clock)``: what was demoted, because a hit went
-past it or a longer state made it dispensable, has rank 0 and goes before everything else.
+past it or a longer state made it dispensable, has rank 0 and goes before everything else; what is
+shielded has rank 2 and goes after everything else.
 """
 
 from tests.cache_model import FULL, TOKEN_BYTES, place_of
 
-DEMOTED, OF_USE = 0, 1
+DEMOTED, OF_USE, SHIELDED = 0, 1, 2
 
 
 class AgeModel:
@@ -16,11 +17,12 @@ class AgeModel:
     tokens that age before those read at a key's end, if more than are read there.
     """
 
-    def __init__(self, model, worth, spared):
-        self._model, self._worth, self._spared = model, worth, spared
+    def __init__(self, model, worth, spared, shield):
+        self._model, self._worth, self._spared, self._shield = model, worth, spared, shield
         self._clock = 0
         self.used = [{} for _ in model.groups]
         self.anchored = [set() for _ in model.groups]
+        self.forks = set()  # places where requests have parted
 
     # ---- what happens ---------------------------------------------------------------------
 
@@ -38,11 +40,13 @@ class AgeModel:
             self.used[group_id] |= dict.fromkeys(places, self._now)
         if states is not None:  # others have gone on from there, so requests part there
             self.anchored[states] |= {place for place in adopted[states] if place.length <= known}
+        parted = place_of(namespace, key, known)
+        if 0 < known < key.size and self._parts(parted):
+            self.forks.add(parted)
+            if states is not None:
+                self.anchored[states].add(parted)
         self._touch(namespace, key, key.size, hit=False)
         self._settle(namespace, key)
-        parted = place_of(namespace, key, known)
-        if states is not None and 0 < known < key.size and self._parts(parted):
-            self.anchored[states].add(parted)
         for place in adopted[states] if states is not None else ():
             self._thin(namespace, key, place.length)
 
@@ -51,14 +55,37 @@ class AgeModel:
             for used, anchored in zip(self.used, self.anchored, strict=True):
                 used.pop(place, None)
                 anchored.discard(place)
+            self.forks.discard(place)
 
     # ---- what follows ---------------------------------------------------------------------
 
     def time(self, group_id, place):
         """When a place was last of use to a group; a state where requests part, to any request."""
+        if self.is_shielded(group_id, place):
+            return SHIELDED, self.used[group_id][place][1]
         if group_id == self._model.state_group and self._parts(place):
             return max(self.used[group_id][place], self.used[FULL][place])
         return self.used[group_id][place]
+
+    def is_shielded(self, group_id, place):
+        """Whether the place is a few bytes of a window that decide about full pages in use."""
+        return (
+            self._shield
+            and group_id in self._model.token_groups[1:]
+            and place in self._model.small_ids[group_id]
+            and place in self.anchored[group_id]
+            and self._model.is_locked(FULL, place)
+            and not self._model.is_locked(group_id, place)
+        )
+
+    def shielded(self):
+        """All that is shielded, as small pages ``(group, small_id)``."""
+        return {
+            (group_id, small_id)
+            for group_id, small_ids in enumerate(self._model.small_ids)
+            for place, small_id in small_ids.items()
+            if self.is_shielded(group_id, place)
+        }
 
     def next_victims(self, group_id, count):
         """Of what is cached and not locked the oldest, of equally old ones the longest."""
@@ -110,7 +137,9 @@ class AgeModel:
                     self.used[group_id][place] = DEMOTED, self._clock
 
     def _parts(self, place):
-        """Whether more than one way goes on from a place."""
+        """Whether more than one way goes on from a place, or did once."""
+        if place in self.forks:
+            return True
         longer = len(place.tokens) + self._model.tpp * TOKEN_BYTES
         known = self._model.small_ids[FULL]
         following = [

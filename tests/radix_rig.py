@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from sglang_jenga.allocator import Allocator
+from sglang_jenga.radix import eviction
 from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.policy import FullPolicy, StatePolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
@@ -74,8 +75,11 @@ class Rig(RuleBasedStateMachine):
         aligned=st.sampled_from([True, True, False]),
         worth=st.sampled_from([0, 4, 99]),
         spared=st.sampled_from([0, 7]),
+        shield=st.sampled_from([True, True, False]),
+        tidy=st.sampled_from([2, 1024]),
     )
-    def start(self, data, tpp, reaches, order, balanced, aligned, worth, spared):
+    def start(self, data, tpp, reaches, order, balanced, aligned, worth, spared, shield, tidy):
+        eviction.MANY = tidy
         packings, states = data.draw(st.sampled_from(self.geometries)), self.states
         num_large = data.draw(st.sampled_from(self.sizes(packings)))
         plan = plan_of(packings, num_large)
@@ -86,7 +90,7 @@ class Rig(RuleBasedStateMachine):
         self.state_group = self.model.state_group
         self.allocator = ModelledAllocator(plan, order=order)
         self.allocator.model = self.model
-        self.ages = self.allocator.ages = AgeModel(self.model, worth, spared)
+        self.ages = self.allocator.ages = AgeModel(self.model, worth, spared, shield)
         self.balanced, self.aligned = balanced, aligned
         self.ages_known = not states  # tokens that no state lets hit age by a rule not modelled yet
         policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches)]
@@ -99,6 +103,7 @@ class Rig(RuleBasedStateMachine):
             aligned=aligned,
             worth_of_prefix_page=worth,
             spared=spared,
+            shield=shield,
         )
         self.running, self.past_keys, self.next_id = [], [], 0
 
@@ -233,6 +238,8 @@ class Rig(RuleBasedStateMachine):
         promised = self.allocator.fits_after_evicting(need)
         assert promised == self.pool.fits(need, in_use)
         assert self.allocator.fits_now(need) == self.pool.fits(need, in_use, cached)
+        spare = self.allocator.fits_after_evicting(need, beside_shielded=True)
+        assert spare == self.pool.fits(need, in_use, self.ages.shielded())
         missing = self.allocator.larges_missing
         while promised and missing(need) and self.evict_large(missing(need)):
             pass

@@ -9,8 +9,8 @@ import itertools
 import numpy as np
 import pytest
 
-from sglang_jenga.allocator import EMPTY, Allocator
-from sglang_jenga.extent import Extent
+from sglang_jenga.allocator import Allocator
+from sglang_jenga.page_books import EMPTY
 from tests.conftest import plan_of
 
 BOTH_ORDERS = pytest.mark.parametrize("order", ["packed", "paper"])
@@ -33,9 +33,10 @@ def alloc_one(allocator, group_id, count, request="r"):
 
 def snapshot(allocator):
     large = allocator.large
-    state = [state.tolist() for state in allocator._state]
-    counters = (large.num_empty, large.num_idle, *large.slack, *large.free, *allocator.num_used)
-    return state, large.owner.tolist(), large.used.tolist(), large.occupied.tolist(), counters
+    counts = large.pages[:, :4].tolist()
+    counters = (large.num_empty, *large.idle, *large.spare_idle, *large.slack, *large.spare_slack)
+    holders = [holder.tolist() for holder in large.holder]
+    return holders, counts, counters, large.free, allocator.num_used, allocator.num_cached
 
 
 def larges_of(allocator, group_id, small_ids):
@@ -376,20 +377,54 @@ def test_an_extent_in_the_wrong_state_asserts_and_changes_nothing(first, second)
     assert snapshot(allocator) == before
 
 
-@pytest.mark.parametrize("index", range(1, 12))
-def test_an_extent_knows_which_large_pages_it_fills_alone(index):
-    # Small pages 3 | 4 5 6 7 | 8 9 10 11 | 13 15 14 12, four to a large page; the last run is whole
-    # in any order, the first is a part.
-    extent = Extent(0, ids(3, *range(4, 12), 13, 15, 14, 12), 4)
-    assert (extent.num_whole, extent.wholes.tolist()) == (3, [1, 2, 3])
-    assert extent.shared == {0: 1}
-    front, back = extent.cut(index)
-    for half in (front, back):
-        again = Extent(0, half.ids, 4)
-        assert half.num_whole == again.num_whole == half.wholes.size
-        assert half.shared == again.shared
-    cut_through = extent.run_around(index)
-    assert cut_through == (None if index in (1, 5, 9) else 1 + (index - 1) // 4)
+def test_a_shielded_extent_is_evictable_but_not_spare():
+    allocator = pool((2, 3), 3)
+    extent = allocator.adopt(0, ids(*alloc_one(allocator, 0, 2)))
+    allocator.shield(extent, True)
+    assert allocator.fits_after_evicting([4, 0])
+    assert not allocator.fits_after_evicting([4, 0], beside_shielded=True)
+    assert allocator.fits_after_evicting([2, 0], beside_shielded=True)
+    allocator.check([extent])
+    allocator.evict(extent)
+    assert allocator.fits_after_evicting([4, 0], beside_shielded=True)
+
+
+def test_halves_of_an_extent_are_what_the_whole_was():
+    allocator = pool((2, 3), 3)
+    extent = allocator.adopt(1, ids(*alloc_one(allocator, 1, 5)))
+    allocator.shield(extent, True)
+    halves = allocator.split(extent, 2)
+    assert [half.ids.tolist() for half in halves] == [[3, 4], [5, 2, 6]]
+    assert all(half.shielded for half in halves)
+    allocator.pin(halves[0])
+    allocator.check(halves)
+
+
+def test_a_large_page_has_its_turn_when_the_newest_of_its_small_pages_has():
+    allocator = pool((4, 1), 4)
+    extents = [allocator.adopt(0, ids(*alloc_one(allocator, 0, n))) for n in (3, 3, 2)]
+    assert [extent.ids.tolist() for extent in extents] == [[4, 5, 6], [7, 8, 9], [10, 11]]
+    times = np.array([0, 30, 20, 10])
+    assert [allocator.turn(extent, times) for extent in extents] == [30, 20, 20]
+    assert allocator.due(extents[1], times, 20).tolist() == [2]
+    assert allocator.sharing(extents[1], ids(2)) == [extents[2]]
+    assert allocator.first_in(extents[1], ids(2)) == 1
+    allocator.pin(extents[2])
+    assert [allocator.turn(extent, times) for extent in extents] == [30, 30, None]
+    allocator.take_woken(times)
+    allocator.unpin(extents[2])
+    assert allocator.take_woken(times) == [extents[1]]
+
+
+def test_an_evicted_part_may_bring_the_turn_of_the_rest_forward():
+    allocator = pool((4, 1), 4)
+    old, young = (allocator.adopt(0, ids(*alloc_one(allocator, 0, 2))) for _ in range(2))
+    times = np.array([0, 10, 20])
+    assert allocator.turn(old, times) == 20
+    allocator.take_woken(times)
+    allocator.evict(young)
+    assert allocator.take_woken(times) == [old]
+    assert allocator.turn(old, times) == 10
 
 
 @pytest.mark.parametrize("packings", [(1, 1), (2, 3), (5, 1)])
@@ -406,4 +441,4 @@ def test_clear_makes_the_pool_as_new():
     allocator.clear()
     assert snapshot(allocator) == snapshot(pool((5, 3), 4))
     assert alloc_one(allocator, 0, 5, 0) == alloc_one(pool((5, 3), 4, "paper"), 0, 5, 0)
-    assert (allocator._state[1] == EMPTY).all()
+    assert (allocator.large.holder[1] == EMPTY).all()

@@ -171,16 +171,23 @@ class AllocatorMachine(RuleBasedStateMachine):
             self.allocator.unpin(extent)
             self.move(extent, self.model.pinned, self.model.cached)
 
+    @rule(data=st.data())
+    def shield_or_not(self, data):
+        extent = self.draw_extent(data, pinned=False)
+        if extent is not None:
+            self.allocator.shield(extent, not extent.shielded)
+
     @rule(data=st.data(), pinned=st.booleans())
     def split_an_extent(self, data, pinned):
         extent = self.draw_extent(data, pinned=pinned)
         if extent is None or extent.size == 1:
             return
         index = data.draw(st.integers(1, extent.size - 1))
-        small_ids = self.extents.pop(extent)
+        small_ids, shielded = self.extents.pop(extent), extent.shielded
         halves = self.allocator.split(extent, index)
         for half, ids in zip(halves, (small_ids[:index], small_ids[index:]), strict=True):
-            assert half.ids.tolist() == ids and half.pinned == pinned
+            assert half.ids.tolist() == ids
+            assert half.pinned == pinned and half.shielded == shielded
             self.extents[half] = ids
 
     @rule(data=st.data())
@@ -225,33 +232,51 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert allocator.obtainable(group_id) == free[group_id] + empty * k
 
     @invariant()
-    def what_a_large_page_is_shared_by_and_whether_it_is_idle_is_known(self):
-        large = self.allocator.large
-        for group_id, k in enumerate(self.packings):
-            for large_id in range(self.num_large):
-                ids = set(range(large_id * k, (large_id + 1) * k))
-                sharing = [
-                    extent
-                    for extent, small_ids in self.extents.items()
-                    if extent.group_id == group_id and ids & set(small_ids)
+    def the_turn_of_every_large_page_is_known(self):
+        """Times are the extents' ages in the model: the first to come is the oldest."""
+        times = np.zeros(1 + max((extent.number for extent in self.extents), default=0), np.int64)
+        for age, extent in enumerate(self.extents, 1):
+            times[extent.number] = age * 7 % 11
+        for extent, mine in self.extents.items():
+            k = self.packings[extent.group_id]
+            turns = {}
+            for large_id in {small_id // k for small_id in mine}:
+                around = [(extent.group_id, large_id * k + i) for i in range(k)]
+                null = extent.group_id == self.model.pool.null_group and large_id == 0
+                if null or any(p in self.model.used or p in self.model.pinned for p in around):
+                    continue
+                holders = [
+                    other
+                    for other, small_ids in self.extents.items()
+                    if {(other.group_id, i) for i in small_ids} & set(around)
                 ]
-                shared = large.extents_in(large_id)
-                if shared and shared[0].group_id == group_id:
-                    assert set(shared) == set(sharing)
-                    held = [extent.pinned for extent in sharing]
-                    used = any((group_id, small_id) in self.model.used for small_id in ids)
-                    null = group_id == self.model.pool.null_group and large_id == 0
-                    assert large.is_idle(large_id) == (not any(held) and not used and not null)
+                turns[large_id] = max(int(times[other.number]) for other in holders)
+            if extent.pinned:
+                continue
+            turn = self.allocator.turn(extent, times)
+            assert turn == min(turns.values(), default=None)
+            if turn is not None:
+                due = self.allocator.due(extent, times, turn).tolist()
+                assert sorted(due) == sorted(i for i, time in turns.items() if time == turn)
 
     @invariant()
     def what_eviction_could_free_is_predicted(self):
-        empty, free = self.model.capacity(cached=False)
-        for group_id, k in enumerate(self.packings):
-            need = [0] * len(self.packings)
-            need[group_id] = free[group_id] + empty * k
-            assert self.allocator.fits_after_evicting(need)
-            need[group_id] += 1
-            assert not self.allocator.fits_after_evicting(need)
+        shielded = [
+            (extent.group_id, small_id)
+            for extent, small_ids in self.extents.items()
+            if extent.shielded
+            for small_id in small_ids
+        ]
+        for kept in ([], shielded):
+            held = (self.model.used, self.model.pinned, kept)
+            empty, free = self.model.pool.capacity(*held)
+            for group_id, k in enumerate(self.packings):
+                need = [0] * len(self.packings)
+                need[group_id] = free[group_id] + empty * k
+                fits = self.allocator.fits_after_evicting
+                assert fits(need, beside_shielded=bool(kept))
+                need[group_id] += 1
+                assert not fits(need, beside_shielded=bool(kept))
 
     def teardown(self):
         if not hasattr(self, "model"):

@@ -31,9 +31,9 @@ def layer(modules: str, third_party: str = "", layers: str = "") -> Layer:
 
 LAYERS = {
     # Arithmetic: what the command line needs, on machines with neither torch nor SGLang.
-    "plan": layer("spec planner stock hf_config planner_report cli"),
+    "plan": layer("spec planner stock hf_config planner_report cli request_need"),
     # Bookkeeping of pages: ids and numbers, never bytes or requests.
-    "pages": layer("extent large_pages allocator", "numpy", "plan"),
+    "pages": layer("extent page_books large_pages allocator", "numpy numba", "plan"),
     # What is reusable: token keys and opaque ids.
     "radix": layer("radix.*", "numpy"),
     "kernels": layer("kernels.*", "torch triton numpy"),

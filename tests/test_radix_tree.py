@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from sglang_jenga.allocator import USED, Allocator
+from sglang_jenga.allocator import Allocator
+from sglang_jenga.page_books import USED_BY_REQUEST
 from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, StatePolicy
 from sglang_jenga.radix.tree import RadixTrees
@@ -168,7 +169,9 @@ def test_a_duplicate_is_declined_and_the_trees_copy_kept(tokens_per_page):
     outcome, second = world.insert(key)
     assert declined(outcome, second) == [[0, 1, 2, 3, 4, 5]] * 2
     assert world.trees.pages_to(outcome.node, 0).tolist() == first[0].tolist()
-    assert (world.allocator._state[0][second[0]] == USED).all()  # still the request's, to free
+    assert (
+        world.allocator.large.holder[0][second[0]] == USED_BY_REQUEST
+    ).all()  # still the request's, to free
 
 
 def test_what_the_request_got_from_the_tree_is_not_declined():
@@ -366,7 +369,7 @@ def test_alignment_is_what_keeps_the_shorter_of_equally_old_prefixes(aligned, le
 
 @pytest.mark.parametrize(("balanced", "kept"), [(True, [0, 3]), (False, [3, 0])])
 def test_balance_is_what_makes_every_group_give_up_its_oldest(balanced, kept):
-    world = World(9, balanced=balanced)
+    world = World(9, balanced=balanced, shield=False)
     old, young = world.insert(tokens(3, 1))[0].node, world.insert(tokens(3, 2))[0].node
     lock = world.trees.lock(old)  # only its window pages can go, and they are the oldest of all
     lock = world.trees.advance(lock, WINDOW, 40)
@@ -537,15 +540,19 @@ def test_single_small_pages_go_when_no_large_page_can():
     allocator.check(trees.extents())
 
 
-def test_tokens_of_a_lock_that_others_hold_too_are_counted():
+def test_tokens_that_several_requests_have_locked_are_counted():
     world, key = World(4), tokens(12)
     node = world.insert(key[:8])[0].node
-    lock = world.trees.lock(node)  # of the window group the tokens from 4 to 8
-    assert world.trees.shared_tokens(lock, WINDOW) == 0
+    locks = [world.trees.lock(node)]  # of the window group the tokens from 4 to 8
+    assert world.trees.num_shared == [0, 0]
     longer = world.insert(fork(key, 8, 10), start=node)[0].node
-    world.trees.lock(longer)  # from 6 to 10
-    assert world.trees.shared_tokens(lock, WINDOW) == 2
-    assert world.trees.shared_tokens(lock, FULL) == 8
+    locks.append(world.trees.lock(longer))  # from 6 to 10
+    assert world.trees.num_shared == [8, 2]
+    locks.append(world.trees.lock(longer))
+    assert world.trees.num_shared == [8 + 10, 2 + 4]
+    for lock in locks:
+        world.trees.unlock(lock)
+    assert world.trees.num_shared == [0, 0]
 
 
 # ---- states ---------------------------------------------------------------------------------
@@ -686,5 +693,6 @@ def test_the_queues_stay_small_however_often_prefixes_are_hit():
     for _ in range(3000):
         world.trees.match(None, key[:20])
         world.trees.match(None, key[:30])
-    entries = sum(len(heap) for heaps in world.trees._queues._heaps for heap in heaps)
+    queues = world.trees._queues
+    entries = sum(len(heap) for heap in (*queues._smalls, *queues._larges))
     assert entries < 2 * 1024 + 8 * len(world.trees.nodes())

@@ -1,0 +1,64 @@
+"""What one request takes of the pool: one answer for boot, for intake and for admission.
+
+A request that has the server to itself can give up everything else that is cached, its own prefix
+included. So it is served exactly if its need fits an empty pool, however the three ask:
+
+    boot        the longest request that fits is SGLang's ``max_total_num_tokens``
+    intake      a request that does not fit is refused, its answer cut if that helps
+    admission   a request that is alone is let in if what it does not hold yet fits
+"""
+
+from __future__ import annotations
+
+from sglang_jenga.planner import smalls_for_request
+from sglang_jenga.spec import PoolPlan
+
+
+class RequestNeed:
+    """Small pages per group of one request of ``tokens`` tokens, prompt and answer, at its peak.
+
+    Its prompt may come in chunks of one small page, so a window group needs its window and one
+    small page more; without chunks it needs the whole prompt at once. ``states``: those that a
+    request begins with, its own and the ones it is tracked in.
+    """
+
+    def __init__(self, plan: PoolPlan, states: int = 1) -> None:
+        self._plan = plan
+        self._states = states
+        # Windows leave their oldest and fill their newest large page bit by bit: so many small
+        # pages can be empty and still of no use to another group.
+        self._loose = [
+            2 * (item.smalls_per_large - 1) if item.group.layer_type == "window" else 0
+            for item in plan.groups
+        ]
+
+    def pages(self, tokens: int, *, at_once: int = 0) -> list[int]:
+        """``at_once``: tokens of a prompt that is not cut in chunks."""
+        need = []
+        for item, loose in zip(self._plan.groups, self._loose, strict=True):
+            smalls = smalls_for_request(item.group, tokens, states=self._states)
+            if at_once and item.group.layer_type == "window":
+                smalls = max(smalls, -(-at_once // item.group.tokens_per_page))
+            need.append(smalls + loose)
+        return need
+
+    def fits(self, tokens: int, *, at_once: int = 0) -> bool:
+        """Whether an empty pool holds the request."""
+        plan, need = self._plan, self.pages(tokens, at_once=at_once)
+        need[plan.null_group] += plan.null_smalls  # of large page 0 no more than these are lost
+        larges = (
+            -(-smalls // item.smalls_per_large)
+            for item, smalls in zip(plan.groups, need, strict=True)
+        )
+        return sum(larges) <= plan.num_large
+
+    def longest(self, most: int, *, at_once: int = 0) -> int:
+        """Tokens of the longest request that fits, at most ``most``; 0 if none does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits(middle, at_once=at_once):
+                low = middle
+            else:
+                high = middle - 1
+        return low

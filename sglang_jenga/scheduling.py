@@ -1,0 +1,178 @@
+"""Where SGLang's scheduler asks for memory and gives it back: our part of its rounds and steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+
+from sglang_jenga.hooks import Hook
+from sglang_jenga.page_tables import Step
+from sglang_jenga.token_allocator import is_ours
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000
+"""Rounds in which nothing runs and nobody is admitted, before the first in the queue is given up.
+In rounds, not seconds, so that all ranks give it up in the same one."""
+
+
+# ---- a round of admission -------------------------------------------------------------------
+
+
+def _begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
+    if is_ours(self.token_to_kv_pool_allocator):
+        self.memory_budget.adder = self
+
+
+def _ask_for_chunk(original: Callable[..., Any], self: Any, req: Any) -> Any:
+    self.memory_budget.req = req
+    return original(self, req)
+
+
+def _ask_for_request(
+    original: Callable[..., Any],
+    self: Any,
+    req: Any,
+    has_chunked_req: bool,
+    truncation_align_size: int | None,
+) -> Any:
+    self.memory_budget.req = req
+    return original(self, req, has_chunked_req, truncation_align_size)
+
+
+def _next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
+    """The last resort against a server that waits for ever: something waits, nothing runs, and
+    nobody is admitted. No known load comes here; if one does, a request fails with a reason."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return
+    stuck = plan.batch_to_run is None and plan.running_batch.is_empty()
+    if not stuck or not (self.waiting_queue or self.chunked_req):
+        allocator.rounds_stuck = 0
+        return
+    allocator.rounds_stuck += 1
+    if allocator.rounds_stuck >= PATIENCE:
+        allocator.rounds_stuck = 0
+        _give_up(self)
+
+
+def _give_up(scheduler: Any) -> None:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+    from sglang.srt.managers.scheduler import _make_abort_req
+
+    allocator = scheduler.token_to_kv_pool_allocator
+    req = scheduler.chunked_req or scheduler.waiting_queue[0]
+    wanted = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
+    message = (
+        f"no memory for this request in {PATIENCE} rounds of scheduling with nothing else running: "
+        f"{wanted} tokens wanted, {len(req.output_ids)} of them answered, "
+        f"{allocator.debug_print()}"
+    )
+    logger.error("jenga gives request %s up: %s", req.rid, message)
+    reason = FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
+    if scheduler.chunked_req is not None:
+        req.discard_output_reason = reason
+        scheduler._pending_chunked_abort_req = req
+        return
+    scheduler.waiting_queue.remove(req)
+    scheduler._release_aborted_request(req)
+    scheduler.beam_coordinator.retire_group(req)
+    scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason.to_json()), req)
+
+
+# ---- a step ---------------------------------------------------------------------------------
+
+
+def _alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(batch)
+    starts = np.array(batch.prefix_lens, dtype=np.int64)
+    ends = starts + np.array(batch.extend_lens, dtype=np.int64)
+    fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
+    with allocator.allocating(Step(batch.reqs, starts, ends, allocator.page_size, fresh=fresh)):
+        return original(batch)
+
+
+def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(batch, token_per_req)
+    starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
+    allocator.decoding = batch.reqs
+    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
+    with allocator.allocating(step):
+        return original(batch, token_per_req)
+
+
+def _maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
+    cache = self.tree_cache
+    ours = is_ours(self.token_to_kv_pool_allocator) and self.forward_mode.is_decode()
+    if not ours or not cache.supports_swa() or not cache.leave_windows():
+        original(self)
+
+
+# ---- a step that does not fit ---------------------------------------------------------------
+
+
+def _update_running_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
+    allocator = self.token_to_kv_pool_allocator
+    if is_ours(allocator):
+        allocator.prompt_in_flight = self.chunked_req
+    return original(self, batch)
+
+
+def _retract_decode(result: tuple[list[Any], float, list[Any]], self: Any) -> Any:
+    """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
+    it is not alone: it waits for that one, and goes on where it was."""
+    allocator = self.token_to_kv_pool_allocator
+    retracted, ratio, aborted = result
+    if not is_ours(allocator) or allocator.prompt_in_flight is None or self.reqs:
+        return None
+    waiting = [req for req in aborted if req.beam_group is None]
+    for req in waiting:
+        req.to_finish = None
+    return [*retracted, *waiting], ratio, [req for req in aborted if req not in waiting]
+
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_ALLOCATION = "sglang.srt.mem_cache.allocation"
+_ADDER_PARAMETERS = (
+    "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
+    "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens, "
+    "priority_scheduling_preemption_threshold, max_prefill_bs, max_running_requests, "
+    "prefill_max_requests, prefill_delayer_single_pass, dllm_config, waiting_queue_len, "
+    "prefill_tile_block_m)"
+)
+HOOKS = (
+    Hook(f"{_ADDER}.__init__", "after", _ADDER_PARAMETERS, _begin_round),
+    Hook(f"{_ADDER}.add_chunked_req", "around", "(self, req)", _ask_for_chunk),
+    Hook(
+        f"{_ADDER}.add_one_req",
+        "around",
+        "(self, req, has_chunked_req, truncation_align_size)",
+        _ask_for_request,
+    ),
+    Hook(
+        f"{_SCHEDULER}.get_next_batch_to_run",
+        "after",
+        "(self, running_batch, last_batch)",
+        _next_batch,
+    ),
+    Hook(f"{_SCHEDULER}.update_running_batch", "around", "(self, batch)", _update_running_batch),
+    Hook(f"{_BATCH}.retract_decode", "after", "(self)", _retract_decode),
+    Hook(f"{_BATCH}.maybe_evict_swa", "around", "(self)", _maybe_evict_swa),
+    Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
+    Hook(
+        f"{_ALLOCATION}.alloc_for_decode_default",
+        "around",
+        "(batch, token_per_req)",
+        _alloc_for_decode,
+    ),
+)
