@@ -35,13 +35,11 @@ class Ageing:
         shield: bool,
         worth: int,
         spared: int,
-        most_states: int | None,
     ) -> None:
         """As in `RadixTrees`."""
         self._paths, self._queues, self._times, self._owner = paths, queues, times, owner
         self._worth = worth
         self._spared = spared
-        self._most_states = most_states
         self._groups = range(len(paths.policies))
         # Groups whose pages are of no use behind a hit that went past them.
         token_groups = [g for g in self._groups[1:] if not paths.policies[g].per_prefix]

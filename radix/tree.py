@@ -34,7 +34,7 @@ from sglang_jenga.radix.node import (
     TokenPages,
     TreeObserver,
 )
-from sglang_jenga.radix.paths import Paths
+from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import LayerPolicy, Range
 from sglang_jenga.radix.times import DEMOTED_BEFORE, Times
 
@@ -67,12 +67,13 @@ class RadixTrees:
         shield: bool = True,
         worth_of_prefix_page: int = 0,
         spared: int = 512,
-        most_states: int | None = None,
+        most_on_path: int | None = None,
     ) -> None:
         """``worth_of_prefix_page``: tokens of group 0 that the bytes of a page of a whole prefix
         would hold; what saves fewer goes first once a longer prefix has its page. ``spared``:
         tokens before what is read at a path's end that age with it, if that is not more itself.
-        ``most_states``: pages of whole prefixes that a path keeps of use, None for any number.
+        ``most_on_path``: pages of whole prefixes that a path keeps, those where requests part not
+        counted out; None for any number.
         """
         assert not policies[0].per_prefix
         self.policies = tuple(policies)
@@ -87,8 +88,8 @@ class RadixTrees:
             "shield": shield,
             "worth": worth_of_prefix_page,
             "spared": spared,
-            "most_states": most_states,
         }
+        self._most_on_path = most_on_path
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -195,6 +196,8 @@ class RadixTrees:
             if self.policies[group_id].per_prefix:
                 self._ages.thin(adopted, group_id)
         self._adopted.clear()
+        if self._most_on_path is not None:
+            self._evict_beyond(self._most_on_path, node)
         self._ages.strand(node)
         return Inserted(node, declined)
 
@@ -393,6 +396,19 @@ class RadixTrees:
                 break
             self._cut(node, group_id, max(0, node.extents[group_id].size - missing))
         return pages - self.num_pages[group_id]
+
+    def _evict_beyond(self, most: int, end: Node) -> None:
+        """Leave the path to ``end`` with so many pages per group of whole prefixes: the shortest
+        prefixes lose theirs first, but for locked ones and those where requests part."""
+        for group_id in self._ages.prefix_groups:
+            holders = [node for node in upwards(end, 0) if node.extents[group_id] is not None]
+            excess = len(holders) - most
+            for node in reversed(holders):
+                if excess <= 0 or node is end:
+                    break
+                if node.evictable(group_id) and node.children and not node.parts:
+                    self._cut(node, group_id, 0)
+                    excess -= 1
 
     def evict_stranded(self, short: Sequence[int]) -> int:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""

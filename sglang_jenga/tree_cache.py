@@ -30,6 +30,7 @@ from sglang.srt.mem_cache.common import coalesce_ranges, free_swa_out_of_window_
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.runtime_context import get_exec
 
 from sglang_jenga.ablation import policy
 from sglang_jenga.kv_events import EventPublisher
@@ -86,6 +87,7 @@ class JengaRadixCache(BasePrefixCache):
             anchors=part.anchors,
             shield=part.shield,
             worth_of_prefix_page=self._worth_of_state() if part.thinning else 0,
+            most_on_path=self._most_states_on_path(),
         )
         self.allocator.tree_cache = self
         # Requests whose own cached prefix stands in their way.
@@ -101,6 +103,11 @@ class JengaRadixCache(BasePrefixCache):
             return 0
         plans = self.core.plan.groups
         return plans[self.state_group].padded_entry_bytes // plans[FULL].padded_entry_bytes
+
+    def _most_states_on_path(self) -> int | None:
+        """What --mamba-max-states-per-path says; None for any number."""
+        most = -1 if self.states is None else get_exec().mamba.mamba_max_states_per_path
+        return None if most < 0 else most
 
     def _event_publisher(self, params: CacheInitParams) -> EventPublisher | None:
         if not params.enable_kv_cache_events or self.disable:

@@ -77,8 +77,11 @@ class Rig(RuleBasedStateMachine):
         spared=st.sampled_from([0, 7]),
         shield=st.sampled_from([True, True, False]),
         tidy=st.sampled_from([2, 1024]),
+        most=st.sampled_from([None, None, 1, 2]),
     )
-    def start(self, data, tpp, reaches, order, balanced, aligned, worth, spared, shield, tidy):
+    def start(
+        self, data, tpp, reaches, order, balanced, aligned, worth, spared, shield, tidy, most
+    ):
         eviction.MANY = tidy
         packings, states = data.draw(st.sampled_from(self.geometries)), self.states
         num_large = data.draw(st.sampled_from(self.sizes(packings)))
@@ -104,6 +107,7 @@ class Rig(RuleBasedStateMachine):
             worth_of_prefix_page=worth,
             spared=spared,
             shield=shield,
+            most_on_path=most,
         )
         self.running, self.past_keys, self.next_id = [], [], 0
 

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from sglang_jenga.allocator import Allocator
@@ -487,6 +488,88 @@ def test_a_hole_that_was_filled_again_can_be_evicted_again():
     world.trees.unlock(lock)
 
 
+# ---- the shield -----------------------------------------------------------------------------
+
+
+def resume_point_in_use(**options):
+    """A system prompt of 8 tokens whose window nobody has locked, and whose full pages a request
+    runs on that has gone 8 tokens further; an unrelated prefix that was used before them."""
+    world, key = World(2, **options), tokens(16)
+    older = tokens(3, seed=5)
+    world.insert(older)
+    system = world.insert(key[:8])[0].node
+    running = world.insert(key, start=system)[0].node
+    return world, key, older, world.trees.lock(running)
+
+
+def windows_of(world, key):
+    """Positions of a key whose window pages are cached."""
+    found = []
+    node = world.trees.match(None, key[: key.size]).node
+    while node.parent is not None:
+        if node.extents[WINDOW] is not None:
+            found += range(node.begin, node.end)
+        node = node.parent
+    return sorted(found)
+
+
+@pytest.mark.parametrize("shield", [True, False])
+def test_the_window_of_a_resume_point_goes_last_while_its_full_pages_are_in_use(shield):
+    world, key, older, lock = resume_point_in_use(shield=shield)
+    fork_at_system = fork(key, 8, 12)
+    world.trees.unlock(world.trees.lock(world.insert(fork_at_system)[0].node))
+    world.hit(older)  # newer than all of them but what the running request has locked
+    evictable = sum(world.allocator.num_cached)
+    world.evict(evictable - 2)
+    assert world.hit(key[:9]) == (8 if shield else 0)
+    world.trees.unlock(lock)
+    world.check()
+
+
+def test_what_is_shielded_is_evicted_when_nothing_else_is_left():
+    world, key, _, lock = resume_point_in_use()
+    world.insert(fork(key, 8, 12))
+    world.evict()
+    assert sum(world.allocator.num_cached) == 0
+    world.trees.unlock(lock)
+
+
+def test_while_nobody_runs_on_it_a_resume_point_is_as_old_as_any():
+    world, key, _, lock = resume_point_in_use()
+    world.insert(fork(key, 8, 12))
+    shielded = [extent for extent in world.trees.extents() if extent.shielded]
+    assert [(extent.group_id, extent.node.end) for extent in shielded] == [(WINDOW, 8)]
+    world.trees.unlock(lock)
+    assert not any(extent.shielded for extent in world.trees.extents())
+    world.check()
+
+
+def test_admission_does_not_count_what_is_shielded_and_a_step_does():
+    world, key, _, lock = resume_point_in_use()
+    world.insert(fork(key, 8, 12))
+    large = world.allocator.large
+    everything = [0, large.num_empty + large.num_idle]
+    assert world.allocator.fits_after_evicting(everything)
+    assert not world.allocator.fits_after_evicting(everything, beside_shielded=True)
+    spare = [0, large.num_empty + large.num_idle - 2]  # the two window pages at the system's end
+    assert world.allocator.fits_after_evicting(spare, beside_shielded=True)
+    world.trees.unlock(lock)
+
+
+def test_a_fork_is_remembered_for_its_window_when_all_ways_but_one_are_evicted():
+    world, key = World(2), tokens(16)
+    world.insert(key)
+    world.insert(fork(key, 8, 12))
+    world.hit(key)
+    world.trees.evict_small(FULL, 4)  # the other way, which is older
+    assert world.hit(fork(key, 8, 12)) == 8
+    again = np.concatenate([key, tokens(4, seed=3)])
+    world.insert(again)  # settles the path: 8 is no fork of two children any more
+    assert {6, 7} <= set(windows_of(world, key[:9]))
+    node = world.trees.match(None, key[:8]).node
+    assert node.end == 8 and node.anchored[WINDOW]
+
+
 # ---- large pages ----------------------------------------------------------------------------
 
 
@@ -667,6 +750,24 @@ def test_tokens_that_no_state_lets_hit_any_more_go_first():
     assert (world.hit(lost), world.hit(other)) == (0, 8)
     assert sorted(world.evict(11)) == [(FULL, at) for at in range(11)]
     assert world.hit(other) == 8
+
+
+def test_a_path_keeps_no_more_states_than_it_may_but_where_requests_part():
+    world, key = World(StatePolicy(), most_on_path=2), tokens(20)
+    world.insert(key[:12], states=(4, 8, 12))
+    assert [world.hit(key[:length]) for length in (4, 8, 12)] == [0, 8, 12]
+    world.insert(fork(key, 8, 10), states=(10,))  # 8 is where requests part now
+    world.insert(key, states=(16, 20))
+    lengths = [node.end for node in world.trees.nodes() if node.extents[1] is not None]
+    assert sorted(lengths) == [8, 10, 20]
+
+
+def test_a_locked_state_stays_on_a_path_that_has_too_many():
+    world, key = World(StatePolicy(), most_on_path=1), tokens(12)
+    lock = world.trees.lock(world.insert(key[:4], states=(4,))[0].node)
+    world.insert(key, states=(8, 12))
+    assert [world.hit(key[:length]) for length in (4, 8, 12)] == [4, 4, 12]
+    world.trees.unlock(lock)
 
 
 def test_a_duplicate_state_is_declined():
