@@ -82,6 +82,7 @@ def test_a_coding_session_goes_on_from_its_answers_or_begins_again():
         request.rid: request for request in replace(CODERS, reset_share=0.4).build().requests
     }
     first = {s: requests[f"agentic-{s}-0"].prompt for s in range(4)}
+    assert len({prompt[400:404].tobytes() for prompt in first.values()}) == 4
 
     went_on = began_again = 0
     for request in requests.values():

@@ -78,7 +78,10 @@ def play_all(
             line = found.why
         else:
             results[cell] = found
-            line = f"{found.totals['modelled_tokens_per_s']:,.0f} tokens/s modelled"
+            line = (
+                f"{found.totals['modelled_tokens_per_s']:,.0f} tokens/s modelled, "
+                f"{found.totals['host_ms_per_step']:.2f} ms of host a step"
+            )
         print(f"[{number}/{len(cells)}] {cell}: {line} ({seconds:.0f} s)", file=sys.stderr)
     return results, missing
 
@@ -105,13 +108,14 @@ def report(
 
 
 def machine() -> str:
-    """Where this ran and with what; the memory facts do not depend on it."""
+    """Where this ran and with what."""
     cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version(name)}" for name in ("sglang", "torch", "numpy"))
     command = shlex.join(["python", "-m", "benchmarks.replay.bench", *sys.argv[1:]])
     return (
         f"    {command}\n\nPython {platform.python_version()}, {packages}; {platform.machine()}, "
-        f"{cores} cores. Columns with `~` are modelled, all others measured."
+        f"{cores} cores. Columns with `~` are modelled, all others measured; host times are of "
+        "this machine, memory facts of any."
     )
 
 

@@ -22,6 +22,9 @@ from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, from_json, to_json
 from benchmarks.replay.run import CHUNK, replay, room_for_pool
 
+RESULT_VERSION = 2
+"""Counts what totals results have: those with others are played again."""
+
 
 class Cell(NamedTuple):
     model: str
@@ -107,7 +110,7 @@ def _read(stored: dict[str, Any]) -> Result | Missing:
 
 
 def _fingerprint(workload: Workload, *decisive: Any) -> str:
-    digest = hashlib.sha256(repr(decisive).encode())
+    digest = hashlib.sha256(repr((RESULT_VERSION, *decisive)).encode())
     for request in workload.requests:
         digest.update(repr((request.rid, request.at, request.after)).encode())
         digest.update(request.prompt.tobytes())

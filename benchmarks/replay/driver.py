@@ -6,6 +6,8 @@ what the roofline says, and when nothing runs and nothing waits the clock jumps 
 arrival. So a replay's course depends on the workload and the pool alone. One simplification: with
 overlap, SGLang schedules a step while the previous one still runs; here it already knows what
 arrives in that time.
+
+What is done here is no part of the scheduler's work: the seams pause the stopwatch meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from benchmarks.replay.play import Outcome, Play
 from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.requests import Request
 from benchmarks.replay.result import Served
+from benchmarks.replay.stopwatch import Stopwatch
 
 IDLE_PASSES = 200
 """Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""
@@ -41,6 +44,7 @@ class Driver:
         self.now = 0.0
         self.model = NullModel(play.requests)
         self.recorder = Recorder(play.groups, play.pool_bytes)
+        self.watch = Stopwatch()
         self.outcome: Outcome | None = None
         self._due: list[tuple[float, int, Request]] = []
         self._followers: dict[str, list[tuple[int, Request]]] = defaultdict(list)
@@ -100,6 +104,7 @@ class Driver:
 
     def forward(self, batch: Any) -> GenerationBatchResult:
         """Answer a batch, and let so much time pass as its model would take."""
+        self.watch.lap()
         ends = batch.seq_lens_cpu.numpy().astype(np.int64)
         if batch.forward_mode.is_decode():
             starts = ends - 1
@@ -148,7 +153,7 @@ class Driver:
         return Outcome(
             self.recorder.thinned(),
             served,
-            self.recorder.totals() | request_totals(served),
+            self.recorder.totals() | self.watch.totals() | request_totals(served),
             self.recorder.pool_described,
         )
 

@@ -1,7 +1,8 @@
 """The functions of SGLang that a replay takes the place of, and the process that has them replaced.
 
 Everything between them is SGLang's own, or the plugin's: queues, admission, allocation, rows,
-trees, results. Like the plugin's hooks, each names the signature that it was written for.
+trees, results. The driver's stopwatch times that, and stands still inside a seam. Like the plugin's
+hooks, each names the signature that it was written for.
 """
 
 from __future__ import annotations
@@ -55,22 +56,26 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
         return int(rest * (1 << 30))
 
     def ingest(self: Any, stop_at_pause: bool = False) -> list[Any]:
-        arrived = driver.arrivals(self)
+        with driver.watch.paused():
+            arrived = driver.arrivals(self)
         if arrived:
             self.process_input_requests(arrived)
         return arrived
 
     def forward(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        return driver.forward(batch)
+        with driver.watch.paused():
+            return driver.forward(batch)
 
     def on_idle(original: Any, self: Any) -> None:
-        original(self)
-        if driver.idle():
-            _write(outcome, driver.outcome)
-            self.gracefully_exit = True
+        with driver.watch.paused():  # a server would sleep; SGLang looks for leaks here
+            original(self)
+            if driver.idle():
+                _write(outcome, driver.outcome)
+                self.gracefully_exit = True
 
     def stream(self: Any, reqs: Any, return_logprob: bool, skip_req: Any = None) -> None:
-        driver.output(reqs)
+        with driver.watch.paused():
+            driver.output(reqs)
 
     def abort(self: Any, abort_req: Any, req: Any) -> None:
         driver.aborted(req)
@@ -82,6 +87,7 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             _write(outcome, str(reason))
             raise
 
+    # For these two the stopwatch goes on: a pause takes longer than they do.
     def evicted(self: Any, num_evicted: int, start_time: float) -> None:
         if not isinstance(self, JengaRadixCache):  # it counts the pages of all groups
             driver.recorder.evicted_tokens += num_evicted
