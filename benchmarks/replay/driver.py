@@ -29,6 +29,7 @@ from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.requests import Request
 from benchmarks.replay.result import Served
 from benchmarks.replay.stopwatch import Stopwatch
+from sglang_jenga.hooks import Hook
 
 IDLE_PASSES = 200
 """Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""
@@ -39,6 +40,9 @@ class Stuck(RuntimeError):
 
 
 class Driver:
+    hooks: tuple[Hook, ...] = ()
+    """What it wants patched besides the seams."""
+
     def __init__(self, play: Play) -> None:
         self.play = play
         self.now = 0.0
@@ -68,11 +72,11 @@ class Driver:
         while self._due and self._due[0][0] <= self.now:
             at, _, request = heapq.heappop(self._due)
             self.model.planted[request.rid].arrived = at
-            arrived.append(_tokenized(request, known_length=self.play.known_lengths))
+            arrived.append(tokenized(request, known_length=self.play.known_lengths))
         return arrived
 
-    def idle(self) -> bool:
-        """Nothing could be run. Jump to the next arrival; True when there will be none.
+    def idle(self) -> None:
+        """Nothing could be run. Jump to the next arrival; if there is none, that was all.
 
         Raises Stuck if requests wait that SGLang will never admit, or that nobody ends.
         """
@@ -82,12 +86,10 @@ class Driver:
                 self._idle = 0
             else:
                 self._count_idle()
-            return False
-        if len(self._served) == len(self.play.requests):
+        elif len(self._served) == len(self.play.requests):
             self.outcome = self._result()
-            return True
-        self._count_idle()
-        return False
+        else:
+            self._count_idle()
 
     def _count_idle(self) -> None:
         self._idle += 1
@@ -186,7 +188,8 @@ def request_totals(served: list[Served]) -> dict[str, float]:
     }
 
 
-def _tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
+def tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
+    """The request as SGLang's tokenizer process sends it."""
     # No answer holds the end-of-sequence token, so it ends by its length either way; but admission
     # sets room aside for all of it only if that token is to be ignored.
     sampling = SamplingParams(
