@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.replay import bench, tables
 from benchmarks.replay.cells import Cell, Deployment, Limits, Missing, play
-from benchmarks.replay.engine import ReplayFailed
+from benchmarks.replay.engine import ReplayFailed, TookTooLong
 from benchmarks.replay.plots import hit_panel, memory_panel, on_grid, write_plots
 from benchmarks.replay.requests import Request, Workload
 from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
@@ -204,6 +204,16 @@ def test_a_failure_is_kept_with_its_first_and_last_line(tmp_path):
 
     assert play_once(tmp_path, fail) == Missing("no boot ... ValueError: no")
     assert play_once(tmp_path, never) == Missing("no boot ... ValueError: no")
+
+
+def test_a_replay_that_ran_out_of_time_is_played_again_and_its_limit_makes_no_other_cell(tmp_path):
+    def slow(*args, **kwargs):
+        raise TookTooLong("no end in 600 s\nlog")
+
+    assert play_once(tmp_path, slow) == Missing("no end in 600 s")
+    expected = result(70)
+    assert play_once(tmp_path, lambda *a, **k: expected, limits=Limits(seconds=3600)) == expected
+    assert play_once(tmp_path, never) == expected
 
 
 def test_a_report_of_what_is_stored_plays_nothing(tmp_path):

@@ -58,6 +58,9 @@ def play_all(
 ) -> tuple[dict[Cell, Result], dict[Cell, Missing]]:
     results: dict[Cell, Result] = {}
     missing: dict[Cell, Missing] = {}
+    limits = profile.limits
+    if options.seconds is not None:
+        limits = limits._replace(seconds=options.seconds)
     models = options.models or profile.models
     baselines = options.baselines or profile.baselines
     cells = [Cell(m, w, b) for m in models for w in workloads for b in baselines]
@@ -68,7 +71,7 @@ def play_all(
             cell,
             workloads[cell.workload],
             deployment,
-            profile.limits,
+            limits,
             options.json,
             only_stored=options.only_stored,
         )
@@ -141,6 +144,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baselines", nargs="+", choices=[*BASELINES], metavar="BASELINE")
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep results here and go on")
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="most that a replay may take on this machine"
+    )
     parser.add_argument("--only-stored", action="store_true", help="play nothing: report --json")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files here")
     options = parser.parse_args(argv)

@@ -26,6 +26,10 @@ class ReplayFailed(RuntimeError):
     """The replay did not come to its end; the message ends with the server's last lines."""
 
 
+class TookTooLong(ReplayFailed):
+    """It might come to its end on a quicker machine."""
+
+
 def play_on_engine(
     geometry: Geometry, play: Any, arguments: dict[str, Any], env: dict[str, str], seconds: float
 ) -> Any:
@@ -37,7 +41,7 @@ def play_on_engine(
         deadline = time.monotonic() + seconds
         while not engine.ended():
             if time.monotonic() > deadline:
-                raise ReplayFailed(f"{geometry.name}: no end in {seconds:.0f} s\n{engine.log()}")
+                raise TookTooLong(f"{geometry.name}: no end in {seconds:.0f} s\n{engine.log()}")
             time.sleep(0.05)
         return engine.outcome()
 
