@@ -1,14 +1,15 @@
 """Time that memory takes on the scheduler's thread: jenga against SGLang's allocators and tree.
 
-    python -m benchmarks.bench_host                              # all cells, some minutes
-    python -m benchmarks.bench_host --batch 64 --pool 10000      # one cell of each geometry
+    python -m benchmarks.bench_host                                    # everything, half an hour
+    python -m benchmarks.bench_host --model synthetic --batch 64 --pool 10000
+    python -m benchmarks.bench_host --model gemma-3-27b --batch 64     # two or three minutes
     python -m benchmarks.bench_host --profile jenga --batch 256 --pool 100000
 
-SGLang's own `ScheduleBatch`, `Req` and allocation functions (under jenga with the plugin's hooks
-around them) in one process on CPU tensors; all sides get the same calls in turn (`host_side.py`).
-`--batch` requests decode at a time. First in an empty pool; then on and on, each one that ends
-followed by the next, in a pool that cached prefixes fill, so that every page must be evicted first.
-What a GPU adds to every side (copies to the device, kernel launches) is not in it.
+Two instruments. *Synthetic* layers: SGLang's own `ScheduleBatch`, `Req` and allocation functions
+(under jenga with the plugin's hooks around them) in one process on CPU tensors; all sides get the
+same calls in turn (`host_side.py`). `--batch` requests decode at a time. First in an empty pool;
+then on and on, each one that ends followed by the next, in a pool that cached prefixes fill, so
+that every page must be evicted first.
 
     check    whether the next decode step fits, evicting if it does not
     slide    giving up what windows have left behind
@@ -18,6 +19,17 @@ What a GPU adds to every side (copies to the device, kernel launches) is not in 
     extend   allocation for its prompt, eviction and the indices of the hit included
     insert   offering the prompt's pages to the tree
     release  offering the answer's, giving back the rest
+
+A real *model's* layers, with its window and its cut of the pool: SGLang's whole scheduler, in the
+same two states and in a third, where others wait in every step (`host_queue.py`). There a step is
+
+    round    SGLang's admission, which finds nobody who fits: order of the queue, prefixes that it
+             refreshes, look-up of the first one, budget
+    check    as above
+    prepare  the step's slots and rows, what windows give up, where states are tracked
+
+and `admit` is a request's share of a round that did find room, its slots and tensors included.
+What a GPU adds to every side (copies to the device, kernel launches) is in neither.
 """
 
 from __future__ import annotations
@@ -28,26 +40,31 @@ import gc
 import json
 import pstats
 import random
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import host_tables
 from benchmarks.cache_sides import Shape
+from benchmarks.host_queue import MODELS, QueueCell, play_cell
+from benchmarks.host_queue import SIDES as ENGINE_SIDES
 from benchmarks.host_side import Chat, HostSide, configured
+from benchmarks.host_tables import table
+from benchmarks.replay.engine import ReplayFailed
+from benchmarks.replay.steady import Crowd
 
-STEP_CALLS = ("check", "slide", "alloc")
-REQUEST_CALLS = ("match", "lock", "extend", "insert", "release")
 BATCHES = (8, 64, 256)
 POOLS = (10_000, 100_000, 1_000_000)
 LEAST_REQUEST = 64  # tokens; cells whose requests would be shorter are left out
 MOST_AT_ONCE = 8  # prompts of one prefill batch
 WARM_STEPS = 16
 SIDES = ("unified", "unified-memory", "jenga")
-CELL_HEAD = "layers | batch | pool | request"
-Average = Callable[[Sequence[float]], float]
+SYNTHETIC = "synthetic"
+QUEUE_BATCHES = (64, 256)
+Found = dict[str, dict[str, dict[str, list[float]]]]
+"""Seconds by cell, side and call."""
 
 
 class Cell(NamedTuple):
@@ -83,9 +100,9 @@ class Cell(NamedTuple):
         return SIDES if self.windows else SIDES[::2]
 
     @property
-    def label(self) -> str:
+    def label(self) -> list[str]:
         layers = f"full + window {self.window}" if self.windows else "full"
-        return f"{layers} | {self.batch} | {self.pool:,} | {self.request:,}"
+        return [layers, str(self.batch), f"{self.pool:,}", f"{self.request:,}"]
 
 
 def chats(cell: Cell, rng: random.Random) -> Iterator[Chat]:
@@ -175,37 +192,6 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 # ---- report ---------------------------------------------------------------------------------
 
 
-def across(sides: Sequence[HostSide], phase: str, call: str, average: Average) -> str:
-    """Microseconds of all sides, and jenga's over the first one's."""
-    micros = [1e6 * average(side.seconds[phase, call]) for side in sides]
-    shown = " / ".join(f"{value:,.0f}" for value in micros)
-    return f"{shown} **{micros[-1] / micros[0]:.2f}**" if micros[0] >= 0.5 else shown
-
-
-def step_row(sides: Sequence[HostSide]) -> list[str]:
-    parts = [across(sides, "spare", call, statistics.median) for call in ("step", *STEP_CALLS)]
-    parts.append(across(sides, "full", "step", statistics.median))
-    parts.append(across(sides, "full", "step", statistics.mean))
-    return parts
-
-
-def request_row(sides: Sequence[HostSide]) -> list[str]:
-    return [across(sides, "full", call, statistics.median) for call in REQUEST_CALLS]
-
-
-STEP_HEAD = (
-    "step, memory to spare",
-    *STEP_CALLS,
-    "step, pool full of prefixes",
-    "the same, mean",
-)
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head, *lines = (f"| {' | '.join(line)} |" for line in (heading, *rows))
-    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
-
-
 def profile(cell: Cell, steps: int, name: str) -> None:
     """Play the cell on one side; print where the own time of memory's functions went, and their
     callees' included."""
@@ -218,36 +204,87 @@ def profile(cell: Cell, steps: int, name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=[SYNTHETIC, *MODELS], action="append", help="only this")
     parser.add_argument("--batch", type=int, action="append", metavar="N", help="only this one")
-    parser.add_argument("--pool", type=int, action="append", metavar="N", help="only this one")
+    parser.add_argument(
+        "--pool",
+        type=int,
+        action="append",
+        metavar="N",
+        help="only this one, and synthetic layers only: a model's pool follows from its batch",
+    )
     parser.add_argument("--page-size", type=int, default=1, metavar="N", help="tokens per page")
     parser.add_argument("--steps", type=int, default=192, metavar="N", help="timed in a full pool")
-    parser.add_argument("--profile", choices=SIDES, help="play one side under cProfile")
+    parser.add_argument(
+        "--profile", choices=SIDES, help="play synthetic layers on one side, under cProfile"
+    )
     parser.add_argument("--json", type=Path, help="write all times, in seconds, to this file")
     options = parser.parse_args(argv)
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    chosen = options.model or [SYNTHETIC, *MODELS]
+    if options.pool or options.profile:
+        chosen = [name for name in chosen if name == SYNTHETIC]
+    found: Found = {}
+    try:
+        # First: its engines are forked, which a process with SGLang's context in it should not be.
+        play_models(options, [name for name in chosen if name != SYNTHETIC], found)
+    except (ReplayFailed, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if SYNTHETIC in chosen:
+        play_synthetic(options, found)
+    if options.json:
+        options.json.write_text(json.dumps(found) + "\n")
+    return 0
+
+
+def play_synthetic(options: argparse.Namespace, found: Found) -> None:
+    """Print the cells' tables, and add their times to `found`."""
     step_rows, request_rows = [], []
     with configured():
         for cell in cells(options):
-            print(cell.label, file=sys.stderr, flush=True)
+            label = " | ".join(cell.label)
+            print(label, file=sys.stderr, flush=True)
             if options.profile is not None:
                 if options.profile in cell.sides:
                     profile(cell, options.steps, options.profile)
                 continue
             sides = run_cell(cell, options.steps, cell.sides)
-            step_rows.append([cell.label, *step_row(sides)])
-            request_rows.append([cell.label, *request_row(sides)])
-            found[cell.label] = {
+            step_rows.append([*cell.label, *host_tables.step_row(sides)])
+            request_rows.append([*cell.label, *host_tables.request_row(sides)])
+            found[label] = {
                 side.name: {"/".join(key): times for key, times in side.seconds.items()}
                 for side in sides
             }
     if step_rows:
         print(f"microseconds, {' / '.join(SIDES)}, **jenga / unified**\n")
-        print(table((CELL_HEAD, *STEP_HEAD), step_rows), end="\n\n")
-        print(table((CELL_HEAD, *REQUEST_CALLS), request_rows))
-    if options.json:
-        options.json.write_text(json.dumps(found) + "\n")
-    return 0
+        print(table((*host_tables.CELL_HEAD, *host_tables.STEP_HEAD), step_rows), end="\n\n")
+        print(table((*host_tables.CELL_HEAD, *host_tables.REQUEST_CALLS), request_rows), end="\n\n")
+
+
+def play_models(options: argparse.Namespace, models: Sequence[str], found: Found) -> None:
+    """The same for models. Raises ReplayFailed and ValueError as `play_cell` does."""
+    step_rows, request_rows = [], []
+    for model in models:
+        for batch in options.batch or QUEUE_BATCHES:
+            cell = QueueCell(model, Crowd(batch), options.page_size)
+            label = " | ".join(cell.label)
+            print(label, file=sys.stderr, flush=True)
+            seen = play_cell(cell, options.steps)
+            step_rows.append([*cell.label, *host_tables.queue_step_row(seen)])
+            request_rows.append([*cell.label, *host_tables.queue_request_row(seen)])
+            found[label] = {
+                name: {
+                    f"{state}/{call}": seconds
+                    for state, kept in side.states.items()
+                    for call, seconds in kept.seconds.items()
+                }
+                for name, side in seen.items()
+            }
+    if step_rows:
+        print(f"microseconds, {' / '.join(ENGINE_SIDES)}, **jenga / stock**\n")
+        heads = (host_tables.QUEUE_STEP_HEAD, host_tables.QUEUE_REQUEST_HEAD)
+        for head, rows in zip(heads, (step_rows, request_rows), strict=True):
+            print(table((*host_tables.MODEL_HEAD, *head), rows), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks import bench_host
+from benchmarks import bench_host, host_tables
 from benchmarks.bench_host import Cell, chats, run_cell
 from benchmarks.host_side import configured
 
@@ -47,10 +47,10 @@ def played():
 @pytest.mark.parametrize("windows", SMALL)
 def test_every_call_of_every_side_is_timed(played, windows: bool):
     for side in played[windows]:
-        for call in (*bench_host.STEP_CALLS, "step"):
+        for call in (*host_tables.STEP_CALLS, "step"):
             assert len(side.seconds["full", call]) == 40
             assert len(side.seconds["spare", call]) == SMALL[windows].answer - 2
-        counts = {len(side.seconds["full", call]) for call in bench_host.REQUEST_CALLS}
+        counts = {len(side.seconds["full", call]) for call in host_tables.REQUEST_CALLS}
         assert len(counts) == 1
         assert counts.pop() > 0
 

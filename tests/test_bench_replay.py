@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.replay import bench, tables
 from benchmarks.replay.cells import Cell, Deployment, Limits, Missing, play
-from benchmarks.replay.engine import ReplayFailed
+from benchmarks.replay.engine import ReplayFailed, TookTooLong
 from benchmarks.replay.plots import hit_panel, memory_panel, on_grid, write_plots
 from benchmarks.replay.requests import Request, Workload
 from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
@@ -28,6 +28,8 @@ TOTALS = {
     "ttft_p99": 2.0,
     "itl_p50": 0.01,
     "itl_p99": 0.02,
+    "host_ms_per_step": 2.0,
+    "host_ms_p99": 9.25,
     "host_seconds": 3.0,
 }
 
@@ -75,7 +77,7 @@ def test_ratios_are_of_the_same_model_and_workload_and_their_mean_is_geometric()
         Cell("falcon-h1-7b", "shift", "stock"): result(50),
     }
 
-    over_stock = [row[6] for row in rows(tables.ratio_table(results, dense=()))]
+    over_stock = [row[7] for row in rows(tables.ratio_table(results, dense=()))]
 
     assert over_stock == ["2.00x", "8.00x", "**4.00x of 2**"]
 
@@ -91,7 +93,7 @@ def test_the_dense_control_comes_last_and_enters_no_mean():
     found = rows(tables.ratio_table(results, dense=("llama-3.1-8b",)))
 
     assert [row[0] for row in found] == ["gemma-3-27b", "**geometric mean**", "llama-3.1-8b"]
-    assert [row[6] for row in found] == ["3.00x", "**3.00x of 1**", "1.00x"]
+    assert [row[7] for row in found] == ["3.00x", "**3.00x of 1**", "1.00x"]
 
 
 def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
@@ -103,7 +105,7 @@ def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
 
     found = rows(tables.ratio_table(results, dense=()))
 
-    assert [row[6:] for row in found] == [["-"], ["1.25x"], ["**1.25x of 1**"]]
+    assert [row[7:] for row in found] == [["-"], ["1.25x"], ["**1.25x of 1**"]]
 
 
 def test_an_ablation_is_shown_over_jenga():
@@ -130,6 +132,21 @@ def test_cells_that_are_missing_for_one_reason_share_a_row():
     ]
 
 
+def test_host_time_stands_beside_stocks_and_its_mean_ratio_is_geometric():
+    results = {
+        Cell("gemma-3-27b", "shift", "stock"): result(host_ms_per_step=2.0),
+        Cell("gemma-3-27b", "shift", "jenga"): result(host_ms_per_step=3.0),
+        Cell("gemma-3-27b", "exams", "stock"): result(host_ms_per_step=1.0),
+        Cell("gemma-3-27b", "exams", "jenga"): result(host_ms_per_step=6.0),
+    }
+
+    assert [row[6] for row in rows(tables.ratio_table(results, dense=()))] == [
+        "2.00 / 3.00",
+        "1.00 / 6.00",
+        "**3.00x of 2**",
+    ]
+
+
 def test_a_cell_row_tells_measured_from_modelled():
     table = tables.cell_table({Cell("gemma-3-27b", "shift", "stock"): result()})
     header = [part.strip() for part in table.splitlines()[0].strip("|").split("|")]
@@ -145,6 +162,7 @@ def test_a_cell_row_tells_measured_from_modelled():
         "50",
         "1.00 / 2.00",
         "10.0 / 20.0",
+        "2.00 / 9.2",
         "3",
     ]
 
@@ -186,6 +204,16 @@ def test_a_failure_is_kept_with_its_first_and_last_line(tmp_path):
 
     assert play_once(tmp_path, fail) == Missing("no boot ... ValueError: no")
     assert play_once(tmp_path, never) == Missing("no boot ... ValueError: no")
+
+
+def test_a_replay_that_ran_out_of_time_is_played_again_and_its_limit_makes_no_other_cell(tmp_path):
+    def slow(*args, **kwargs):
+        raise TookTooLong("no end in 600 s\nlog")
+
+    assert play_once(tmp_path, slow) == Missing("no end in 600 s")
+    expected = result(70)
+    assert play_once(tmp_path, lambda *a, **k: expected, limits=Limits(seconds=3600)) == expected
+    assert play_once(tmp_path, never) == expected
 
 
 def test_a_report_of_what_is_stored_plays_nothing(tmp_path):
@@ -262,5 +290,5 @@ def test_the_small_profile_plays_and_jenga_runs_more_of_a_hybrid_model(capsys, t
     hybrid, _, dense = rows(table.split("\n\n")[0])
     stock, jenga = (float(part) for part in hybrid[2].split("/"))
     assert hybrid[0] == "gemma-3-27b" and jenga > 1.4 * stock
-    assert float(hybrid[6][:-1]) > 1.05
-    assert dense[0] == "llama-3.1-8b" and float(dense[6][:-1]) == pytest.approx(1, abs=0.011)
+    assert float(hybrid[7][:-1]) > 1.05
+    assert dense[0] == "llama-3.1-8b" and float(dense[7][:-1]) == pytest.approx(1, abs=0.011)

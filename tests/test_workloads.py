@@ -9,20 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.replay.draws import arrivals, spread
 from benchmarks.replay.facts import causality_fault, facts, reusable_tokens
 from benchmarks.replay.mooncake import Mooncake, block_tokens
+from benchmarks.replay.profiles import PROFILES
 from benchmarks.replay.requests import VOCABULARY, Request, Workload
 from benchmarks.replay.workloads import (
+    WORKLOADS,
     Chats,
     Documents,
     Exams,
     Phase,
     SharedPrefixes,
     agents,
-    arrivals,
     reasoning,
     shift,
-    spread,
 )
 
 CHATS = Chats(clients=5, rounds=4, system=64, message=(40, 40), answer=16, rate=2.0)
@@ -249,6 +250,12 @@ def test_spread_lengths_have_the_mean_of_their_ends():
         lengths = spread(low, high, count, [0])
         assert len(lengths) == count and sum(lengths) == (low + high) * count // 2
         assert low <= min(lengths) and max(lengths) <= high
+
+
+def test_every_workload_is_in_the_full_table_under_its_own_name():
+    assert set(PROFILES["full"].workloads) == set(WORKLOADS)
+    for name in ("tenants", "bursts", "rag", "agentic", "shift"):
+        assert WORKLOADS[name]().name == name
 
 
 def test_arrivals_come_at_their_rate():

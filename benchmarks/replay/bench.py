@@ -58,6 +58,9 @@ def play_all(
 ) -> tuple[dict[Cell, Result], dict[Cell, Missing]]:
     results: dict[Cell, Result] = {}
     missing: dict[Cell, Missing] = {}
+    limits = profile.limits
+    if options.seconds is not None:
+        limits = limits._replace(seconds=options.seconds)
     models = options.models or profile.models
     baselines = options.baselines or profile.baselines
     cells = [Cell(m, w, b) for m in models for w in workloads for b in baselines]
@@ -68,7 +71,7 @@ def play_all(
             cell,
             workloads[cell.workload],
             deployment,
-            profile.limits,
+            limits,
             options.json,
             only_stored=options.only_stored,
         )
@@ -78,7 +81,10 @@ def play_all(
             line = found.why
         else:
             results[cell] = found
-            line = f"{found.totals['modelled_tokens_per_s']:,.0f} tokens/s modelled"
+            line = (
+                f"{found.totals['modelled_tokens_per_s']:,.0f} tokens/s modelled, "
+                f"{found.totals['host_ms_per_step']:.2f} ms of host a step"
+            )
         print(f"[{number}/{len(cells)}] {cell}: {line} ({seconds:.0f} s)", file=sys.stderr)
     return results, missing
 
@@ -105,13 +111,14 @@ def report(
 
 
 def machine() -> str:
-    """Where this ran and with what; the memory facts do not depend on it."""
+    """Where this ran and with what."""
     cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version(name)}" for name in ("sglang", "torch", "numpy"))
     command = shlex.join(["python", "-m", "benchmarks.replay.bench", *sys.argv[1:]])
     return (
         f"    {command}\n\nPython {platform.python_version()}, {packages}; {platform.machine()}, "
-        f"{cores} cores. Columns with `~` are modelled, all others measured."
+        f"{cores} cores. Columns with `~` are modelled, all others measured; host times are of "
+        "this machine, memory facts of any."
     )
 
 
@@ -137,6 +144,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baselines", nargs="+", choices=[*BASELINES], metavar="BASELINE")
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep results here and go on")
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="most that a replay may take on this machine"
+    )
     parser.add_argument("--only-stored", action="store_true", help="play nothing: report --json")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files here")
     options = parser.parse_args(argv)

@@ -3,7 +3,7 @@
 A cell is a model, a workload and a baseline. Its file carries a fingerprint of all that decides its
 numbers but the code: geometry, requests, baseline, pool bytes, clock, limits. A file with another
 fingerprint is played again; after a change of code, remove the files. That a baseline does not
-boot or does not finish is a result too, and kept like one.
+boot or gets stuck is a result too, and kept like one; that time ran out is not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 from benchmarks.replay.baselines import BASELINES
 from benchmarks.replay.clock import Clock
-from benchmarks.replay.engine import ReplayFailed
+from benchmarks.replay.engine import ReplayFailed, TookTooLong
 from benchmarks.replay.geometries import GEOMETRIES
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, from_json, to_json
 from benchmarks.replay.run import CHUNK, replay, room_for_pool
+
+RESULT_VERSION = 2
+"""Counts what totals results have: those with others are played again."""
 
 
 class Cell(NamedTuple):
@@ -76,7 +79,8 @@ def play(
     if deployment.pool_gib is not None:
         pool_bytes = min(pool_bytes, int(deployment.pool_gib * 2**30))
     told = (baseline.server(geometry), baseline.settings(geometry), baseline.env, baseline.plan)
-    fingerprint = _fingerprint(workload, geometry, told, clock, pool_bytes, limits)
+    decisive = limits._replace(seconds=0)
+    fingerprint = _fingerprint(workload, geometry, told, clock, pool_bytes, decisive)
     path = folder / ("--".join(cell) + ".json")
     if path.exists():
         stored = json.loads(path.read_text())
@@ -89,6 +93,8 @@ def play(
             geometry, workload, baseline, pool_bytes=pool_bytes, clock=clock, **limits._asdict()
         )
         stored = {"fingerprint": fingerprint, "result": to_json(result)}
+    except TookTooLong as error:
+        return Missing(str(error).splitlines()[0])
     except ReplayFailed as error:
         stored = {"fingerprint": fingerprint, "failed": str(error)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,7 @@ def _read(stored: dict[str, Any]) -> Result | Missing:
 
 
 def _fingerprint(workload: Workload, *decisive: Any) -> str:
-    digest = hashlib.sha256(repr(decisive).encode())
+    digest = hashlib.sha256(repr((RESULT_VERSION, *decisive)).encode())
     for request in workload.requests:
         digest.update(repr((request.rid, request.at, request.after)).encode())
         digest.update(request.prompt.tobytes())

@@ -6,6 +6,8 @@ what the roofline says, and when nothing runs and nothing waits the clock jumps 
 arrival. So a replay's course depends on the workload and the pool alone. One simplification: with
 overlap, SGLang schedules a step while the previous one still runs; here it already knows what
 arrives in that time.
+
+What is done here is no part of the scheduler's work: the seams pause the stopwatch meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from benchmarks.replay.play import Outcome, Play
 from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.requests import Request
 from benchmarks.replay.result import Served
+from benchmarks.replay.stopwatch import Stopwatch
+from sglang_jenga.hooks import Hook
 
 IDLE_PASSES = 200
 """Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""
@@ -36,11 +40,15 @@ class Stuck(RuntimeError):
 
 
 class Driver:
+    hooks: tuple[Hook, ...] = ()
+    """What it wants patched besides the seams."""
+
     def __init__(self, play: Play) -> None:
         self.play = play
         self.now = 0.0
         self.model = NullModel(play.requests)
         self.recorder = Recorder(play.groups, play.pool_bytes)
+        self.watch = Stopwatch()
         self.outcome: Outcome | None = None
         self._due: list[tuple[float, int, Request]] = []
         self._followers: dict[str, list[tuple[int, Request]]] = defaultdict(list)
@@ -64,11 +72,11 @@ class Driver:
         while self._due and self._due[0][0] <= self.now:
             at, _, request = heapq.heappop(self._due)
             self.model.planted[request.rid].arrived = at
-            arrived.append(_tokenized(request, known_length=self.play.known_lengths))
+            arrived.append(tokenized(request, known_length=self.play.known_lengths))
         return arrived
 
-    def idle(self) -> bool:
-        """Nothing could be run. Jump to the next arrival; True when there will be none.
+    def idle(self) -> None:
+        """Nothing could be run. Jump to the next arrival; if there is none, that was all.
 
         Raises Stuck if requests wait that SGLang will never admit, or that nobody ends.
         """
@@ -78,12 +86,10 @@ class Driver:
                 self._idle = 0
             else:
                 self._count_idle()
-            return False
-        if len(self._served) == len(self.play.requests):
+        elif len(self._served) == len(self.play.requests):
             self.outcome = self._result()
-            return True
-        self._count_idle()
-        return False
+        else:
+            self._count_idle()
 
     def _count_idle(self) -> None:
         self._idle += 1
@@ -100,6 +106,7 @@ class Driver:
 
     def forward(self, batch: Any) -> GenerationBatchResult:
         """Answer a batch, and let so much time pass as its model would take."""
+        self.watch.lap()
         ends = batch.seq_lens_cpu.numpy().astype(np.int64)
         if batch.forward_mode.is_decode():
             starts = ends - 1
@@ -148,7 +155,7 @@ class Driver:
         return Outcome(
             self.recorder.thinned(),
             served,
-            self.recorder.totals() | request_totals(served),
+            self.recorder.totals() | self.watch.totals() | request_totals(served),
             self.recorder.pool_described,
         )
 
@@ -181,7 +188,8 @@ def request_totals(served: list[Served]) -> dict[str, float]:
     }
 
 
-def _tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
+def tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
+    """The request as SGLang's tokenizer process sends it."""
     # No answer holds the end-of-sequence token, so it ends by its length either way; but admission
     # sets room aside for all of it only if that token is to be ignored.
     sampling = SamplingParams(

@@ -1,4 +1,4 @@
-"""Boot SGLang's engine for one replay, wait for what its scheduler process found, stop it.
+"""Boot SGLang's engine for one play, wait for what its scheduler process found, stop it.
 
 The engine's processes are those of a server, forked from one that has imported SGLang already (see
 `tests.engines`). The tokenizer and detokenizer idle: requests enter and leave in the scheduler.
@@ -26,6 +26,10 @@ class ReplayFailed(RuntimeError):
     """The replay did not come to its end; the message ends with the server's last lines."""
 
 
+class TookTooLong(ReplayFailed):
+    """It might come to its end on a quicker machine."""
+
+
 def play_on_engine(
     geometry: Geometry, play: Any, arguments: dict[str, Any], env: dict[str, str], seconds: float
 ) -> Any:
@@ -33,27 +37,61 @@ def play_on_engine(
 
     Raises ReplayFailed if the engine does not boot, dies, gets stuck or takes over `seconds`.
     """
-    preload()
-    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
-        model = geometry.write_model(Path(folder) / "model")
-        log, outcome = Path(folder) / "log", Path(folder) / "outcome"
-        process = multiprocessing.get_context("fork").Process(
+    with PlayingEngine(geometry, play, arguments, env) as engine:
+        deadline = time.monotonic() + seconds
+        while not engine.ended():
+            if time.monotonic() > deadline:
+                raise TookTooLong(f"{geometry.name}: no end in {seconds:.0f} s\n{engine.log()}")
+            time.sleep(0.05)
+        return engine.outcome()
+
+
+class PlayingEngine:
+    """An engine at play, from its start to its stop, which a ``with`` sees to."""
+
+    def __init__(
+        self, geometry: Geometry, play: Any, arguments: dict[str, Any], env: dict[str, str]
+    ) -> None:
+        preload()
+        self._name = geometry.name
+        self._folder = tempfile.TemporaryDirectory(prefix="replay-")
+        folder = Path(self._folder.name)
+        model = geometry.write_model(folder / "model")
+        self._log, self._outcome = folder / "log", folder / "outcome"
+        self._process = multiprocessing.get_context("fork").Process(
             target=_engine_process,
-            args=(log, outcome, play, env, _arguments(model, arguments)),
+            args=(self._log, self._outcome, play, env, _arguments(model, arguments)),
         )
-        process.start()
+        self._process.start()
+
+    def __enter__(self) -> PlayingEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # The child leads a process group that holds its scheduler and detokenizer.
         try:
-            result = _await(outcome, process, seconds)
-        finally:
-            # The child leads a process group that holds its scheduler and detokenizer.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                process.kill()
-            process.join()
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self._process.kill()
+        self._process.join()
+        self._folder.cleanup()
+
+    def ended(self) -> bool:
+        """Whether there is an outcome, or will be none."""
+        return self._outcome.exists() or not self._process.is_alive()
+
+    def outcome(self) -> Any:
+        """What the driver found. Raises ReplayFailed if the engine died or the driver got stuck."""
+        result = "the engine died"
+        if self._outcome.exists():
+            result = pickle.loads(self._outcome.read_bytes())
         if isinstance(result, str):
-            raise ReplayFailed(f"{geometry.name}: {result}\n{_tail(log)}")
+            raise ReplayFailed(f"{self._name}: {result}\n{self.log()}")
         return result
+
+    def log(self) -> str:
+        """The server's last lines."""
+        return _tail(self._log)
 
 
 def _arguments(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -68,19 +106,6 @@ def _arguments(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         "decode_log_interval": 1 << 30,
         **arguments,
     }
-
-
-def _await(outcome: Path, process: Any, seconds: float) -> Any:
-    """The outcome, or why there is none."""
-    deadline = time.monotonic() + seconds
-    while not outcome.exists():
-        if not process.is_alive():
-            # It may have written its last words just before.
-            return pickle.loads(outcome.read_bytes()) if outcome.exists() else "the engine died"
-        if time.monotonic() > deadline:
-            return f"no end in {seconds:.0f} s"
-        time.sleep(0.05)
-    return pickle.loads(outcome.read_bytes())
 
 
 def _engine_process(

@@ -101,12 +101,12 @@ def _published(name: str) -> dict[str, Any]:
     return json.loads((_CONFIGS / f"{name}.json").read_text())
 
 
-def _layer_types(pattern: str) -> list[str]:
+def layer_types(pattern: str) -> list[str]:
     names = {"w": "sliding_attention", "f": "full_attention"}
     return [names[char] for char in pattern]
 
 
-def _windows(layer_types: list[str], window: int) -> dict[str, Any]:
+def windows(layer_types: list[str], window: int) -> dict[str, Any]:
     return {
         "layer_types": layer_types,
         "num_hidden_layers": len(layer_types),
@@ -128,7 +128,7 @@ _ALL = (
             "model_type": "gemma2",
             **_GEMMA,
             "query_pre_attn_scalar": HEAD_DIM,
-            **_windows(_layer_types("wf" * 21), 4096),
+            **windows(layer_types("wf" * 21), 4096),
         },
     ),
     Geometry(
@@ -141,7 +141,7 @@ _ALL = (
             "model_type": "gemma3_text",
             **_GEMMA,
             "query_pre_attn_scalar": HEAD_DIM,
-            **_windows(_layer_types("wwwwwf" * 10 + "ww"), 1024),
+            **windows(layer_types("wwwwwf" * 10 + "ww"), 1024),
         },
     ),
     # The card: 20.91 B parameters, 19.12 B of them experts in 4.25 bits, 3.61 B active; 32 experts,
@@ -161,7 +161,7 @@ _ALL = (
             "swa_num_key_value_heads": 1,
             "hidden_size_per_layer_input": 0,
             "vocab_size_per_layer_input": VOCABULARY,
-            **_windows(_layer_types("wf" * 12), 128),
+            **windows(layer_types("wf" * 12), 128),
         },
         {"attention_backend": "intel_amx"},
         "swa_full_tokens_ratio",
@@ -178,7 +178,7 @@ _ALL = (
             "model_type": "gemma3_text",
             **_GEMMA,
             "query_pre_attn_scalar": HEAD_DIM,
-            **_windows(_layer_types("fwww" * 9), 32768),
+            **windows(layer_types("fwww" * 9), 32768),
         },
     ),
     # FP8 weights, as published in Qwen3-Next-80B-A3B-Instruct-FP8; 512 experts, 10 per token.

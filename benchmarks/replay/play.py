@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.replay.clock import Clock, Weights
 from benchmarks.replay.requests import Request
@@ -22,6 +22,12 @@ class Play(NamedTuple):
     known_lengths: bool
     plan: str
     largest_page_bytes: int
+
+    def driver(self) -> Any:
+        """Who plays this, in the scheduler process."""
+        from benchmarks.replay.driver import Driver
+
+        return Driver(self)
 
 
 class Outcome(NamedTuple):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.replay.cells import Deployment, Limits
+from benchmarks.replay.crowds import Bursts, CodingAgents, Passages, Tenants
 from benchmarks.replay.mooncake import Mooncake
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.workloads import (
@@ -90,6 +91,10 @@ PROFILES = {
             "reasoning": reasoning().build,
             "agents": agents().build,
             "exams": Exams().build,
+            "tenants": Tenants().build,
+            "bursts": Bursts().build,
+            "rag": Passages().build,
+            "agentic": CodingAgents().build,
         },
         ("stock", "stock-best", "max-page", "unified", "jenga"),
         Limits(),

@@ -3,6 +3,10 @@
 Measured, exact on any machine: everything in `Steps` but the time, the token counts of `Served`,
 and the totals that are not named below. Modelled by the clock (`clock.py`) and nothing else:
 `Steps.time`, the three moments of `Served`, and the totals ``modelled_*``, ``ttft_*``, ``itl_*``.
+Measured, but this machine's own: the totals ``host_*``. ``host_seconds`` is what the whole replay
+took; ``host_ms_*`` is CPU time that the scheduler's thread spends on one step in SGLang's code and
+the plugin's, without the replay's own (arrivals, clock, null model, records, outputs). A server's
+step takes the longer of this and its GPU's time, and the modelled times know nothing of it.
 
 Every byte of the pool is in one of three places, the same for every baseline:
 

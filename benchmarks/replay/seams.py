@@ -1,7 +1,8 @@
 """The functions of SGLang that a replay takes the place of, and the process that has them replaced.
 
 Everything between them is SGLang's own, or the plugin's: queues, admission, allocation, rows,
-trees, results. Like the plugin's hooks, each names the signature that it was written for.
+trees, results. The driver's stopwatch times that, and stands still inside a seam. Like the plugin's
+hooks, each names the signature that it was written for.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from sglang.srt.managers.scheduler import run_scheduler_process
 
-from benchmarks.replay import plans
+from benchmarks.replay import kernels, plans
 from benchmarks.replay.driver import Driver, Stuck
-from benchmarks.replay.play import Play
 from sglang_jenga.hooks import Hook, apply
 from sglang_jenga.token_allocator import FULL
 from sglang_jenga.tree_cache import JengaRadixCache
@@ -27,11 +27,12 @@ _SIZES = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _TREE = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache"
 
 
-def replay_scheduler_process(play: Play, outcome: Path, *args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process, playing `play`; pickles an `Outcome`, or the reason why there is
-    none, to the file `outcome`."""
-    driver = Driver(play)
-    apply((*_hooks(driver, outcome), plans.hook(play.plan, play.largest_page_bytes)))
+def replay_scheduler_process(play: Any, outcome: Path, *args: Any, **kwargs: Any) -> None:
+    """SGLang's scheduler process, playing `play`; pickles its driver's outcome, or the reason why
+    there is none, to the file `outcome`."""
+    driver = play.driver()
+    plan = plans.hook(play.plan, play.largest_page_bytes)
+    apply((*_hooks(driver, outcome), *kernels.HOOKS, *driver.hooks, plan))
     torch.cuda.current_stream = _NoStream
     run_scheduler_process(*args, **kwargs)
 
@@ -54,23 +55,32 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             rest = self._handle_max_mamba_cache(rest)
         return int(rest * (1 << 30))
 
+    def end(scheduler: Any) -> None:
+        if driver.outcome is not None:
+            _write(outcome, driver.outcome)
+            scheduler.gracefully_exit = True
+
     def ingest(self: Any, stop_at_pause: bool = False) -> list[Any]:
-        arrived = driver.arrivals(self)
+        with driver.watch.paused():
+            arrived = driver.arrivals(self)
+            end(self)
         if arrived:
             self.process_input_requests(arrived)
         return arrived
 
     def forward(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        return driver.forward(batch)
+        with driver.watch.paused():
+            return driver.forward(batch)
 
     def on_idle(original: Any, self: Any) -> None:
-        original(self)
-        if driver.idle():
-            _write(outcome, driver.outcome)
-            self.gracefully_exit = True
+        with driver.watch.paused():  # a server would sleep; SGLang looks for leaks here
+            original(self)
+            driver.idle()
+            end(self)
 
     def stream(self: Any, reqs: Any, return_logprob: bool, skip_req: Any = None) -> None:
-        driver.output(reqs)
+        with driver.watch.paused():
+            driver.output(reqs)
 
     def abort(self: Any, abort_req: Any, req: Any) -> None:
         driver.aborted(req)
@@ -82,6 +92,7 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             _write(outcome, str(reason))
             raise
 
+    # For these two the stopwatch goes on: a pause takes longer than they do.
     def evicted(self: Any, num_evicted: int, start_time: float) -> None:
         if not isinstance(self, JengaRadixCache):  # it counts the pages of all groups
             driver.recorder.evicted_tokens += num_evicted

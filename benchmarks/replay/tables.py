@@ -1,8 +1,8 @@
 """Markdown tables of finished replays: every cell, the ratios, their averages, what is missing.
 
 Columns under *measured* are facts of the memory managers, exact on any machine; columns with a
-`~` come out of the virtual clock's model of a GPU. Host seconds are this machine's own. Nothing
-here runs anything.
+`~` come out of the virtual clock's model of a GPU. Host times are this machine's own. Nothing here
+runs anything.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def times(ratio: float | None) -> str:
 def cell_table(results: Mapping[Cell, Result]) -> str:
     """One row per replay; modelled columns are marked with `~`.
 
-    Running requests: mean over the time in which others waited, mean of decode steps, most.
+    Running requests: mean over the time in which others waited, mean of decode steps, most. Host:
+    the scheduler's thread, per step.
     """
     header = [
         "model",
@@ -83,7 +84,8 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
         "~tokens/s",
         "~TTFT p50 / p99, s",
         "~ITL p50 / p99, ms",
-        "host, s",
+        "host, ms a step: mean / p99",
+        "replayed in, s",
     ]
     rows = []
     for cell, result in results.items():
@@ -100,6 +102,7 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
                 f"{total['modelled_tokens_per_s']:,.0f}",
                 f"{total['ttft_p50']:.2f} / {total['ttft_p99']:.2f}",
                 f"{1000 * total['itl_p50']:.1f} / {1000 * total['itl_p99']:.1f}",
+                f"{total['host_ms_per_step']:.2f} / {total['host_ms_p99']:.1f}",
                 f"{total['host_seconds']:.0f}",
             ]
         )
@@ -119,6 +122,7 @@ def ratio_table(results: Mapping[Cell, Result], dense: Sequence[str]) -> str:
         "hit tokens, stock / jenga",
         "retracted, stock / jenga",
         "wasted, jenga",
+        "host, ms a step, stock / jenga",
         *(f"~tokens/s over {rival}" for rival in rivals),
     ]
     found = groups(results)
@@ -144,6 +148,7 @@ def _ratio_row(group: Group, rivals: Sequence[str]) -> list[str]:
         both("hit_tokens", ",.0f"),
         both("retractions", ".0f"),
         f"{100 * jenga.totals['wasted_share']:.2f} %" if jenga else DASH,
+        both("host_ms_per_step", ".2f"),
         *(times(group.ratio(rival)) for rival in rivals),
     ]
 
@@ -157,6 +162,7 @@ def _mean_row(name: str, found: Sequence[Group], rivals: Sequence[str]) -> list[
         "",
         "",
         "",
+        f"**{_mean_ratio(found, 'stock', 'host_ms_per_step')}**",
         *(f"**{_mean_ratio(found, rival)}**" for rival in rivals),
     ]
 

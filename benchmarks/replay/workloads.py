@@ -10,41 +10,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from benchmarks.replay.crowds import Bursts, CodingAgents, Passages, Tenants
+from benchmarks.replay.draws import arrivals, rate_text, spread, tokens
 from benchmarks.replay.requests import VOCABULARY, Request, Workload
-
-
-def tokens(seed: Sequence[int], count: int) -> np.ndarray:
-    """Random token ids, int64, shape ``[count]``, that depend on the whole `seed` alone."""
-    return np.random.default_rng(seed).integers(1, VOCABULARY, count)
-
-
-def spread(low: int, high: int, count: int, seed: Sequence[int]) -> list[int]:
-    """`count` lengths from `low` to `high`, evenly, shuffled; sum: (low + high) * count // 2."""
-    lower = [low + (high - low) * i // max(1, count - 1) for i in range(count // 2)]
-    middle = [(low + high) // 2] * (count % 2)
-    lengths = lower + middle + [low + high - length for length in lower]
-    return np.random.default_rng(seed).permutation(lengths).tolist()
-
-
-def arrivals(rate: float, count: int, seed: Sequence[int]) -> list[float]:
-    """Poisson arrivals at `rate` a second."""
-    if math.isinf(rate):
-        return [0.0] * count
-    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    return list(accumulate(gaps.tolist()))
-
-
-def rate_text(rate: float) -> str:
-    return "all at once" if math.isinf(rate) else f"{rate:g} a second"
 
 
 @dataclass(frozen=True)
@@ -347,5 +323,9 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "exams": lambda: Exams().build(),
     "shift": lambda: shift().build(),
     "reasoning": lambda: reasoning().build(),
+    "tenants": lambda: Tenants().build(),
+    "bursts": lambda: Bursts().build(),
+    "rag": lambda: Passages().build(),
+    "agentic": lambda: CodingAgents().build(),
 }
 """The generated ones at their default sizes, by name."""
