@@ -30,6 +30,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_jenga.ablation import policy
+from sglang_jenga.environment_rules import MOST_BEHIND_WINDOW
 from sglang_jenga.kv_events import EventPublisher
 from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
@@ -40,10 +41,6 @@ from sglang_jenga.state_caching import EndStates, TrackedStates
 from sglang_jenga.token_allocator import FULL, WINDOW
 
 logger = logging.getLogger(__name__)
-
-# Tokens that a window may have left behind before they are given up. SGLang's default of 128 would
-# be as much again as a short window; giving up costs tens of microseconds each time.
-_MOST_BEHIND = 32
 
 
 class JengaRadixCache(BasePrefixCache):
@@ -60,7 +57,9 @@ class JengaRadixCache(BasePrefixCache):
         self.tables = self.allocator.tables
         part = policy()
         self._keeps_behind_window = part.keep_behind_window and not self.disable
-        self._slide_interval = max(1, min(_MOST_BEHIND, envs.SGLANG_SWA_EVICTION_INTERVAL.get()))
+        self._slide_interval = max(
+            1, min(MOST_BEHIND_WINDOW, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
+        )
         groups = [item.group for item in self.core.plan.groups]
         self.state_group = self.allocator.state_group
         self.states: EndStates | TrackedStates | None = None
