@@ -288,6 +288,17 @@ def _maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
         original(self)
 
 
+def _check_page_invariants(original: Callable[[Any], None], self: Any) -> None:
+    """SGLang looks for double frees in its own free lists. Here every page is recounted: the trees,
+    and what each large page says that it holds; and no row may claim more than it has."""
+    if not _is_ours(self.token_to_kv_pool_allocator):
+        return original(self)
+    row_width = self.req_to_token_pool.req_to_token.shape[1]
+    for req in self._requests_owning_rows():
+        assert 0 <= req.kv.kv_committed_len <= req.kv.kv_allocated_len <= row_width, req.rid
+    self.tree_cache.sanity_check()
+
+
 def register_cache_backend() -> None:
     """Make ``radix_cache_backend="jenga"`` known. The name is the guard: SGLang stops at a name
     nobody registered, so a process without this plugin cannot serve under the flag."""
@@ -352,6 +363,13 @@ HOOKS = (
         "around",
         "(self)",
         _maybe_evict_swa,
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
+        "._check_kv_page_invariants",
+        "around",
+        "(self)",
+        _check_page_invariants,
     ),
     Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
     Hook(
