@@ -67,11 +67,12 @@ class JengaRadixCache(BasePrefixCache):
             tracked = params.enable_mamba_extra_buffer
             rows = self.req_to_token_pool
             self.states = TrackedStates(rows, self.page_size) if tracked else EndStates(rows)
+        self.events = self._event_publisher(params)
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
             self.core,
-            observer=self._event_publisher(params),
+            observer=self.events,
             balanced=part.balanced,
             aligned=part.aligned,
             anchors=part.anchors,
@@ -181,6 +182,8 @@ class JengaRadixCache(BasePrefixCache):
         if self.states is not None:
             # Before the tree is walked: making room for a copy may change it.
             offers.append(self.states.take(req, end, leaves=leaves))
+        if self.events is not None:
+            self.events.session_id = req.session_id
         node, declined = self.trees.insert(
             # What lies before has been walked and locked already.
             self.trees.root if req.lock is None else req.lock.node,
