@@ -4,7 +4,7 @@ A launcher refuses by itself whatever it knows. Some things are known in a sched
 memory the weights leave, or that its SGLang is not the launcher's. SGLang's launcher would report
 such a scheduler as one that died. So the record carries the name of a file (`expect`), a scheduler
 leaves its line there and ends (`leave`), and who waits for the scheduler looks there before it
-complains. Of several ranks the first leaves the line.
+complains. Several ranks leave the same line, and one is shown.
 
     launcher                  waits for its schedulers, or for the controller
     data parallel controller  waits for schedulers; ends as quietly as they did
@@ -32,7 +32,10 @@ def expect(server_args: Any) -> None:
     """Make a launcher ready to hear of refusals; nothing is written while there is none."""
     global _expecting
     if not _expecting:
-        hooks.apply(LAUNCHER_HOOKS)
+        try:
+            hooks.apply(LAUNCHER_HOOKS)
+        except hooks.HookError as error:
+            raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
         _expecting = True
     place = Path(tempfile.gettempdir()) / f"sglang-jenga-refusal-{uuid.uuid4().hex}"
     server_args._jenga_refusal = str(place)
@@ -44,11 +47,9 @@ def leave(reason: object, server_args: Any = None) -> NoReturn:
         from sglang.srt.runtime_context import get_server_args
 
         server_args = get_server_args()
-    try:
-        with open(server_args._jenga_refusal, "x") as place:
-            place.write(str(reason))
-    except FileExistsError:
-        pass  # another rank was here
+    draft = Path(f"{server_args._jenga_refusal}.{os.getpid()}")
+    draft.write_text(str(reason))
+    draft.rename(server_args._jenga_refusal)  # never seen half written
     parent = psutil.Process(os.getppid())
     if parent.cmdline()[:1] == [_CONTROLLER]:
         parent.terminate()  # it waits for an answer from its schedulers, not for their end
@@ -71,6 +72,9 @@ def _wait_for_schedulers(original: Any, scheduler_pipe_readers: Any, scheduler_p
         reason = _left(server_args)
         if reason is None:
             raise
+    for process in scheduler_procs:
+        process.kill()
+        process.join()  # before the line is taken: a rank may be about to leave it once more
     os.unlink(server_args._jenga_refusal)
     try:
         with flags.one_line(server_args):
@@ -80,11 +84,11 @@ def _wait_for_schedulers(original: Any, scheduler_pipe_readers: Any, scheduler_p
 
 
 def _end_now(text: object) -> NoReturn:
-    """Exit with status 1 and `text` on stderr, at once: by now SGLang's launcher has sockets open,
-    and an ordinary exit would wait for what nobody will read from them any more."""
+    """End the launcher with status 1 and `text` on stderr, at once: by now it has sockets open, and
+    an ordinary exit would wait for what nobody will read from them any more."""
     from sglang.srt.utils import kill_process_tree
 
-    kill_process_tree(os.getpid(), include_parent=False)
+    kill_process_tree(os.getpid(), include_parent=False)  # as SGLang's launchers do
     print(text, file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -55,29 +55,6 @@ SERVED = [
 JENGA = ("--memory-backend", "jenga", "--model-path")
 
 
-def warnings_of(launcher, llama: str, setting: str) -> list[str]:
-    """What the plugin warns of while a server with this variable set is resolved."""
-    return launcher.run(
-        f"""
-import logging, os
-from sglang.srt.server_args import prepare_server_args
-answer = []
-class Keep(logging.Handler):
-    def emit(self, record):
-        answer.append(record.getMessage())
-name, value = {setting.split("=")!r}
-os.environ[name] = value
-handler = Keep(logging.WARNING)
-logging.getLogger("sglang_jenga").addHandler(handler)
-try:
-    prepare_server_args(["--device", "cpu", *{JENGA!r}, {llama!r}]).resolve_once()
-finally:
-    del os.environ[name]
-    logging.getLogger("sglang_jenga").removeHandler(handler)
-"""
-    )
-
-
 @pytest.mark.parametrize(("setting", "why"), REFUSED)
 def test_variable_that_asks_for_an_effect_is_refused_in_one_line(launcher, llama, setting, why):
     name, value = setting.split("=")
@@ -90,14 +67,18 @@ def test_variable_that_asks_for_an_effect_is_refused_in_one_line(launcher, llama
 
 @pytest.mark.parametrize(("setting", "why"), IGNORED)
 def test_variable_that_only_tunes_is_one_warning(launcher, llama, setting, why):
-    found = warnings_of(launcher, llama, setting)
+    name, value = setting.split("=")
+
+    found = launcher.warnings(*JENGA, llama, **{name: value})
 
     assert found == [f"--memory-backend jenga ignores {setting}: {why}"]
 
 
 @pytest.mark.parametrize("setting", SERVED)
 def test_variable_with_a_served_value_is_no_matter(launcher, llama, setting):
-    assert warnings_of(launcher, llama, setting) == []
+    name, value = setting.split("=")
+
+    assert launcher.warnings(*JENGA, llama, **{name: value}) == []
 
 
 @pytest.mark.parametrize(("setting", "_"), REFUSED)

@@ -75,6 +75,15 @@ def test_pool_of_a_short_request_is_accepted(launcher, model, family, flags):
     assert outcome.end == "resolved", outcome.text
 
 
+def test_token_limit_that_says_nothing_of_bytes_is_one_warning(launcher, model):
+    found = launcher.warnings(*JENGA, model("mamba"), "--max-total-tokens", "500")
+
+    assert found == [
+        "--memory-backend jenga ignores --max-total-tokens: the model has no attention, so tokens "
+        "take no bytes; limit its states by --max-mamba-cache-size"
+    ]
+
+
 # ---- known only once memory is profiled ------------------------------------------------------
 
 THIEF = """
