@@ -9,17 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sglang.srt.runtime_context import get_parallel, get_schedule
+from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
+from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 
+from sglang_jenga import window_models
 from sglang_jenga.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.pool import HeadShape
 from sglang_jenga.request_need import RequestNeed
-from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan
+from sglang_jenga.spec import LayerGroup, LayerType, PoolPlan, format_bytes
 from sglang_jenga.state_pool import StateShape
 
 SLOT_BYTES = 64
 """What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
 takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
+SMALLEST_REQUEST = 16
+"""Tokens, prompt and answer together, of a request that any pool must be able to hold."""
 
 
 class Geometry(NamedTuple):
@@ -46,11 +50,6 @@ def geometry_of(configurator: Any) -> Geometry:
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
     if configurator.is_hybrid_swa:
-        if not layers.full_attention_layer_ids:
-            raise ValueError(
-                "--memory-backend jenga needs at least one full-attention layer and this model has "
-                "window layers only; drop --memory-backend jenga"
-            )
         sliding = HeadShape(
             model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
         )
@@ -75,6 +74,26 @@ def geometry_of(configurator: Any) -> Geometry:
     )
     states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
     return Geometry((*groups, states), heads, state)
+
+
+def asked_bytes(configurator: Any, geometry: Geometry, cap_tokens: int | None = None) -> int | None:
+    """Bytes that the user's token limit gives the pool, None if there is no limit in bytes.
+
+    ``cap_tokens`` is a limit that SGLang sets itself, later.
+    """
+    limits = [limit for limit in (get_schedule().max_total_tokens, cap_tokens) if limit is not None]
+    # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
+    counts = bool(geometry.groups[0].layer_ids) or get_schedule().max_mamba_cache_size is not None
+    if not limits or not counts:
+        return None
+    return pinned_bytes(geometry, min(limits), stock_is_hybrid=_stock_is_hybrid(configurator))
+
+
+def _stock_is_hybrid(configurator: Any) -> bool:
+    """Whether stock SGLang has a window pool for this model too."""
+    config = configurator.model_config
+    ours = window_models.window_layers(config.hf_config.architectures, config.hf_text_config)
+    return configurator.is_hybrid_swa and ours is None
 
 
 def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) -> int:
@@ -103,20 +122,42 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
     return total + (slots + 1) * geometry.groups[-1].entry_bytes
 
 
+def states_per_request(geometry: Geometry) -> int:
+    """States that a request takes at once: its own and those that it is tracked in."""
+    if geometry.state is None:
+        return 0
+    mamba = get_exec().mamba
+    return 1 + get_mamba_tracking_slots(
+        extra_buffer=mamba.enable_mamba_extra_buffer,
+        overlap=not get_schedule().disable_overlap_schedule,
+        lazy=mamba.enable_mamba_extra_buffer_lazy,
+    )
+
+
 def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
     """The pool's plan, or one line that says what the smallest request would need."""
     first, *others = geometry.groups
-    # A prompt of one page, and a page to answer into.
-    smallest = 2 * first.tokens_per_page
+    # SGLang admits a request while more than its tokens and a page are free.
+    smallest = SMALLEST_REQUEST + first.tokens_per_page + 1
     if not first.layer_ids:  # slot numbers are of 32 bits
         slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
         first = replace(first, entry_bytes=slot_bytes)
+    states = states_per_request(geometry)
     try:
-        return plan_pool((first, *others), pool_bytes, max_request_tokens=smallest)
+        plan = plan_pool(
+            (first, *others), pool_bytes, max_request_tokens=smallest, max_states=states
+        )
+        if not RequestNeed(plan, states).fits(smallest):
+            raise PoolTooSmallError(
+                f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "
+                f"{format_bytes(plan.large_page_bytes)}, of which windows may leave two half empty"
+            )
     except PoolTooSmallError as error:
         raise PoolTooSmallError(
-            f"--memory-backend jenga: {error}; raise --mem-fraction-static or --max-total-tokens"
+            f"--memory-backend jenga: {error}; a request of {SMALLEST_REQUEST} tokens must fit "
+            "beside a free page: raise --mem-fraction-static or --max-total-tokens"
         ) from error
+    return plan
 
 
 def longest_request(plan: PoolPlan, states: int = 1) -> int:

@@ -27,17 +27,19 @@ class EventPublisher:
     """Observes the trees. A block is published while the full-attention group has its tokens.
 
     It can be hit if the other groups still have what they need; SGLang's own trees mean the same.
+    ``session_id`` is that of the request whose tokens the trees are about to take.
     """
 
     def __init__(self, recorder: KVCacheEventRecorder) -> None:
         self._recorder = recorder
+        self.session_id: str | None = None
         self.cleared()
 
     def stored(self, node: Node) -> None:
         parent = self._published.get(node.parent, self._root)
         published = _Published(_key_of(node), parent)
         self._published[node] = published
-        self._recorder.record_store(published)
+        self._recorder.record_store(published, session_id=self.session_id)
 
     def split(self, front: Node, back: Node) -> None:
         old = self._published[back]

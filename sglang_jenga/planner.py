@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from math import gcd, lcm
 
-from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
+from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan, format_bytes
 
 MAX_LARGE_PAGE_BYTES = 64 << 20
 MIN_LARGE_PAGES = 256
@@ -37,6 +37,7 @@ def plan_pool(
     *,
     max_request_tokens: int | None = None,
     max_cross_tokens: int = 0,
+    max_states: int = 1,
     max_large_page_bytes: int = MAX_LARGE_PAGE_BYTES,
 ) -> PoolPlan:
     """Choose the large page and every group's entry size for a pool of `pool_bytes`.
@@ -44,6 +45,7 @@ def plan_pool(
     Args:
         max_request_tokens: a plan that cannot hold one running request of this length is refused.
         max_cross_tokens: encoder tokens of that request (groups of type ``cross``).
+        max_states: states that it takes at once (groups of type ``state``).
         max_large_page_bytes: no larger large page, unless one small page alone needs it or padding
             would pass `MAX_PADDING`.
 
@@ -73,7 +75,7 @@ def plan_pool(
         for group, count in zip(groups, counts, strict=True)
     )
     plan = PoolPlan(group_plans, large_bytes, pool_bytes // large_bytes)
-    _refuse_too_small(plan, pool_bytes, max_request_tokens or 1, max_cross_tokens)
+    _refuse_too_small(plan, pool_bytes, max_request_tokens or 1, max_cross_tokens, max_states)
     return plan
 
 
@@ -186,16 +188,18 @@ def _worst_padding(groups: Sequence[LayerGroup], large_bytes: int, counts: Seque
     )
 
 
-def _refuse_too_small(plan: PoolPlan, pool_bytes: int, tokens: int, cross_tokens: int) -> None:
-    needed = larges_for_requests(plan, 1, tokens, cross_tokens=cross_tokens)
+def _refuse_too_small(
+    plan: PoolPlan, pool_bytes: int, tokens: int, cross_tokens: int, states: int
+) -> None:
+    needed = larges_for_requests(plan, 1, tokens, cross_tokens=cross_tokens, states=states)
     if sum(needed) <= plan.num_large:
         return
     parts = ", ".join(
         f"{item.group.label} {count}" for item, count in zip(plan.groups, needed, strict=True)
     )
     raise PoolTooSmallError(
-        f"pool of {pool_bytes / 2**20:.1f} MiB holds {plan.num_large} large pages of "
-        f"{plan.large_page_bytes / 2**20:.1f} MiB, one request of {tokens} tokens needs "
+        f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "
+        f"{format_bytes(plan.large_page_bytes)}, one request of {tokens} tokens needs "
         f"{sum(needed)} ({parts})"
     )
 

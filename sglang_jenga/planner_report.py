@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sglang_jenga.planner import byte_bound, requests_held
-from sglang_jenga.spec import PoolPlan
+from sglang_jenga.spec import PoolPlan, format_bytes
 from sglang_jenga.stock import StockLayout, stock_requests
 
 DEFAULT_LENGTHS = (1024, 8192, 32768)
@@ -120,15 +120,3 @@ def _table(head: list[str], body: list[list[str]]) -> list[str]:
         )
         for cells in [head, *body]
     ]
-
-
-def format_bytes(num_bytes: int) -> str:
-    """Write bytes in the largest binary unit that keeps the number at least 1."""
-    if num_bytes < 1024:
-        return f"{num_bytes} B"
-    value = float(num_bytes)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 1024 or unit == "GiB":
-            break
-    return f"{value:.2f} {unit}"

@@ -5,7 +5,8 @@ stops by raising in `load()`: the error is kept, and the first process that carr
 
     load()            every process      the flag itself, and the two hooks below
     resolve_once()    launcher, Engine   refuse, declare, patch SGLang      (flag only)
-    publish()         scheduler          patch SGLang before anything is built (flag only)
+    publish()         scheduler, controller of schedulers
+                                         patch SGLang before anything is built (flag only)
 
 A process in which not even `load()` ran stops as well: `resolve_once` declares the radix cache
 "jenga", a name that only our own registration makes known.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang_jenga import __version__, cpu_ops, flags, hooks, validate, window_models
+from sglang_jenga import __version__, cpu_ops, flags, hooks, refusal, validate, window_models
 from sglang_jenga.hooks import Hook
 
 SUPPORTED_SGLANG = "0.5.23"
@@ -96,6 +97,11 @@ def _resolve_once(original: Any, server_args: Any) -> None:
         validate.before_resolution(server_args)
         original(server_args)
         validate.after_resolution(server_args)
+        from sglang_jenga import boot_check
+
+        boot_check.require_known_parts()
+        boot_check.require_room(server_args)
+        refusal.expect(server_args)
 
 
 def _before_publish(server_args: Any, *, role: str, **_: Any) -> None:
@@ -103,14 +109,17 @@ def _before_publish(server_args: Any, *, role: str, **_: Any) -> None:
         from sglang_jenga import state_ops
 
         state_ops.install()  # with the flag or without: stock SGLang needs them as well
-    # Only a scheduler builds pools; patching the others would cost them the imports.
-    if role != "scheduler" or not flags.is_on(server_args):
+    if not flags.is_on(server_args):
         return
-    window_models.enable(True)
-    try:
-        activate()
-    except flags.Refused as refusal:
-        flags.stop(refusal)
+    # Only a scheduler builds pools; patching the others would cost them the imports.
+    if role == "dp_controller":
+        hooks.apply(refusal.CONTROLLER_HOOKS)
+    elif role == "scheduler":
+        window_models.enable(True)
+        try:
+            activate()
+        except flags.Refused as refused:
+            refusal.leave(refused, server_args)
 
 
 HOOKS = (

@@ -19,17 +19,19 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga import ablation, flags, scheduling, window_models
+from sglang_jenga import ablation, flags, refusal, scheduling
 from sglang_jenga.allocator import Allocator
 from sglang_jenga.geometry import (
     Geometry,
+    asked_bytes,
     geometry_of,
     longest_request,
-    pinned_bytes,
     plan_for,
+    states_per_request,
 )
 from sglang_jenga.hooks import Hook
 from sglang_jenga.page_tables import PageTables
+from sglang_jenga.planner import PoolTooSmallError
 from sglang_jenga.planner_report import capacity_rows, format_plan
 from sglang_jenga.pool import JengaMHAPool, JengaSWAPool, PoolBuffer
 from sglang_jenga.state_pool import JengaStatePool, JengaStateRows, StateSlots
@@ -54,41 +56,23 @@ def _config_from_budget(
     """Size the pool in bytes; SGLang's configurator would cut them in fixed parts."""
     if not flags.is_on():
         return original(self, budget_bytes, cap_tokens=cap_tokens)
-    try:
-        return _plan_budget(self, budget_bytes, cap_tokens)
-    except ValueError as error:
-        flags.stop(error)  # the user's to mend: one line, no trace
-
-
-def _plan_budget(self: Any, budget_bytes: int, cap_tokens: int | None) -> Any:
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 
     geometry = geometry_of(self)
-    pool_bytes = budget_bytes
-    if get_schedule().max_mamba_cache_size is not None and get_schedule().max_total_tokens is None:
-        raise ValueError(
-            "--memory-backend jenga has no separate pool of states for --max-mamba-cache-size to "
-            "size (with --max-total-tokens it gives the bytes of both); drop it"
+    asked = asked_bytes(self, geometry, cap_tokens)
+    pool_bytes = budget_bytes if asked is None else min(asked, budget_bytes)
+    if asked is not None and asked > budget_bytes:
+        logger.warning(
+            "the token limit takes %d bytes in stock SGLang, more than the %d bytes profiled; the "
+            "profiled bytes are used",
+            asked,
+            budget_bytes,
         )
-    wanted = min(
-        (cap for cap in (get_schedule().max_total_tokens, cap_tokens) if cap is not None),
-        default=None,
-    )
-    # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
-    tokens_count = bool(geometry.groups[0].layer_ids)
-    if wanted is not None and (tokens_count or get_schedule().max_mamba_cache_size is not None):
-        pinned = pinned_bytes(geometry, wanted, stock_is_hybrid=_stock_is_hybrid(self))
-        if pinned > budget_bytes:
-            logger.warning(
-                "max_total_tokens=%d takes %d bytes in stock SGLang, more than the %d bytes "
-                "profiled; the profiled bytes are used",
-                wanted,
-                pinned,
-                budget_bytes,
-            )
-        pool_bytes = min(pinned, budget_bytes)
-    plan = plan_for(geometry, pool_bytes)
-    tokens = longest_request(plan)
+    try:
+        plan = plan_for(geometry, pool_bytes)
+    except PoolTooSmallError as error:
+        refusal.leave(error)  # the user's to mend: one line, no trace
+    tokens = longest_request(plan, states_per_request(geometry))
     return MemoryPoolConfig(
         max_total_num_tokens=tokens,
         full_max_total_num_tokens=tokens if self.is_hybrid_swa else None,
@@ -96,12 +80,6 @@ def _plan_budget(self: Any, budget_bytes: int, cap_tokens: int | None) -> Any:
         # Read by SGLang's own unified pool only; it carries the budget to _init_pools.
         unified_total_bytes=pool_bytes,
     )
-
-
-def _stock_is_hybrid(configurator: Any) -> bool:
-    config = configurator.model_config
-    ours = window_models.window_layers(config.hf_config.architectures, config.hf_text_config)
-    return configurator.is_hybrid_swa and ours is None
 
 
 def _handle_max_mamba_cache(

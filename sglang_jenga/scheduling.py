@@ -139,7 +139,22 @@ def _retract_decode(result: tuple[list[Any], float, list[Any]], self: Any) -> An
     return [*retracted, *waiting], ratio, [req for req in aborted if req not in waiting]
 
 
+# ---- checks ---------------------------------------------------------------------------------
+
+
+def _check_page_invariants(original: Callable[[Any], None], self: Any) -> None:
+    """SGLang looks for double frees in its own free lists. Here every page is recounted: the trees,
+    and what each large page says that it holds; and no row may claim more than it has."""
+    if not is_ours(self.token_to_kv_pool_allocator):
+        return original(self)
+    row_width = self.req_to_token_pool.req_to_token.shape[1]
+    for req in self._requests_owning_rows():
+        assert 0 <= req.kv.kv_committed_len <= req.kv.kv_allocated_len <= row_width, req.rid
+    self.tree_cache.sanity_check()
+
+
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 _ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _ALLOCATION = "sglang.srt.mem_cache.allocation"
@@ -168,6 +183,7 @@ HOOKS = (
     Hook(f"{_SCHEDULER}.update_running_batch", "around", "(self, batch)", _update_running_batch),
     Hook(f"{_BATCH}.retract_decode", "after", "(self)", _retract_decode),
     Hook(f"{_BATCH}.maybe_evict_swa", "around", "(self)", _maybe_evict_swa),
+    Hook(f"{_CHECKER}._check_kv_page_invariants", "around", "(self)", _check_page_invariants),
     Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),
     Hook(
         f"{_ALLOCATION}.alloc_for_decode_default",

@@ -118,3 +118,15 @@ class PoolPlan:
     def num_slots(self, group_id: int) -> int:
         """Rows of the group's view: one per token of every small id."""
         return self.num_small(group_id) * self.groups[group_id].group.tokens_per_page
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Write bytes in the largest binary unit that keeps the number at least 1."""
+    if num_bytes < 1024:
+        return f"{num_bytes} B"
+    value = float(num_bytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 1024 or unit == "GiB":
+            break
+    return f"{value:.2f} {unit}"

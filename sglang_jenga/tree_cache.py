@@ -33,6 +33,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.runtime_context import get_exec
 
 from sglang_jenga.ablation import policy
+from sglang_jenga.environment_rules import MOST_BEHIND_WINDOW
 from sglang_jenga.kv_events import EventPublisher
 from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
@@ -43,10 +44,6 @@ from sglang_jenga.state_caching import EndStates, TrackedStates
 from sglang_jenga.token_allocator import FULL, WINDOW
 
 logger = logging.getLogger(__name__)
-
-# Tokens that a window may have left behind before they are given up. SGLang's default of 128 would
-# be as much again as a short window; giving up costs tens of microseconds each time.
-_MOST_BEHIND = 32
 
 
 class JengaRadixCache(BasePrefixCache):
@@ -63,7 +60,9 @@ class JengaRadixCache(BasePrefixCache):
         self.tables = self.allocator.tables
         part = policy()
         self._keeps_behind_window = part.keep_behind_window and not self.disable
-        self._slide_interval = max(1, min(_MOST_BEHIND, envs.SGLANG_SWA_EVICTION_INTERVAL.get()))
+        self._slide_interval = max(
+            1, min(MOST_BEHIND_WINDOW, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
+        )
         # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long window.
         self._lock_interval = max(self._slide_interval, (params.sliding_window_size or 0) // 16)
         # Requests by the decode step in which their lock can be cut; see `_await_window`.
@@ -76,11 +75,12 @@ class JengaRadixCache(BasePrefixCache):
             tracked = params.enable_mamba_extra_buffer
             rows = self.req_to_token_pool
             self.states = TrackedStates(rows, self.page_size) if tracked else EndStates(rows)
+        self.events = self._event_publisher(params)
         self.trees = RadixTrees(
             [policy_of(group.layer_type, group.window) for group in groups],
             self.page_size,
             self.core,
-            observer=self._event_publisher(params),
+            observer=self.events,
             page_observer=self if self.supports_swa() else None,
             balanced=part.balanced,
             aligned=part.aligned,
@@ -206,6 +206,8 @@ class JengaRadixCache(BasePrefixCache):
         if self.states is not None:
             # Before the tree is walked: making room for a copy may change it.
             offers.append(self.states.take(req, end, leaves=leaves))
+        if self.events is not None:
+            self.events.session_id = req.session_id
         node, declined = self.trees.insert(
             # What lies before has been walked and locked already.
             self.trees.root if req.lock is None else req.lock.node,

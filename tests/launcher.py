@@ -10,6 +10,7 @@ import atexit
 import base64
 import functools
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -80,6 +81,11 @@ class Launcher:
         assert outcome.end == "ran", outcome.text
         return outcome.fields
 
+    def warnings(self, *argv: str, **env: str) -> list[str]:
+        """What the plugin warns of while this command line is resolved."""
+        request = {"argv": ["--device", "cpu", *argv], "env": env}
+        return self.run(f"from __main__ import _warnings\nanswer = _warnings({request!r})")
+
     def _ask(self, request: dict[str, Any]) -> Outcome:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return Outcome(**json.loads(self._process.stdout.readline()))
@@ -148,6 +154,19 @@ def _answer(request: dict[str, Any]) -> Outcome:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _warnings(request: dict[str, Any]) -> list[str]:
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())
+    logging.getLogger("sglang_jenga").addHandler(handler)
+    try:
+        outcome = _answer(request)
+    finally:
+        logging.getLogger("sglang_jenga").removeHandler(handler)
+    assert outcome.end == "resolved", outcome
+    return found
 
 
 def main() -> None:

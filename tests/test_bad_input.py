@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.launcher import environment, write_model
+from tests.launcher import TINY, environment, write_model
 
 WITH = "sglang-jenga: --memory-backend jenga does not work with "
 SERVE = "sglang-jenga: --memory-backend jenga does not serve "
@@ -18,6 +20,8 @@ SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whol
 SESSION = "a session keeps pages that no running request holds"
 DTYPE = "entries with block scales are not laid out yet"
 ORDER = "jenga evicts by its own balanced order"
+BEHIND = "its kernels read the KV pool without the attention backend"
+BYTES = "(with --max-total-tokens it gives the bytes of both)"
 
 BAD_FLAGS = [
     ("--enable-unified-memory", "both would own the one buffer"),
@@ -52,10 +56,15 @@ BAD_FLAGS = [
     ("--enable-return-routed-experts", SIDE),
     ("--enable-return-indexer-topk", SIDE),
     ("--kv-canary log", SIDE),
+    ("--enable-nvidia-megakernel", BEHIND),
+    ("--enable-amd-monokernel", BEHIND),
+    ("--enable-lean-attention", "its kernel is not known to read strided KV"),
     ("--enable-int8-mamba-checkpoint", "cached states stay in the format they run in"),
     ("--enable-linear-replayssm", "its ring buffers are not part of the pool"),
     ("--enable-linear-replayssm-spec", "its ring buffers are not part of the pool"),
     ("--mamba-full-memory-ratio 0.5", "jenga has no ratio of states to KV"),
+    ("--max-mamba-cache-size 8", f"jenga has no separate pool of states to size {BYTES}"),
+    ("--swa-full-tokens-ratio 0.5", f"jenga has no ratio of window to full KV {BYTES}"),
     ("--radix-eviction-policy tlru", ORDER),
     ("--radix-eviction-policy lfu", ORDER),
     ("--device xpu", "only CUDA and the CPU engine are known to work"),
@@ -76,6 +85,12 @@ BAD_MODELS = [
         {"d_model": 64, "decoder_attention_heads": 4, "encoder_attention_heads": 4},
         "cross-attention is not carried yet",
     ),
+    (
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {"layer_types": ["sliding_attention"] * 4, "sliding_window": 32},
+        "all its attention layers are window layers, and the pool needs a full one",
+    ),
 ]
 BACKENDS = "torch_native, triton, flashinfer, fa3, fa4, trtllm_mha"
 
@@ -95,6 +110,30 @@ def test_combination_is_refused_in_one_line(launcher, llama, flag, why):
     name = flag.split()[0]
     line = f"{WITH}{flag}: {why}; drop {name} or --memory-backend"
     assert outcome[:2] == ("SystemExit", line)
+
+
+def test_parameters_of_an_eviction_order_are_refused(launcher, llama):
+    argv = ("--radix-eviction-policy-config", '{"protected_threshold": 4}')
+
+    outcome = launcher.command_line("--model-path", llama, "--memory-backend", "jenga", *argv)
+
+    line = f"{WITH}{argv[0]} {{'protected_threshold': 4}}: {ORDER}; drop {argv[0]} or"
+    assert outcome[:2] == ("SystemExit", f"{line} --memory-backend")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--max-mamba-cache-size 8", "--swa-full-tokens-ratio 0.5", "--speculative-algorithm"]
+)
+def test_flag_is_served_beside_the_one_that_gives_it_a_meaning(launcher, llama, flags):
+    beside = ("--max-total-tokens", "500")
+    if flags == "--speculative-algorithm":  # then it names a way to capture, and no draft
+        flags, beside = f"{flags} EAGLE3", ("--enable-return-aux-hidden-states",)
+    argv = ("--model-path", llama, "--memory-backend", "jenga")
+
+    assert launcher.command_line(*argv, *flags.split()).end == "SystemExit"
+    outcome = launcher.command_line(*argv, *flags.split(), *beside)
+
+    assert outcome.end == "resolved", outcome.text
 
 
 def test_two_reasons_are_two_lines(launcher, llama):
@@ -154,6 +193,46 @@ def test_attention_backend_must_be_known_to_read_strided_kv(launcher, llama, fla
         f"{WITH}{flag} flex_attention: its kernels are not known to read strided KV; "
         f"use one of {BACKENDS} or drop --memory-backend",
     )
+
+
+LLAMA4 = {
+    "text_config": {
+        **TINY,
+        "model_type": "llama4_text",
+        "attention_chunk_size": 32,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 128,
+    },
+    "vision_config": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "refused"),
+    [
+        ("triton", "triton", "--attention-backend triton"),
+        ("fa3", "triton", "--decode-attention-backend triton"),
+        ("torch_native", "fa3", "--prefill-attention-backend torch_native"),
+        ("fa3", "fa3", None),
+        ("fa4", "fa3", None),
+    ],
+)
+def test_chunked_attention_needs_backends_that_keep_to_the_chunks(
+    launcher, tmp_path, prefill, decode, refused
+):
+    path = write_model(tmp_path, "Llama4ForConditionalGeneration", "llama4", **LLAMA4)
+    argv = ("--prefill-attention-backend", prefill, "--decode-attention-backend", decode)
+
+    outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga", *argv)
+
+    if refused is None:
+        assert outcome.end == "resolved", outcome.text
+    else:
+        assert outcome[:2] == (
+            "SystemExit",
+            f"{WITH}{refused}: its kernels read behind the chunks of local attention layers; "
+            "use one of fa3, fa4 or drop --memory-backend",
+        )
 
 
 def test_caller_of_an_engine_gets_a_value_error(launcher, llama):
@@ -235,6 +314,7 @@ sglang.version.__version__ = json.loads(sys.argv[1]) or sglang.version.__version
 from sglang.srt.plugins import load_plugins
 from sglang.srt import runtime_context
 load_plugins()
+print(server_args._jenga_refusal, flush=True)
 runtime_context.publish(server_args, role="scheduler")
 print("published")
 from sglang.srt.mem_cache.registry import create_tree_cache
@@ -268,5 +348,6 @@ def test_child_with_a_broken_plugin_stops_before_anything_is_built(launcher, lla
     done = run_child(launcher, llama, version="0.5.24")
 
     assert done.returncode == 1
-    assert "published" not in done.stdout
-    assert done.stderr.splitlines()[-1].endswith("and this is SGLang 0.5.24")
+    (place,) = done.stdout.splitlines()  # not "published"
+    assert Path(place).read_text().endswith("and this is SGLang 0.5.24")
+    os.unlink(place)

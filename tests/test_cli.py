@@ -100,7 +100,7 @@ def test_what_a_request_holds_besides_tokens_is_said(capsys):
         (["plan", GEMMA, "--page-size", "many"], "invalid int value"),
         (["plan", GEMMA, "--pool-gib", "0"], "must be positive"),
         (["plan", GEMMA, "--pool-gib", "inf"], "cannot convert float infinity"),
-        (["plan", GEMMA, "--pool-gib", "0.001"], "holds 2 large pages of 0.4 MiB, one request"),
+        (["plan", GEMMA, "--pool-gib", "0.001"], "holds 2 large pages of 416.09 KiB, one request"),
         (["plan", GEMMA, "--lengths", "8q"], "must look like 1k,8k,32k, got '8q'"),
         (["plan", GEMMA, "--lengths", "0"], "got '0'"),
         ([], "the following arguments are required"),

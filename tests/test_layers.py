@@ -38,7 +38,11 @@ LAYERS = {
     "radix": layer("radix.*", "numpy"),
     "kernels": layer("kernels.*", "torch triton numpy"),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
-    "flag": layer("hooks flags validate window_models", "sglang"),
+    "flag": layer(
+        "hooks flags validate flag_rules environment_rules model_rules state_strategy refusal "
+        "window_models",
+        "sglang psutil",
+    ),
     # The machine without a GPU, and the models for it. `import torch` itself imports cpu_ops.
     "cpu": layer("cpu_ops", "torch", "operators"),
     "operators": layer(

@@ -21,8 +21,8 @@ from sglang_jenga.planner import (
     smalls_for_request,
     tokens_held,
 )
-from sglang_jenga.planner_report import capacity_rows, format_bytes, format_plan
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.planner_report import capacity_rows, format_plan
+from sglang_jenga.spec import LayerGroup, format_bytes
 from sglang_jenga.stock import StockLayout
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -151,8 +151,8 @@ def test_pool_too_small_says_what_one_request_needs():
 
     # full: (8192 + 5 null small pages) / 5, window: the last 1024 tokens, one per large page
     assert str(refusal.value) == (
-        "pool of 300.0 MiB holds 960 large pages of 0.3 MiB, one request of 8192 tokens needs 2664 "
-        "(full 1640, window(1024) 1024)"
+        "pool of 300.00 MiB holds 960 large pages of 320.00 KiB, one request of 8192 tokens needs "
+        "2664 (full 1640, window(1024) 1024)"
     )
 
 

@@ -95,8 +95,19 @@ def print_events() -> None:
         cache.take_events = printing(cache.take_events)
 
 
+def in_sessions() -> None:
+    """As `print_events`, and every wave of prompts belongs to a session of its own."""
+    from sglang.srt.entrypoints.engine import Engine
+
+    print_events()
+    generate, waves = Engine.generate, itertools.count()
+    Engine.generate = lambda self, **request: generate(
+        self, **request, session_id=f"wave {next(waves)}"
+    )
+
+
 def published(log: str) -> tuple[dict, set]:
-    """Blocks that were stored, with parent and tokens; and those that are left at the end."""
+    """Blocks that were stored, with parent, tokens and session; and those left at the end."""
     stored, left = {}, set()
     for line in re.findall(r"^EVENT (.*)$", log, flags=re.M):
         event = json.loads(line)
@@ -104,7 +115,8 @@ def published(log: str) -> tuple[dict, set]:
             tokens, size = event["token_ids"], event["block_size"]
             parents = [event["parent_block_hash"], *event["block_hashes"]]
             for i, block in enumerate(event["block_hashes"]):
-                stored[block] = (parents[i], tuple(tokens[i * size : (i + 1) * size]))
+                chunk = tuple(tokens[i * size : (i + 1) * size])
+                stored[block] = (parents[i], chunk, event["session_id"])
             left |= set(event["block_hashes"])
         elif event["kind"] == "BlockRemoved":
             assert set(event["block_hashes"]) <= left, "removed what was not there"
@@ -122,7 +134,7 @@ def before_the_last_request(stored: dict, left: set) -> tuple[dict, set]:
     published any more when the engine was stopped, but all before it has."""
 
     def root(block):
-        parent, tokens = stored[block]
+        parent, tokens, _ = stored[block]
         return tokens[0] if parent is None else root(parent)
 
     kept = {block for block in stored if root(block) != LAST}
@@ -136,13 +148,14 @@ def test_kv_events_are_those_of_stock_sglang(llama, tmp_path, page_size: int):
         run = run_engine(
             llama,
             [*branching(), [[LAST, *words(30, 9)]]],
-            prepare=print_events,
+            prepare=in_sessions,
             memory_backend=backend,
             page_size=page_size,
             kv_events_config=events_to(tmp_path),
         )
         found.append(before_the_last_request(*published(run.log)))
-    assert found[0][0], "stock published nothing"
+    sessions = {session for _, _, session in found[0][0].values()}
+    assert sessions == {"wave 0", "wave 1", "wave 2"}
     assert found[0] == found[1]
 
 

@@ -1,0 +1,90 @@
+"""Models that --memory-backend jenga refuses, and which attention backends serve the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
+# Of these, the ones whose kernels take V rows narrower than K rows.
+ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
+# And the ones that keep to the chunks of Llama-4's local layers. The others read all that came
+# before, of which the pool gives back what lies behind a chunk.
+CHUNKED_BACKENDS = ("fa3", "fa4")
+
+
+class ModelRule(NamedTuple):
+    """A kind of model that is refused, asked of SGLang's ``ModelConfig``."""
+
+    applies: Callable[[Any], bool]
+    why: str
+
+
+MODEL_RULES = (
+    ModelRule(lambda model: _has_extra_cache(model), "it caches more per token than K and V"),
+    ModelRule(lambda model: _is_mla(model), "MLA layers are not carried yet"),
+    ModelRule(lambda model: model.is_encoder_decoder, "cross-attention is not carried yet"),
+    ModelRule(
+        lambda model: _has_windows_only(model),
+        "all its attention layers are window layers, and the pool needs a full one",
+    ),
+)
+
+
+def refused_lines(model: Any) -> list[str]:
+    """At most one line: a model with a reason is refused, other reasons follow from it."""
+    name = model.hf_config.architectures[0]
+    reasons = [rule.why for rule in MODEL_RULES if rule.applies(model)]
+    return [
+        f"--memory-backend jenga does not serve {name}: {why}; drop --memory-backend"
+        for why in reasons[:1]
+    ]
+
+
+def backend_lines(prefill: str | None, decode: str | None, model: Any) -> list[str]:
+    """One line per attention backend that cannot serve this model from the pool."""
+    served, why = _backends_of(model)
+    backends = {"": decode} if prefill == decode else {"prefill-": prefill, "decode-": decode}
+    return [
+        f"--memory-backend jenga does not work with --{phase}attention-backend {name}: {why}; "
+        f"use one of {', '.join(served)} or drop --memory-backend"
+        for phase, name in backends.items()
+        if name not in served
+    ]
+
+
+def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
+    if model.attention_chunk_size is not None and model.is_hybrid_swa:
+        return CHUNKED_BACKENDS, "its kernels read behind the chunks of local attention layers"
+    served = ASYMMETRIC_BACKENDS if model.has_asymmetric_kv else ATTENTION_BACKENDS
+    return served, "its kernels are not known to read strided KV"
+
+
+def has_state(model: Any) -> bool:
+    """Whether the model has recurrent states, with attention layers or without."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+    from sglang.srt.configs.model_config import AttentionArch
+
+    return model.attention_arch == AttentionArch.SSM or mambaish_config(model) is not None
+
+
+def _is_mla(model: Any) -> bool:
+    from sglang.srt.configs.model_config import AttentionArch
+
+    return model.attention_arch == AttentionArch.MLA
+
+
+def _has_windows_only(model: Any) -> bool:
+    return model.is_hybrid_swa and not model.full_attention_layer_ids
+
+
+def _has_extra_cache(model: Any) -> bool:
+    from sglang.srt.configs import model_config as known
+
+    kinds = (
+        known.is_deepseek_dsa,
+        known.is_deepseek_v4,
+        known.is_minimax_sparse,
+        known.is_qwen4_exp,
+    )
+    return any(is_kind(model.hf_config) for is_kind in kinds)
