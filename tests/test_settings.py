@@ -93,18 +93,7 @@ def test_settings_honoured_by_sglang_are_read_by_code_that_runs(module):
         assert setting in readers(), f"{setting} is no matter of memory, cache or scheduling"
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        pytest.param(
-            setting,
-            marks=pytest.mark.xfail(
-                setting == "mamba_max_states_per_path", reason="the trees do not take it yet"
-            ),
-        )
-        for setting in known.HONOURED_HERE
-    ],
-)
+@pytest.mark.parametrize("setting", known.HONOURED_HERE)
 def test_settings_honoured_here_are_read_here(setting):
     module, expression = known.HONOURED_HERE[setting]
 
