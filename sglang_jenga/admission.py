@@ -58,7 +58,7 @@ class _Round:
         )
         if not fits or limit is None:
             return fits, limit
-        if self._cut_at_branch:
+        if self._cut_at_branch or self._cut_twice(extend_input_len, limit):
             return True, 0  # not now, though there is room
         # SGLang has matched this very request just before.
         branch = self.tree_cache.tokens_to_branch
@@ -68,7 +68,14 @@ class _Round:
         return True, limit
 
     def can_allocate_prefill(self, **demand: Any) -> bool:
-        return not self._parked and super().can_allocate_prefill(**demand)
+        if self._parked or self._cut_twice(demand["extend_input_len"], demand["chunk_limit"]):
+            return False
+        return super().can_allocate_prefill(**demand)
+
+    def _cut_twice(self, extend_input_len: int, chunk_limit: int | None) -> bool:
+        """SGLang runs one cut prompt at a time, and takes it that a chunk uses up the round's
+        tokens. Whole small pages may not, where decode steps have taken some of them."""
+        return self._cut_again and chunk_limit is not None and chunk_limit < extend_input_len
 
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
