@@ -106,7 +106,7 @@ class _Round:
             )
         if not fits or limit is None:
             return fits, limit
-        if self._cut_at_branch:
+        if self._cut_at_branch or self._cut_twice(extend_input_len, limit):
             return True, 0  # not now, though there is room
         # SGLang has matched this very request just before.
         branch = self.tree_cache.tokens_to_branch
@@ -124,7 +124,7 @@ class _Round:
         **demand: Any,
     ) -> bool:
         """Asked where nothing is cached and answers have known lengths."""
-        if self._parked:
+        if self._parked or self._cut_twice(extend_input_len, chunk_limit):
             return False
         if not self._alone:
             return super().can_allocate_prefill(
@@ -137,6 +137,11 @@ class _Round:
         if limit is not None and limit < extend_input_len:
             self.adder.rem_chunk_tokens = limit  # SGLang takes all of it for the first chunk
         return limit is not None
+
+    def _cut_twice(self, extend_input_len: int, chunk_limit: int | None) -> bool:
+        """SGLang runs one cut prompt at a time, and takes it that a chunk uses up the round's
+        tokens. Whole small pages may not, where decode steps have taken some of them."""
+        return self._cut_again and chunk_limit is not None and chunk_limit < extend_input_len
 
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)

@@ -104,6 +104,8 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
         return original(batch, token_per_req)
     starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
     allocator.decoding = batch.reqs
+    if batch.tree_cache.supports_mamba():
+        batch.tree_cache.states.before_decode(batch.reqs)
     step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
     with allocator.allocating(step):
         return original(batch, token_per_req)

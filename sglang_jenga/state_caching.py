@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sglang.srt.runtime_context import mamba_checkpoint_grid
+from sglang.srt.runtime_context import mamba_checkpoint_grid, mamba_track_grid
 
 from sglang_jenga.radix.node import Match, PrefixPages
 
@@ -59,6 +59,9 @@ class EndStates:
     def give_up(self, reqs: Iterable[Any]) -> Iterator[None]:
         yield from ()
 
+    def before_decode(self, reqs: Iterable[Any]) -> None:
+        """A step is about to run; no state is tracked in it."""
+
     def branch(self, match: Match) -> int | None:
         """Note where the request matched last parts from what is cached; SGLang tracks nothing."""
         parted = match.agreed - match.node.end
@@ -73,7 +76,9 @@ class TrackedStates:
 
     def __init__(self, rows: Any, page_size: int) -> None:
         self._rows = rows
+        self._page_size = page_size
         self._grid = mamba_checkpoint_grid(page_size)
+        self._interval = mamba_track_grid(page_size)
         self._lazy = rows.enable_mamba_extra_buffer_lazy
 
     def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
@@ -110,7 +115,9 @@ class TrackedStates:
         if kv.mamba_ping_pong_track_buffer is None:
             return 0, 0
         last, index = kv.mamba_last_track_seqlen or 0, kv.mamba_last_track_idx
-        if kv.mamba_ping_pong_empty[index]:
+        if kv.mamba_ping_pong_empty[index] or last % self._page_size:
+            # A chunk that decode steps had left less than a page to ends anywhere, and SGLang
+            # counts from there: that state has no place in a tree of whole pages.
             return 0, 0
         if last <= length:
             return last, index
@@ -118,6 +125,24 @@ class TrackedStates:
         if leaves and before is not None and before <= length:
             return before, self._rows.get_mamba_ping_pong_other_idx(index)
         return 0, 0
+
+    def before_decode(self, reqs: Iterable[Any]) -> None:
+        """See to it that the coming step does not track over the latest tracked state.
+
+        SGLang turns to a request's other place when a decode step's result comes in and the next
+        step is at a track boundary. It does not where that result was a prompt's, or that of a step
+        with prompts in it. If the request ends with the step at the next boundary in flight, the
+        trees would get a state that is overwritten.
+        """
+        if self._lazy or self._rows.mamba_ping_pong_track_buffer_size < 2:
+            return
+        for req in reqs:
+            kv = req.kv
+            if (kv.kv_committed_len + 1) % self._interval:
+                continue
+            if kv.mamba_next_track_idx == kv.mamba_last_track_idx and kv.mamba_last_track_seqlen:
+                other = self._rows.get_mamba_ping_pong_other_idx(kv.mamba_last_track_idx)
+                kv.mamba_next_track_idx = other
 
     def given_up(self, reqs: Iterable[Any]) -> int:
         """States that `give_up` would give up."""

@@ -194,7 +194,10 @@ class JengaRadixCache(BasePrefixCache):
     def _insert(self, req: Any, up_to: int, *, leaves: bool) -> None:
         kv, row = req.kv, req.kv.req_pool_idx
         protected = kv.cache_protected_len
-        end = up_to - up_to % self.page_size
+        # With prompts and decode steps in one batch SGLang counts the token of the step in flight,
+        # which nobody knows yet.
+        end = min(up_to, len(req.full_untruncated_fill_ids))
+        end -= end % self.page_size
         if self.states is not None and not self.disable:
             end = self.states.cacheable(req, end, leaves=leaves)
         if self.disable or end <= protected:

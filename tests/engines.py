@@ -83,22 +83,27 @@ def run_engine(
     waves: Sequence[Wave],
     *,
     max_new_tokens: int | Sequence[int] = 16,
+    sampling: dict[str, Any] | Sequence[dict[str, Any]] = (),
     seconds: float = 300.0,
     env: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
     **arguments: Any,
 ) -> Run:
-    """Boot an engine, answer each wave greedily (all prompts of a wave at once), shut it down.
+    """Boot an engine, answer each wave greedily, shut it down.
 
-    A wave may be a function of the answers so far, per wave: a conversation goes on from them.
-    ``prepare`` runs in the engine's process before it boots (to plant a fault).
+    Nobody of a wave is admitted before all of it has arrived, so what is batched, evicted and
+    retracted is the same in every run, on a busy machine as well. A wave may be a function of the
+    answers so far, per wave: a conversation goes on from them. ``sampling``: parameters of all
+    prompts or of each, beside ``max_new_tokens``. ``prepare`` runs in the engine's process before
+    it boots (to plant a fault).
     """
     preload()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="sglang-engine-") as folder:
         log_path = Path(folder) / "log"
-        body = (sender, log_path, str(model), waves, max_new_tokens, env or {}, prepare, arguments)
+        asked = _sampling(max_new_tokens, sampling)
+        body = (sender, log_path, str(model), waves, asked, env or {}, prepare, arguments)
         process = context.Process(target=_engine_process, args=body)
         process.start()
         sender.close()
@@ -127,7 +132,7 @@ def _engine_process(
     log_path: Path,
     model: str,
     waves: Sequence[Wave],
-    max_new_tokens: int | Sequence[int],
+    sampling: dict[str, Any] | list[dict[str, Any]],
     env: dict[str, str],
     prepare: Callable[[], None] | None,
     arguments: dict[str, Any],
@@ -146,17 +151,17 @@ def _engine_process(
         torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
         engine.mp.set_start_method("fork", force=True)
         engine.mp.set_start_method = lambda *args, **kwargs: None
+        expected = multiprocessing.get_context("fork").Value("i", 0)
+        _admit_together(expected)
         if prepare is not None:
             prepare()
         server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
-        sampling: Any = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
-        if not isinstance(max_new_tokens, int):  # one number per prompt
-            sampling = [sampling | {"max_new_tokens": count} for count in max_new_tokens]
         outputs, cached, seconds = [], [], []
         for wave in waves:
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
+            expected.value = len(wave)
             answers = server.generate(input_ids=list(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
@@ -166,6 +171,44 @@ def _engine_process(
         sender.send(traceback.format_exc())
     finally:
         sender.close()
+
+
+def _sampling(
+    max_new_tokens: int | Sequence[int], extra: dict[str, Any] | Sequence[dict[str, Any]]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Sampling parameters of all prompts, or of each where the caller tells them apart."""
+    common = {"temperature": 0, "ignore_eos": True}
+    if isinstance(extra, dict):
+        common |= extra
+        extra = ()
+    if isinstance(max_new_tokens, int):
+        common["max_new_tokens"] = max_new_tokens
+        return [common | one for one in extra] if extra else common
+    each = extra or [{}] * len(max_new_tokens)
+    return [
+        common | {"max_new_tokens": count} | one
+        for count, one in zip(max_new_tokens, each, strict=True)
+    ]
+
+
+def _admit_together(expected: Any) -> None:
+    """Hold back admission while some of the ``expected`` requests are on their way."""
+    from sglang.srt.managers.schedule_batch import NextBatchPlan
+    from sglang.srt.managers.scheduler import Scheduler
+
+    receive, admit = Scheduler.handle_generate_request, Scheduler.get_new_batch_prefill
+
+    def received(self: Any, *args: Any, **kwargs: Any) -> None:
+        receive(self, *args, **kwargs)
+        expected.value -= 1
+
+    def admitted(self: Any, running_batch: Any) -> Any:
+        if expected.value > 0:
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return admit(self, running_batch)
+
+    Scheduler.handle_generate_request = received
+    Scheduler.get_new_batch_prefill = admitted
 
 
 def _die_with_parent(parent: int) -> None:

@@ -31,6 +31,7 @@ from sglang_jenga.tiny_models import (
     write_tiny_model,
 )
 from tests.engines import EngineFailed, Run, run_engine
+from tests.pressure import admit_too_many
 
 WINDOW = 32
 NEW_TOKENS = 12
@@ -54,7 +55,7 @@ EXACT = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
 class Cell(NamedTuple):
     """One way to serve. ``tokens``: --max-total-tokens, stock's bytes of that many tokens;
-    ``states``: --mamba-radix-cache-strategy."""
+    ``states``: --mamba-radix-cache-strategy; ``mixed``: --enable-mixed-chunk."""
 
     page_size: int = 1
     chunked: bool = False
@@ -62,6 +63,7 @@ class Cell(NamedTuple):
     radix: bool = True
     tokens: int = 16384
     states: str | None = None
+    mixed: bool = False
 
     def arguments(self) -> dict[str, Any]:
         strategy = {} if self.states is None else {"mamba_radix_cache_strategy": self.states}
@@ -71,6 +73,7 @@ class Cell(NamedTuple):
             "chunked_prefill_size": 64 if self.chunked else -1,
             "disable_overlap_schedule": not self.overlap,
             "disable_radix_cache": not self.radix,
+            "enable_mixed_chunk": self.mixed,
             "max_total_tokens": self.tokens,
         }
 
@@ -79,7 +82,7 @@ class Cell(NamedTuple):
         return (
             f"page {self.page_size:2d}  chunked {_on(self.chunked)}  overlap {_on(self.overlap)}"
             f"  radix {_on(self.radix)}  tokens {self.tokens}"
-            f"{f'  {self.states}' if self.states else ''}"
+            f"{f'  {self.states}' if self.states else ''}{'  mixed' if self.mixed else ''}"
         )
 
 
@@ -194,16 +197,9 @@ def run_cell(family: str, model: Path, waves: list[list[list[int]]], cell: Cell)
         waves,
         max_new_tokens=NEW_TOKENS,
         env=strict | EXACT,
-        prepare=_admit_too_many if cell.tokens == PRESSURE_TOKENS else None,
+        prepare=admit_too_many if cell.tokens == PRESSURE_TOKENS else None,
         **arguments,
     )
-
-
-def _admit_too_many() -> None:
-    """Let admission count one answer token per request, so that decoding runs out of memory."""
-    from sglang.srt.managers import schedule_policy
-
-    schedule_policy.CLIP_MAX_NEW_TOKENS = 1
 
 
 def main(argv: list[str] | None = None) -> int:

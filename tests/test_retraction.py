@@ -11,7 +11,8 @@ import pytest
 
 from sglang_jenga.tiny_models import VOCAB_SIZE
 from tests.engines import Run, run_engine
-from tests.parity import EXACT, _admit_too_many, model_of
+from tests.parity import EXACT, model_of
+from tests.pressure import admit_too_many
 from tests.serving import Server
 from tests.warm_launcher import WarmLauncher
 
@@ -37,7 +38,7 @@ def answered(family: str, folder, tokens: int, backend: str) -> Run:
         model_of(family, folder),
         [strangers(STRANGERS)],
         max_new_tokens=60,
-        prepare=_admit_too_many,
+        prepare=admit_too_many,
         memory_backend=backend,
         max_total_tokens=tokens,
         chunked_prefill_size=256,

@@ -22,6 +22,7 @@ from tests.parity import (
 
 pytestmark = pytest.mark.slow
 
+EOS = 1  # of every tiny model
 PRESSURE = Cell(1, chunked=True, overlap=False, tokens=640, states="no_buffer")
 CELLS = (
     Cell(1, chunked=True, overlap=False, states="no_buffer"),
@@ -258,3 +259,55 @@ def test_a_state_is_cached_where_requests_part(prepared):
 
     assert cached["default"] == [0, 0, 0, 0]
     assert cached["jenga"] == [0, 0, 130, 130]
+
+
+@pytest.mark.parametrize("strategy", ["extra_buffer", "extra_buffer_lazy"])
+def test_the_step_in_flight_does_not_write_the_state_that_a_request_leaves(prepared, strategy: str):
+    """States are tracked every 64 tokens. A prompt of 63 is tracked in its first decode step; where
+    the answer stops one token before 128, the next step is in flight and tracks as well."""
+    model, _, _ = prepared("qwen3_next")
+    rng = random.Random(5)
+    prompts = [[rng.randrange(3, VOCAB_SIZE) for _ in range(63)] for _ in range(16)]
+    others = [[rng.randrange(3, VOCAB_SIZE) for _ in range(30)] for _ in prompts]
+
+    def branches(answers: list[list[list[int]]]) -> list[list[int]]:
+        """They part from the conversations where the first tracked state is."""
+        return [
+            prompt + answer[:1] + other
+            for prompt, answer, other in zip(prompts, answers[0], others, strict=True)
+        ]
+
+    stock = run_engine(
+        model,
+        [prompts, branches],
+        max_new_tokens=80,
+        env=EXACT,
+        max_total_tokens=16384,
+        **STOCK_STATES,
+    )
+    stops = [answer[64] for answer in stock.outputs[0]]
+
+    run = run_engine(
+        model,
+        [prompts, branches],
+        max_new_tokens=80,
+        sampling=[{"stop_token_ids": [stop], "ignore_eos": False} for stop in stops],
+        env=EXACT,
+        memory_backend="jenga",
+        max_total_tokens=16384,
+        max_mamba_cache_size=400,
+        mamba_radix_cache_strategy=strategy,
+        mamba_track_interval=64,
+    )
+
+    def stopped(wave: list[list[int]]) -> list[list[int]]:
+        """A model of 512 tokens may say the stop early, or the end of all."""
+        ends = [{stop, EOS} for stop in stops]
+        return [
+            answer[: next((i + 1 for i, token in enumerate(answer) if token in end), 80)]
+            for answer, end in zip(wave, ends, strict=True)
+        ]
+
+    assert sum(len(answer) == 65 for answer in run.outputs[0]) >= 4
+    assert run.cached[1] == [64] * len(prompts)
+    assert run.outputs == [stopped(wave) for wave in stock.outputs]
