@@ -219,7 +219,7 @@ class JengaSWABudget(_Round, SharedSWAPrefillBudget):
         SGLang reserves full tokens for that, window tokens not: in its own fixed window pool they
         are worth little. Here they are most of the bytes.
         """
-        return self.tree_cache.window_growth(
+        return self.tree_cache.windows.growth(
             self._running, self.adder._get_running_request_total_token_offset
         )
 

@@ -112,9 +112,8 @@ def _alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: i
 
 
 def _maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
-    cache = self.tree_cache
     ours = is_ours(self.token_to_kv_pool_allocator) and self.forward_mode.is_decode()
-    if not ours or not cache.supports_swa() or not cache.leave_windows():
+    if not ours or self.tree_cache.windows is None or not self.tree_cache.windows.step():
         original(self)
 
 

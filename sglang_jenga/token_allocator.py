@@ -164,9 +164,8 @@ class _JengaAllocator:
         if self.core.fits_now(need) or tree_cache is None:
             return self.core.fits_now(need)
         for exactly in (False, True):
-            if tree_cache.supports_swa():
-                tree_cache.slide(self.decoding, exactly=exactly)
-                tree_cache.slide_prompt(self.prompt_in_flight)
+            tree_cache.slide(self.decoding, exactly=exactly)
+            tree_cache.slide_prompt(self.prompt_in_flight)
             if tree_cache.supports_prefix_sharing():
                 tree_cache.evict_to_fit(need)
             if self.core.fits_now(need):

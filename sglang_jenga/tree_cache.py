@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 import torch
-from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import (
     BasePrefixCache,
     DecLockRefResult,
@@ -26,22 +24,22 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import coalesce_ranges, free_swa_out_of_window_slots
+from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.runtime_context import get_exec
 
 from sglang_jenga.ablation import policy
-from sglang_jenga.environment_rules import MOST_BEHIND_WINDOW
 from sglang_jenga.kv_events import EventPublisher
 from sglang_jenga.misses import MissReport
 from sglang_jenga.page_tables import expand
 from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPages
-from sglang_jenga.radix.policy import Prefix, policy_of
+from sglang_jenga.radix.policy import policy_of
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.state_caching import EndStates, TrackedStates
 from sglang_jenga.token_allocator import FULL, WINDOW
+from sglang_jenga.windows import Windows
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +57,6 @@ class JengaRadixCache(BasePrefixCache):
         self.core = self.allocator.core
         self.tables = self.allocator.tables
         part = policy()
-        self._keeps_behind_window = part.keep_behind_window and not self.disable
-        self._slide_interval = max(
-            1, min(MOST_BEHIND_WINDOW, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
-        )
-        # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long window.
-        self._lock_interval = max(self._slide_interval, (params.sliding_window_size or 0) // 16)
-        # Requests by the decode step in which their lock can be cut; see `_await_window`.
-        self._due: list[tuple[int, int, Any, PathLock]] = []
-        self._decode_steps = self._num_awaited = 0
         groups = [item.group for item in self.core.plan.groups]
         self.state_group = self.allocator.state_group
         self.states: EndStates | TrackedStates | None = None
@@ -89,6 +78,9 @@ class JengaRadixCache(BasePrefixCache):
             worth_of_prefix_page=self._worth_of_state() if part.thinning else 0,
             most_on_path=self._most_states_on_path(),
         )
+        self.windows: Windows | None = None
+        if params.sliding_window_size is not None:
+            self.windows = Windows(self, keep=part.keep_behind_window and not self.disable)
         self.allocator.tree_cache = self
         # Requests whose own cached prefix stands in their way.
         self._without_hit: WeakSet[Any] = WeakSet()
@@ -229,8 +221,8 @@ class JengaRadixCache(BasePrefixCache):
             lock = self.trees.lock(node, without=apart)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
-        if lock is not None and self.supports_swa():
-            self._await_window(req)
+        if lock is not None and self.windows is not None:
+            self.windows.watch(req)
         if any(declined[: len(self.tables.rows)]) and not leaves:
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
@@ -284,111 +276,18 @@ class JengaRadixCache(BasePrefixCache):
                 self.allocator.free_row_pages(WINDOW, row, max(start, dead_end), end)
 
     def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
-        """The token at ``pre_len`` and later ones cannot see all of the request's window pages.
-
-        Those that are the trees' become evictable. The request's own stay until memory is short
-        (`slide`) or the request ends and the trees get them: a later branch may hit behind the
-        window.
-        """
-        if not self._keeps_behind_window:
-            self._free_behind_window(req, pre_len, eviction_interval)
-        self._advance_lock(req, pre_len, self._lock_interval)
-
-    def leave_windows(self) -> bool:
-        """`evict_sliding_windows` of a whole decode step; False if SGLang has to ask for each.
-
-        With pages kept there is only what requests have locked of their prefixes, and most steps
-        find nothing there: SGLang would ask for every request whose window has moved at all.
-        """
-        if not self._keeps_behind_window:
-            return False
-        self._decode_steps += 1
-        while self._due and self._due[0][0] <= self._decode_steps:
-            _, _, req, lock = heappop(self._due)
-            if req.lock is lock:  # else the request has left, or gone on with another lock
-                self._advance_lock(req, req.seqlen - 1, self._lock_interval)
-                if req.lock is lock:
-                    self._await_window(req)
-        return True
-
-    def _await_window(self, req: Any) -> None:
-        """Note in which decode step the window will have left so much of the lock behind that it is
-        worth a call. A request decodes one token a step, or waits, and is then looked at too early.
-        """
-        locked = req.lock.ranges[WINDOW] if self._keeps_behind_window else ()
-        if locked:
-            behind = req.seqlen - 1 - self.sliding_window_size - locked[-1][0]
-            due = self._decode_steps + max(1, self._lock_interval - behind)
-            self._num_awaited += 1
-            heappush(self._due, (due, self._num_awaited, req, req.lock))
-
-    def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
-        """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
-        locked = req.lock.ranges[WINDOW] if req.lock is not None else ()
-        if locked and pre_len - self.sliding_window_size - locked[-1][0] >= interval:
-            req.lock = self.trees.advance(req.lock, WINDOW, pre_len)
-            self._await_window(req)
+        """The token at ``pre_len`` and later ones cannot see all of the request's window pages."""
+        self.windows.leave(req, pre_len, eviction_interval)
 
     def slide(self, reqs: Iterable[Any], *, exactly: bool) -> None:
-        """Give back what the windows of decoding requests have left behind: to the last page, or
-        (cheaper, and usually enough) where at least the interval has gathered."""
-        interval = 1 if exactly else self._slide_interval
-        reach = self.swa_retain_window + interval
-        for req in reqs:
-            # As in SGLang: a request's last prefill may still be running at its first decode.
-            if req.kv.holds_kv and req.decode_batch_idx >= 1:
-                pre_len = req.seqlen - 1
-                # Most have nothing to give; asked of all of them, that must cost nothing.
-                if pre_len - reach >= req.kv.get_evicted_seqlen(ComponentType.SWA):
-                    self._free_behind_window(req, pre_len, interval)
-                self._advance_lock(req, pre_len, 1 if exactly else self._lock_interval)
+        """Give back what windows of decoding requests have left behind, if there are windows."""
+        if self.windows is not None:
+            self.windows.slide(reqs, exactly=exactly)
 
     def slide_prompt(self, req: Any) -> None:
-        """Give back what the window has left behind of a prompt that comes in chunks, where the
-        trees do not get its pages. The next forward overwrites them after the one in flight."""
-        if req is None or not self.supports_swa() or not req.kv.holds_kv:
-            return
-        if self.disable or req.skip_radix_cache_insert:
-            self._free_behind_window(req, req.prefix_len, 1)
-
-    def window_growth(self, reqs: Iterable[Any], tokens_left: Callable[[Any], float]) -> float:
-        """Window tokens, at most, that running requests come to hold beyond those of now.
-
-        A request whose window is full gives one token back for each that it decodes, unless others
-        hold that one as well: then the last of them does. Both sums are bounds, so is the lesser.
-        """
-        window = self.sliding_window_size + 1
-        alone = among = 0.0
-        for req in reqs:
-            tokens, unfilled = tokens_left(req), max(0, window - req.kv.kv_allocated_len)
-            locked = 0
-            for begin, end in () if req.lock is None else req.lock.ranges[WINDOW]:
-                locked += end - begin
-            alone += min(tokens, unfilled + locked)
-            among += min(tokens, unfilled)
-        return min(alone, among + self.trees.num_shared[WINDOW])
-
-    def _free_behind_window(self, req: Any, pre_len: int, eviction_interval: int) -> None:
-        row = req.kv.req_pool_idx
-        own_from = req.kv.swa_dead_lo(self.page_size)
-        read = self.trees.policies[WINDOW].update_last_access(Prefix(pre_len))
-
-        def free_segment(slots: torch.Tensor, *, start_pos: int) -> None:
-            # The device's copy of the slots serves only to say how many.
-            self.allocator.free_behind_window(row, start_pos, start_pos + slots.numel())
-
-        free_swa_out_of_window_slots(
-            req,
-            pre_len,
-            sliding_window_size=self.swa_retain_window,
-            page_size=self.page_size,
-            req_to_token_pool=self.req_to_token_pool,
-            token_to_kv_pool_allocator=self.allocator,
-            supports_prefix_sharing=self.supports_prefix_sharing(),
-            retain_floor=min((begin for begin, end in read if end > own_from), default=pre_len),
-            free_segment=free_segment,
-            eviction_interval=eviction_interval,
-        )
+        """The same of a prompt that comes in chunks; None if there is no such prompt."""
+        if self.windows is not None and req is not None:
+            self.windows.slide_prompt(req)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
