@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cache_sides import Shape
-from benchmarks.host_side import Chat, HostSide, configured
+from benchmarks.host_side import Chat, HostSide
+from tests.faces.context import configured
 
 STEP_CALLS = ("check", "slide", "alloc")
 REQUEST_CALLS = ("match", "lock", "extend", "insert", "release")
