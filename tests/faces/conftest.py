@@ -1,4 +1,4 @@
-"""SGLang's configuration for every test of this folder."""
+"""SGLang with the plugin's hooks, configured, for every test of this folder."""
 
 import pytest
 
@@ -6,6 +6,9 @@ from tests.faces.context import configured
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _configuration():
+def _sglang():
     with configured():
-        yield
+        from tests.faces.scheduler import hooked
+
+        with hooked():
+            yield

@@ -11,6 +11,22 @@ from tests.faces.symbols import ALPHABET, answer
 
 LONGEST_PROMPT, LONGEST_ANSWER = 44, 24
 TOKENS = st.integers(0, ALPHABET - 1)
+HEAD = answer([0, 1, 2], LONGEST_PROMPT)
+"""What many prompts begin with."""
+
+
+class How(NamedTuple):
+    """The rest of a request, as in `Rig.submit`; ``stop``: a token that ends its answer early."""
+
+    max_new: int
+    namespace: str | None = None
+    known_length: bool = True
+    stop: int | None = None
+    cached: bool = True
+
+    def submit(self, rig: Rig, prompt: list[int]) -> None:
+        stop = [] if self.stop is None else [self.stop]
+        rig.submit(prompt, **self._replace(stop=stop)._asdict())
 
 
 class Submit(NamedTuple):
@@ -18,47 +34,29 @@ class Submit(NamedTuple):
 
     shared: int
     own: list[int]
-    max_new: int
-    namespace: str | None
-    known_length: bool
-    stop: bool
-    cached: bool
+    how: How
 
     def act(self, rig: Rig) -> None:
-        head = answer([0, 1, 2], LONGEST_PROMPT)[: self.shared]
-        _submit(rig, head + self.own, self)
+        self.how.submit(rig, HEAD[: self.shared] + self.own or [0])
 
 
 class FollowUp(NamedTuple):
-    """A prompt that begins with an earlier one and a part of its answer."""
+    """A prompt that begins with an earlier one and ``part`` tokens of its answer (fewer than none:
+    of the prompt so many less); nothing else makes it the same prompt once more."""
 
     which: int
     part: int
     own: list[int]
-    max_new: int
-    namespace: str | None
-    known_length: bool
-    stop: bool
-    cached: bool
+    how: How
 
     def act(self, rig: Rig) -> None:
-        if rig.asked:
-            asked = list(rig.asked.values())[self.which % len(rig.asked)]
-            said = answer(asked.prompt, asked.max_new, (asked.namespace, None))
-            begin = (asked.prompt + said)[: len(asked.prompt) + self.part]
-            begin = begin[:LONGEST_PROMPT]
-            _submit(rig, begin + self.own, self._replace(namespace=asked.namespace))
-
-
-def _submit(rig: Rig, prompt: list[int], how: Submit | FollowUp) -> None:
-    rig.submit(
-        prompt or [0],
-        how.max_new,
-        namespace=how.namespace,
-        known_length=how.known_length,
-        stop=[1] if how.stop else [],
-        cached=how.cached,
-    )
+        if not rig.asked:
+            return
+        asked = list(rig.asked.values())[self.which % len(rig.asked)]
+        said = answer(asked.prompt, asked.max_new, (asked.namespace, None))
+        length = min(len(asked.prompt) + self.part, LONGEST_PROMPT)
+        begin = (asked.prompt + said)[: max(1, length)]
+        self.how._replace(namespace=asked.namespace).submit(rig, begin + self.own)
 
 
 class Turns(NamedTuple):
@@ -99,7 +97,7 @@ class Resume(NamedTuple):
 
 
 class Retract(NamedTuple):
-    """The next decode step takes place in a pool that is full."""
+    """The next decode step retracts a request."""
 
     def act(self, rig: Rig) -> None:
         rig.retract()
@@ -110,36 +108,31 @@ class Flush(NamedTuple):
         rig.flush()
 
 
-_HOW = {
-    "max_new": st.integers(1, LONGEST_ANSWER),
-    "namespace": st.sampled_from([None, None, None, "x"]),
-    "known_length": st.booleans(),
-    "stop": st.sampled_from([False, False, True]),
-    "cached": st.sampled_from([True, True, False]),
-}
-_SUBMIT = st.builds(Submit, shared=st.integers(0, 30), own=st.lists(TOKENS, max_size=14), **_HOW)
+_HOW = st.builds(
+    How,
+    max_new=st.integers(1, LONGEST_ANSWER),
+    namespace=st.sampled_from([None, None, None, "x"]),
+    known_length=st.booleans(),
+    stop=st.sampled_from([None, None, 1]),
+    cached=st.sampled_from([True, True, False]),
+)
+_SUBMIT = st.builds(Submit, st.integers(0, 30), st.lists(TOKENS, max_size=14), _HOW)
 _FOLLOW_UP = st.builds(
     FollowUp,
-    which=st.integers(0, 9),
-    part=st.integers(-20, LONGEST_ANSWER),
-    own=st.lists(TOKENS, max_size=6),
-    **_HOW,
+    st.integers(0, 5),
+    st.one_of(st.just(0), st.integers(-20, LONGEST_ANSWER)),
+    st.lists(TOKENS, max_size=6),
+    _HOW,
 )
 _TURNS = st.builds(Turns, st.integers(1, 8))
-ACTIONS = st.one_of(
-    _SUBMIT,
-    _FOLLOW_UP,
-    _TURNS,
-    _SUBMIT,
-    _FOLLOW_UP,
-    _TURNS,
-    st.builds(Finish),
+_RARE = st.one_of(
     st.builds(Abort, st.integers(0, 9)),
     st.builds(Pause, st.sampled_from(["retract", "in_place"])),
     st.builds(Resume),
     st.builds(Retract),
     st.builds(Flush),
 )
+ACTIONS = st.one_of(_SUBMIT, _FOLLOW_UP, _FOLLOW_UP, _TURNS, st.builds(Finish), _RARE)
 
 
 def play(rig: Rig, program: list[Any]) -> None:

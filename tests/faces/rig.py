@@ -1,6 +1,6 @@
 """A server of a few kilobytes in this process: what a client can do to it, turn by turn.
 
-    with Rig(Shape(full=3, window_k=2), Settings(page_size=1)) as rig:
+    with configured(), hooked(), Rig(Shape(full=3, window_k=2), Settings(page_size=1)) as rig:
         rig.submit([0, 1, 2] * 7, max_new=5)
         rig.run()
 
@@ -31,13 +31,15 @@ class Mute(AssertionError):
 
 
 class Ended(NamedTuple):
-    """How a request ended: ``reason`` is SGLang's ("length", "stop", "abort")."""
+    """How a request ended: ``reason`` is SGLang's ("length", "stop", "abort"). One that is
+    ``refused`` SGLang has replaced by a single token before it ran."""
 
     tokens: list[int]
     reason: str
     message: str
     hit: int
     retractions: int
+    refused: bool
 
 
 class Asked(NamedTuple):
@@ -47,10 +49,11 @@ class Asked(NamedTuple):
 
 
 class Rig:
-    """Only one at a time: SGLang's configuration is the process's."""
+    """Only one at a time, inside `configured` and `hooked`: SGLang's configuration is the
+    process's."""
 
     def __init__(self, shape: Shape, settings: Settings | None = None, *, check: bool = True):
-        from tests.faces.scheduler import RigScheduler, hooked
+        from tests.faces.scheduler import RigScheduler
 
         self.shape, self.settings = shape, settings or Settings()
         self.asked: dict[str, Asked] = {}
@@ -59,13 +62,13 @@ class Rig:
         self._stack = ExitStack()
         try:
             self._stack.enter_context(self.settings.applied())
-            self._stack.enter_context(hooked())
             self.pools = build_pools(shape, self.settings)
             self.scheduler = RigScheduler(shape, self.settings, self.pools)
         except BaseException:
             self._stack.close()
             raise
         self._told: set[str] = set()
+        self._unwanted: set[str] = set()  # clients have aborted them
 
     def __enter__(self) -> Rig:
         return self
@@ -104,6 +107,7 @@ class Rig:
     def abort(self, rid: str) -> None:
         from sglang.srt.managers.io_struct import AbortReq
 
+        self._unwanted.add(rid)
         self._inbox.append(partial(self.scheduler.abort_request, AbortReq(rid=rid)))
 
     def pause(self, mode: str = "retract") -> None:
@@ -175,6 +179,7 @@ class Rig:
             str(why.get("message", "")),
             req.cached_tokens,
             req.retraction_count,
+            list(req.origin_input_ids) != self.asked[rid].prompt,
         )
 
     def ask(self, prompt: Sequence[int], max_new: int = 8, **options: Any) -> Ended:
@@ -184,13 +189,6 @@ class Rig:
         ended = self.ended(rid)
         assert ended is not None
         return ended
-
-    def allowed(self, rid: str) -> int | None:
-        """New tokens that SGLang has accepted a request for, None if it has refused it."""
-        req = self._find(rid)
-        if req is None or req.to_finish is not None or req.finished():
-            return None
-        return req.sampling_params.max_new_tokens
 
     def _find(self, rid: str) -> Any:
         scheduler = self.scheduler
@@ -208,6 +206,10 @@ class Rig:
 
     def _check_answer(self, rid: str) -> None:
         ended, asked = self.ended(rid), self.asked[rid]
+        if ended.refused:
+            return
+        aborted = ended.reason == "abort" and rid not in self._unwanted
+        assert not aborted, f"SGLang aborted {rid}: {ended.message}"
         known = answer(asked.prompt, len(ended.tokens), _namespace(asked.namespace))
         assert ended.tokens == known, f"{rid} was answered with wrong tokens"
         if ended.reason == "length":

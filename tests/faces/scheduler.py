@@ -7,6 +7,7 @@ with memory: processes, sockets, metrics, grammars, a device.
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from collections import deque
@@ -113,7 +114,8 @@ class RigScheduler(Scheduler):
 
     def _fill_in(self, shape: Shape, settings: Settings, pools: Pools) -> None:
         self.server_args = get_server_args()
-        self.model_config = process_model_config()
+        self.model_config = copy.copy(process_model_config())
+        self.model_config.hf_eos_token_id = set()  # answers end by length, or where a client says
         self.device = "cpu"
         self.enable_overlap, self.enable_overlap_mlx = settings.overlap, False
         self.page_size = settings.page_size

@@ -22,7 +22,7 @@ def tokens(rng: random.Random, count: int) -> list[int]:
 @pytest.mark.parametrize("name", CELLS)
 def test_every_request_is_answered_as_by_a_model_without_memory(name: str):
     cell = CELLS[name]
-    roomy = cell.shape._replace(num_large=2 * cell.shape.num_large)
+    roomy = cell.shape._replace(num_large=4 * cell.shape.num_large)
     rng = random.Random(name)
     head = tokens(rng, 20)
     with Rig(roomy, cell.settings) as rig:
