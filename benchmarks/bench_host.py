@@ -50,10 +50,11 @@ from benchmarks import host_tables
 from benchmarks.cache_sides import Shape
 from benchmarks.host_queue import MODELS, QueueCell, play_cell
 from benchmarks.host_queue import SIDES as ENGINE_SIDES
-from benchmarks.host_side import Chat, HostSide, configured
+from benchmarks.host_side import Chat, HostSide
 from benchmarks.host_tables import table
 from benchmarks.replay.engine import ReplayFailed
 from benchmarks.replay.steady import Crowd
+from tests.faces.context import configured
 
 BATCHES = (8, 64, 256)
 POOLS = (10_000, 100_000, 1_000_000)

@@ -10,34 +10,12 @@ are the thread's own: whoever else the processor runs meanwhile is not in them.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import thread_time
 from typing import Any, NamedTuple
 
 from benchmarks.cache_sides import Shape, build, request
-from sglang_jenga.tiny_models import write_tiny_model
-from tests.engines import CPU_ARGUMENTS, preload
-
-
-@contextmanager
-def configured() -> Iterator[None]:
-    """Import SGLang and, inside, let its functions find the configuration of a server."""
-    preload()
-    import torch
-    from sglang.srt import runtime_context
-    from sglang.srt.server_args import ServerArgs
-
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_tiny_model("llama", folder)
-        server_args = ServerArgs(model_path=str(model), **CPU_ARGUMENTS)
-        server_args.resolve_once()
-    context = runtime_context.create_context(server_args, role="scheduler")
-    with runtime_context.use_context(context):
-        yield
 
 
 class Chat(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import bench_host, host_tables
 from benchmarks.bench_host import Cell, chats, run_cell
-from benchmarks.host_side import configured
+from tests.faces.context import configured
 
 SMALL = {windows: Cell(windows, batch=4, pool=1200) for windows in (False, True)}
 
