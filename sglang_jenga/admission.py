@@ -180,6 +180,18 @@ class JengaDenseBudget(_Round, PrefillBudget):
     """Models with one attention group. SGLang's budget lets a prompt's next chunk run in any case
     and dies if decoding has taken the room meanwhile; here it is cut or parked."""
 
+    @property
+    def remaining_current(self) -> int:
+        # Where nothing is cached, SGLang forecasts how requests of known lengths end. It counts a
+        # page too many and keeps a token free, which a request that is alone can do without.
+        spare = 2 * self.page_size + 2 if self._alone else 0
+        return self._tokens_left + spare - self.current_offset
+
+    @property
+    def _tokens_left(self) -> int:
+        """Tokens that could be had if everything cached went for them."""
+        return self._available_and_evictable()
+
     def available_chunk_tokens(self, chunk_limit: int) -> int:
         """Whole small pages: a chunk that ends inside one leaves a state that no prefix names."""
         available = super().available_chunk_tokens(chunk_limit)
@@ -198,11 +210,11 @@ class JengaStateBudget(JengaDenseBudget):
 
     @property
     def remaining_total(self) -> int:
-        return self.allocator.tokens_beside(self.states_wanted) - self.total_offset
+        return self._tokens_left - self.total_offset
 
     @property
-    def remaining_current(self) -> int:
-        return self.allocator.tokens_beside(self.states_wanted) - self.current_offset
+    def _tokens_left(self) -> int:
+        return self.allocator.tokens_beside(self.states_wanted)
 
 
 class JengaSWABudget(_Round, SharedSWAPrefillBudget):

@@ -11,7 +11,7 @@ included. So it is served exactly if its need fits an empty pool, however the th
 from __future__ import annotations
 
 from sglang_jenga.planner import smalls_for_request
-from sglang_jenga.spec import PoolPlan
+from sglang_jenga.spec import GroupPlan, PoolPlan
 
 
 class RequestNeed:
@@ -25,12 +25,17 @@ class RequestNeed:
     def __init__(self, plan: PoolPlan, states: int = 1) -> None:
         self._plan = plan
         self._states = states
-        # Windows leave their oldest and fill their newest large page bit by bit: so many small
-        # pages can be empty and still of no use to another group.
-        self._loose = [
-            2 * (item.smalls_per_large - 1) if item.group.layer_type == "window" else 0
-            for item in plan.groups
-        ]
+        self._loose = [self._most_loose(item) for item in plan.groups]
+
+    def _most_loose(self, item: GroupPlan) -> int:
+        """Small pages of the request's large pages that can be empty, or cached, and still of no
+        use to another group."""
+        beside = item.smalls_per_large - 1
+        if item.group.layer_type == "window":
+            return 2 * beside  # the oldest large page empties, and the newest fills, bit by bit
+        if item.group.layer_type == "state":
+            return (self._states - 1) * beside  # slots come and go; each may lie in one of its own
+        return 0
 
     def pages(self, tokens: int, *, at_once: int = 0) -> list[int]:
         """``at_once``: tokens of a prompt that is not cut in chunks."""

@@ -70,8 +70,15 @@ class SlotMap:
 
     def check(self, full_pages: np.ndarray, window_pages: np.ndarray) -> None:
         """The record, and the tensor once everything is uploaded, say exactly this."""
-        assert np.array_equal(self.window_page[full_pages], window_pages)
+        said = self.window_page[full_pages]
+        for full, window, expected in zip(full_pages, said, window_pages, strict=True):
+            assert window == expected, (
+                f"the record leads full page {full} to window page {window}, not to {expected}"
+            )
         self.upload()
-        slots = torch.from_numpy(expand(full_pages, self._tokens_per_page))
-        expected = torch.from_numpy(expand(window_pages, self._tokens_per_page))
-        assert torch.equal(self.tensor.cpu()[slots], expected)
+        slots = expand(full_pages, self._tokens_per_page)
+        found = self.tensor[torch.from_numpy(slots).to(self.tensor.device)].cpu().numpy()
+        wrong = found != expand(window_pages, self._tokens_per_page)
+        assert not wrong.any(), (
+            f"the map leads full slot {slots[wrong][0]} to window slot {found[wrong][0]}"
+        )

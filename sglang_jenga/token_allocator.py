@@ -26,9 +26,6 @@ from sglang_jenga.slot_map import SlotMap
 
 FULL, WINDOW = 0, 1  # a group of states comes after the attention groups
 
-_KEPT_FREE = 2
-"""Tokens beyond a page that SGLang keeps free beside requests of known lengths without a cache."""
-
 
 class _JengaAllocator:
     """Common to dense and hybrid models; mixed into SGLang's allocator base classes.
@@ -113,8 +110,6 @@ class _JengaAllocator:
         """The most new tokens with which the request fits an empty pool, None if it never does."""
         at_once = 0 if chunk_size else input_tokens
         longest = self.request_need.longest(input_tokens + max_new_tokens, at_once=at_once)
-        if self.tree_cache.disable and self._num_groups == 1:
-            longest = min(longest, self.max_tokens - self.page_size - _KEPT_FREE)
         return None if longest < input_tokens else longest - input_tokens
 
     def available_size(self) -> int:

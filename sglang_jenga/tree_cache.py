@@ -194,13 +194,14 @@ class JengaRadixCache(BasePrefixCache):
             end = self.states.cacheable(req, end, leaves=leaves)
         if self.disable or end <= protected:
             return
+        # First, since making room for a copy may change the trees, and what the row still holds.
+        states = None if self.states is None else self.states.take(req, end, leaves=leaves)
         offers: list[TokenPages | PrefixPages] = [
             TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
             for group_id, begin in enumerate(self._own_from(kv))
         ]
-        if self.states is not None:
-            # Before the tree is walked: making room for a copy may change it.
-            offers.append(self.states.take(req, end, leaves=leaves))
+        if states is not None:
+            offers.append(states)
         if self.events is not None:
             self.events.session_id = req.session_id
         node, declined = self.trees.insert(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from tests.faces.context import Settings
-from tests.faces.pools import Pools, Shape
+from tests.faces.pools import Pools, Shape, states_of_request
 from tests.faces.rig import Ended, Rig
 from tests.faces.symbols import answer
 
@@ -43,7 +43,8 @@ class Server(NamedTuple):
 
 def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
     """Whether the empty pool holds a request with the slack, though in each group one large page
-    is filled as badly as can be, and windows come in chunks as small as may be."""
+    is filled as badly as can be, with windows two, with every state in a large page of its own, and
+    windows in chunks as small as may be."""
     page_size = settings.page_size
     slack = SLACK_TOKENS + SLACK_PAGES * page_size
     tokens = prompt + new + slack
@@ -55,10 +56,11 @@ def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
             held = min(tokens, group.window + slack)
         pages = -(-held // page_size)
         if group.layer_type == "state":
-            pages = pools.allocator.states_per_request
+            pages = pools.allocator.states_per_request * k
         if group_id == pools.plan.null_group:
             pages += pools.plan.null_smalls
-        total += -(-(pages + k - 1) // k)
+        badly_filled = 2 if group.window is not None else 1
+        total += -(-(pages + badly_filled * (k - 1)) // k)
     return total <= pools.plan.num_large
 
 
@@ -109,15 +111,19 @@ def servers(draw, kind: str, strategy: str, *, radix: bool) -> Server:
         overlap=not radix or strategy != "no_buffer",
         track_interval=max(8, page_size),
     )
-    return Server(_sized(shape, page_size, draw(st.integers(24, 250))), settings)
+    return Server(_sized(shape, settings, draw(st.integers(24, 250))), settings)
 
 
-def _sized(shape: Shape, page_size: int, longest: int) -> Shape:
+def _sized(shape: Shape, settings: Settings, longest: int) -> Shape:
     """The smallest pool that holds a request so long."""
     from sglang_jenga.geometry import longest_request
 
+    def held(num_large: int) -> int:
+        plan = shape._replace(num_large=num_large).plan(settings.page_size)
+        return longest_request(plan, states_of_request(settings))
+
     num_large = 4
-    while longest_request(shape._replace(num_large=num_large).plan(page_size)) < longest:
+    while held(num_large) < longest:
         num_large += 1
     return shape._replace(num_large=num_large, num_rows=2, context=1024)
 

@@ -77,6 +77,15 @@ class Pools(NamedTuple):
     longest: int
 
 
+def states_of_request(settings: Settings) -> int:
+    """States that a request takes at once, if the model has any."""
+    from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
+
+    return 1 + get_mamba_tracking_slots(
+        extra_buffer=settings.tracked, overlap=settings.overlap, lazy=settings.lazy
+    )
+
+
 def build_pools(shape: Shape, settings: Settings) -> Pools:
     """Build them all, in the order of a server's start."""
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -95,7 +104,7 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
     from sglang_jenga.tree_cache import JengaRadixCache
 
     plan = shape.plan(settings.page_size)
-    longest = longest_request(plan)
+    longest = longest_request(plan, states_of_request(settings))
     buffer = PoolBuffer(plan, "cpu", enable_memory_saver=False)
     states = None
     if shape.has_states:

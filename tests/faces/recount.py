@@ -7,7 +7,7 @@ For every group g, with the trees' nodes and the rows of requests that hold KV:
     used + cached small pages  ==  pages of nodes + pages of rows
     locks of a node            ==  receipts of running requests that cover it
     host's page table          ==  SGLang's row of slots, for every position
-    mapping[full slot]         ==  window slot beside it, or null where nobody has one
+    mapping[full slot]         ==  window slot beside it, or in the null page where nobody has one
     states of nodes, requests and tracking slots are all different
 """
 
@@ -156,24 +156,16 @@ def _row(pools: Pools, req: Any) -> None:
 
 
 def _slot_map(pools: Pools, reqs: list[Any]) -> None:
-    """Whoever holds a full slot and the window slot of the same token finds it by the map."""
+    """Whoever holds a full slot and the window slot of the same token finds it by the map; a full
+    slot without a window slot leads into the null page."""
     mapping = pools.allocator.full_to_swa_index_mapping.numpy()
     for full, window, whose in _beside_each_other(pools, reqs):
-        wrong = (window != 0) & (mapping[full] != window)
+        found = mapping[full]
+        wrong = np.where(window == 0, found >= pools.cache.page_size, found != window)
         assert not wrong.any(), (
-            f"{whose}: the map leads full slot {full[wrong][0]} to window slot "
-            f"{mapping[full][wrong][0]}, its window lies in {window[wrong][0]}"
+            f"{whose}: the map leads full slot {full[wrong][0]} to window slot {found[wrong][0]}, "
+            f"its window lies in {window[wrong][0]}"
         )
-
-
-def stale_entries(pools: Pools, scheduler: Any) -> list[str]:
-    """Full slots in use whose map entry names a window slot that nobody holds for them."""
-    mapping = pools.allocator.full_to_swa_index_mapping.numpy()
-    return [
-        f"{whose}: {slot}"
-        for full, window, whose in _beside_each_other(pools, list(owners(scheduler)))
-        for slot in full[(window == 0) & (mapping[full] != 0)]
-    ]
 
 
 def _beside_each_other(

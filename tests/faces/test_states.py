@@ -9,10 +9,6 @@ from tests.faces.context import Settings
 from tests.faces.rig import Rig
 
 
-@pytest.mark.xfail(
-    reason="making room for the state gives the window pages back that were just offered",
-    raises=AssertionError,
-)
 @pytest.mark.parametrize("strategy", ["extra_buffer", "extra_buffer_lazy"])
 def test_a_prompt_is_cached_though_its_next_tracking_slot_makes_windows_slide(strategy: str):
     shape = MODELS["three-way"][1]._replace(num_large=18)

@@ -12,9 +12,6 @@ from tests.faces.symbols import answer
 
 PROMPT = [1, 0, 2, 0, 0, 1, 2, 1]
 SAID = answer(PROMPT, 40, (None, None))
-MISLED = pytest.mark.xfail(
-    reason="the map names the window pages that were there before", raises=AssertionError
-)
 both_pages = pytest.mark.parametrize("page_size", [1, 4])
 
 
@@ -38,7 +35,6 @@ def go_on_from(rig: Rig, said: int):
     return rig.ask([*PROMPT, *SAID[:said], 2, 2, 0], 2)
 
 
-@MISLED
 @both_pages
 def test_window_pages_that_fill_a_hole_when_a_request_ends_are_read_by_the_next(page_size: int):
     with rig_with_a_hole(page_size) as rig:
@@ -46,7 +42,6 @@ def test_window_pages_that_fill_a_hole_when_a_request_ends_are_read_by_the_next(
         assert go_on_from(rig, 12).hit > len(PROMPT)
 
 
-@MISLED
 @both_pages
 @pytest.mark.parametrize("how", ["memory is short", "the engine is paused"])
 def test_window_pages_that_fill_a_hole_when_a_request_is_retracted_are_read_by_the_next(
@@ -68,8 +63,7 @@ def test_window_pages_that_fill_a_hole_when_a_request_is_retracted_are_read_by_t
         assert go_on_from(rig, 12).hit > len(PROMPT)
 
 
-@MISLED
 @both_pages
 def test_a_slot_whose_window_page_went_back_leads_nowhere(page_size: int):
     with rig_with_a_hole(page_size) as rig:
-        assert not recount.stale_entries(rig.pools, rig.scheduler)
+        recount.everything(rig.pools, rig.scheduler)
