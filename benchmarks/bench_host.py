@@ -224,18 +224,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = options.model or [SYNTHETIC, *MODELS]
     if options.pool or options.profile:
         chosen = [name for name in chosen if name == SYNTHETIC]
+        if not chosen:
+            parser.error("--pool and --profile are for synthetic layers only")
     found: Found = {}
-    try:
-        # First: its engines are forked, which a process with SGLang's context in it should not be.
-        play_models(options, [name for name in chosen if name != SYNTHETIC], found)
-    except (ReplayFailed, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    # First: its engines are forked, which a process with SGLang's context in it should not be.
+    failed = play_models(options, [name for name in chosen if name != SYNTHETIC], found)
     if SYNTHETIC in chosen:
         play_synthetic(options, found)
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
-    return 0
+    for label, why in failed.items():
+        print(f"{label} failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def play_synthetic(options: argparse.Namespace, found: Found) -> None:
@@ -262,15 +262,22 @@ def play_synthetic(options: argparse.Namespace, found: Found) -> None:
         print(table((*host_tables.CELL_HEAD, *host_tables.REQUEST_CALLS), request_rows), end="\n\n")
 
 
-def play_models(options: argparse.Namespace, models: Sequence[str], found: Found) -> None:
-    """The same for models. Raises ReplayFailed and ValueError as `play_cell` does."""
+def play_models(
+    options: argparse.Namespace, models: Sequence[str], found: Found
+) -> dict[str, Exception]:
+    """The same for models; return the cells that failed, and why."""
     step_rows, request_rows = [], []
+    failed: dict[str, Exception] = {}
     for model in models:
         for batch in options.batch or QUEUE_BATCHES:
             cell = QueueCell(model, Crowd(batch), options.page_size)
             label = " | ".join(cell.label)
             print(label, file=sys.stderr, flush=True)
-            seen = play_cell(cell, options.steps)
+            try:
+                seen = play_cell(cell, options.steps)
+            except (ReplayFailed, ValueError) as error:
+                failed[label] = error
+                continue
             step_rows.append([*cell.label, *host_tables.queue_step_row(seen)])
             request_rows.append([*cell.label, *host_tables.queue_request_row(seen)])
             found[label] = {
@@ -286,6 +293,7 @@ def play_models(options: argparse.Namespace, models: Sequence[str], found: Found
         heads = (host_tables.QUEUE_STEP_HEAD, host_tables.QUEUE_REQUEST_HEAD)
         for head, rows in zip(heads, (step_rows, request_rows), strict=True):
             print(table((*host_tables.MODEL_HEAD, *head), rows), end="\n\n")
+    return failed
 
 
 if __name__ == "__main__":

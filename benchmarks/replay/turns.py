@@ -6,6 +6,8 @@ import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.replay.engine import TookTooLong
+
 PASSES = 8
 """Of a scheduler's loop that make a turn."""
 
@@ -43,9 +45,9 @@ class Turn:
 
 
 def take_turns(engines: Sequence[Any], turns: Sequence[Turn], seconds: float) -> list[Any]:
-    """The engines' outcomes. Raises ReplayFailed, or TimeoutError after so many seconds a turn."""
+    """The engines' outcomes. Raises ReplayFailed, also if a turn takes over so many seconds."""
     while not all(engine.ended() for engine in engines):
         for engine, turn in zip(engines, turns, strict=True):
             if not engine.ended() and not turn.give(engine, seconds):
-                raise TimeoutError(f"a turn took over {seconds:.0f} s\n{engine.log()}")
+                raise TookTooLong(f"a turn took over {seconds:.0f} s\n{engine.log()}")
     return [engine.outcome() for engine in engines]
