@@ -35,7 +35,7 @@ class _Round:
     adder: Any = None  # SGLang's PrefillAdder of this round
     req: Any = None  # whom it asks for
     _parked = False  # a chunk had to wait
-    _cut_again = False  # a prompt in flight does not end in this round
+    _cut = False  # a prompt does not end in this round
     _cut_at_branch = False  # a new one is cut where it parts from others
     _states_promised = 0
 
@@ -66,18 +66,25 @@ class _Round:
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
     ) -> int | None:
         """Tokens that the next chunk of the prompt in flight may have, None to park it."""
-        self.tree_cache.slide_prompt(self.req)
-        if self._alone:
-            limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
-        else:
-            self._states_promised -= self.allocator.states_per_request
-            try:
-                limit = self._fit_chunk(extend_input_len, max_new_tokens, chunk_limit)
-            finally:
-                self._states_promised += self.allocator.states_per_request
+        wanted = min(extend_input_len, chunk_limit)
+        limit: int | None = None
+        for exactly in (False, True):
+            self.tree_cache.slide_prompt(self.req, exactly=exactly)
+            limit = self._next_chunk(extend_input_len, max_new_tokens, chunk_limit)
+            if limit is not None and limit > wanted - self._window_large:
+                break
         self._parked = limit is None
-        self._cut_again = limit is None or limit < extend_input_len
+        self._cut = limit is None or limit < extend_input_len
         return limit
+
+    def _next_chunk(self, extend: int, new: int, limit: int) -> int | None:
+        if self._alone:
+            return self._lone_chunk(extend, new, limit)
+        self._states_promised -= self.allocator.states_per_request  # it has its own
+        try:
+            return self._fit_chunk(extend, new, limit)
+        finally:
+            self._states_promised += self.allocator.states_per_request
 
     def check_prefill(
         self,
@@ -110,9 +117,10 @@ class _Round:
             return True, 0  # not now, though there is room
         # SGLang has matched this very request just before.
         branch = self.tree_cache.tokens_to_branch
-        if not self._cut_again and 0 < branch < min(limit, extend_input_len):
+        if not self._cut and 0 < branch < min(limit, extend_input_len):
             self._cut_at_branch = True
             return True, branch
+        self._cut = self._cut or limit < extend_input_len
         return True, limit
 
     def can_allocate_prefill(
@@ -136,12 +144,13 @@ class _Round:
         limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
         if limit is not None and limit < extend_input_len:
             self.adder.rem_chunk_tokens = limit  # SGLang takes all of it for the first chunk
+            self._cut = True
         return limit is not None
 
     def _cut_twice(self, extend_input_len: int, chunk_limit: int | None) -> bool:
         """SGLang runs one cut prompt at a time, and takes it that a chunk uses up the round's
         tokens. Whole small pages may not, where decode steps have taken some of them."""
-        return self._cut_again and chunk_limit is not None and chunk_limit < extend_input_len
+        return self._cut and chunk_limit is not None and chunk_limit < extend_input_len
 
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
@@ -166,14 +175,31 @@ class _Round:
             need = [max(pages, count) for count in rest[:tokens]] + rest[tokens:]
             return core.fits_after_evicting(need)
 
-        most = extend if limit is None else min(extend, limit)
-        if fits(most):
-            return most
-        low, high = 0, 0 if limit is None else (most - 1) // page_size
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle * page_size) else (low, middle - 1)
-        return low * page_size or None
+        chunk = extend if limit is None else min(extend, limit)
+        if not fits(chunk):
+            low, high = 0, 0 if limit is None else (chunk - 1) // page_size
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if fits(middle * page_size) else (low, middle - 1)
+            chunk = low * page_size
+        if chunk < extend:
+            chunk -= chunk % page_size
+            if chunk > self._window_large:
+                chunk -= chunk % self._window_large
+        return chunk or None
+
+    @cached_property
+    def _window_large(self) -> int:
+        """Tokens in a large page of windows; 1 without windows. A lone request takes such large
+        pages whole and leaves them behind one after the other, so that there are no gaps."""
+        return max(
+            (
+                plan.smalls_per_large * plan.group.tokens_per_page
+                for plan in self.allocator.core.plan.groups
+                if plan.group.layer_type == "window"
+            ),
+            default=1,
+        )
 
 
 class JengaDenseBudget(_Round, PrefillBudget):

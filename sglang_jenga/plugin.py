@@ -72,10 +72,16 @@ def activate() -> None:
     if _active:
         return
     try:
-        from sglang_jenga import runtime, torch_native_window
+        from sglang_jenga import request_rules, runtime, torch_native_window, weight_changes
 
         torch_native_window.register()
-        hooks.apply(validate.HOOKS + window_models.HOOKS + runtime.HOOKS)
+        hooks.apply(
+            validate.HOOKS
+            + window_models.HOOKS
+            + runtime.HOOKS
+            + request_rules.HOOKS
+            + weight_changes.HOOKS
+        )
     except (ImportError, hooks.HookError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
     validate.register_model_check()

@@ -45,8 +45,11 @@ def _ask_for_request(
 
 
 def _next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
-    """The last resort against a server that waits for ever: something waits, nothing runs, and
-    nobody is admitted. No known load comes here; if one does, a request fails with a reason."""
+    """What to do if something waits, nothing runs, and nobody is admitted.
+
+    A prompt in flight begins anew as soon as its last chunk has been computed. Otherwise this is
+    the last resort against a server that waits for ever: no known load comes here; if one does, a
+    request fails with a reason."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return
@@ -55,9 +58,28 @@ def _next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
         allocator.rounds_stuck = 0
         return
     allocator.rounds_stuck += 1
-    if allocator.rounds_stuck >= PATIENCE:
+    if allocator.rounds_stuck == 2 and self.chunked_req is not None:
+        _begin_anew(self, self.chunked_req)
+    elif allocator.rounds_stuck >= PATIENCE:
         allocator.rounds_stuck = 0
         _give_up(self)
+
+
+def _begin_anew(scheduler: Any, req: Any) -> None:
+    from sglang.srt.managers.schedule_batch import release_req
+
+    if not scheduler.tree_cache.begin_anew(req):
+        return
+    scheduler.chunked_req = None
+    release_req(
+        req=req,
+        remaing_req_count=0,
+        req_to_token_pool=scheduler.req_to_token_pool,
+        token_to_kv_pool_allocator=scheduler.token_to_kv_pool_allocator,
+        tree_cache=scheduler.tree_cache,
+        hisparse_coordinator=None,
+    )
+    scheduler._add_request_to_queue(req, is_retracted=True)
 
 
 def _give_up(scheduler: Any) -> None:
@@ -129,15 +151,20 @@ def _update_running_batch(original: Callable[..., Any], self: Any, batch: Any) -
 
 def _retract_decode(result: tuple[list[Any], float, list[Any]], self: Any) -> Any:
     """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
-    it is not alone: it waits for that one, and goes on where it was."""
+    it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once."""
     allocator = self.token_to_kv_pool_allocator
     retracted, ratio, aborted = result
-    if not is_ours(allocator) or allocator.prompt_in_flight is None or self.reqs:
+    if not is_ours(allocator) or self.reqs:
         return None
-    waiting = [req for req in aborted if req.beam_group is None]
-    for req in waiting:
+    alone = allocator.prompt_in_flight is None
+    again = [
+        req
+        for req in aborted
+        if req.beam_group is None and (not alone or self.tree_cache.begin_anew(req))
+    ]
+    for req in again:
         req.to_finish = None
-    return [*retracted, *waiting], ratio, [req for req in aborted if req not in waiting]
+    return [*retracted, *again], ratio, [req for req in aborted if req not in again]
 
 
 # ---- checks ---------------------------------------------------------------------------------

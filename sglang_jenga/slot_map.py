@@ -36,7 +36,8 @@ class SlotMap:
         self.window_page = np.zeros(num_full_pages, dtype=np.int64)
         self._tokens_per_page = tokens_per_page
         self._to_device = to_device
-        self._changed: list[np.ndarray] = []
+        self.pending: list[np.ndarray] = []
+        """Full pages whose partners have changed since the last `upload`."""
         # SGLang looks up -1 for "no previous slot" and expects -1.
         self.tensor = torch.zeros(
             num_full_pages * tokens_per_page + 1, dtype=torch.int64, device=device
@@ -47,7 +48,7 @@ class SlotMap:
         """These full pages have those window pages beside them from now on."""
         if not np.array_equal(self.window_page[full_pages], window_pages):
             self.window_page[full_pages] = window_pages
-            self._changed.append(full_pages)
+            self.pending.append(full_pages)
 
     def part(self, full_pages: np.ndarray) -> None:
         """The window pages beside these full pages have gone."""
@@ -56,7 +57,7 @@ class SlotMap:
     def upload(self, beside: np.ndarray | None = None) -> torch.Tensor | None:
         """Bring the tensor up to date; ``beside``: int64, copied to the device along with it and
         returned there, since every copy costs microseconds of host time."""
-        changed, self._changed = self._changed, []
+        changed, self.pending = self.pending, []
         if not changed:
             return None if beside is None else self._to_device(beside)
         pages = np.concatenate(changed)

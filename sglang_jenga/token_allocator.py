@@ -160,7 +160,7 @@ class _JengaAllocator:
             return self.core.fits_now(need)
         for exactly in (False, True):
             tree_cache.slide(self.decoding, exactly=exactly)
-            tree_cache.slide_prompt(self.prompt_in_flight)
+            tree_cache.slide_prompt(self.prompt_in_flight, exactly=exactly)
             if tree_cache.supports_prefix_sharing():
                 tree_cache.evict_to_fit(need)
             if self.core.fits_now(need):
@@ -191,10 +191,16 @@ class _JengaAllocator:
             self.decoding = requests
             states = self.states_of_step(requests) if self.states_of_step is not None else 0
             if states:
-                need = self.need(num_tokens, states=states)
+                need = self.need(num_tokens + self._tokens_ahead, states=states)
                 if self._make_room(tree_cache, need, to_run=False):
                     return True  # else a request would be retracted so that another is tracked
         return self._make_room(tree_cache, self.need(num_tokens))
+
+    @property
+    def _tokens_ahead(self) -> int:
+        """Tokens that the next decode step takes at most. States that requests are only tracked in
+        leave so many free, for they come back a step late."""
+        return len(self.decoding) * self.page_size
 
     # ---- allocation -------------------------------------------------------------------------
 
@@ -251,7 +257,8 @@ class _JengaAllocator:
 
         Cached prefixes are given up for them; ``to_run``: and states that requests are tracked in.
         """
-        if not self._make_room(self.tree_cache, self.need(0, states=count), to_run=to_run):
+        need = self.need(0 if to_run else self._tokens_ahead, states=count)
+        if not self._make_room(self.tree_cache, need, to_run=to_run):
             return None
         ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)

@@ -82,8 +82,12 @@ class JengaRadixCache(BasePrefixCache):
         if params.sliding_window_size is not None:
             self.windows = Windows(self, keep=part.keep_behind_window and not self.disable)
         self.allocator.tree_cache = self
-        # Requests whose own cached prefix stands in their way.
+        # Requests that are to find nothing cached, and those that once were.
         self._without_hit: WeakSet[Any] = WeakSet()
+        self._began_anew: WeakSet[Any] = WeakSet()
+        self.keeps_retracted = True
+        self.resumable: WeakSet[Any] = WeakSet()
+        """Requests that have been retracted and left what they had computed."""
         if params.enable_metrics:
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
@@ -120,7 +124,9 @@ class JengaRadixCache(BasePrefixCache):
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         match = Match(self.trees.root, 0, ())
-        if not self.disable and not (self._without_hit and params.req in self._without_hit):
+        if self._without_hit and params.req in self._without_hit:
+            self.evict_everything()  # what it leaves anew must not be exchanged for what was cached
+        elif not self.disable:
             key = params.key
             length = len(key)
             match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
@@ -139,9 +145,19 @@ class JengaRadixCache(BasePrefixCache):
         )
 
     def forgo_hit(self, req: Any) -> None:
-        """Let a request begin anew: with its hit it does not fit, alone on the server."""
+        """With its hit a request does not fit, alone on the server: it goes without."""
         if req.prefix_len:
             self._without_hit.add(req)
+
+    def begin_anew(self, req: Any) -> bool:
+        """A request that had to stop, alone on the server, is to find an empty pool when it comes
+        again; False if that was so before. It holds its small pages as it got them among others,
+        with gaps that no other group can use, and no byte ever moves."""
+        if req in self._began_anew:
+            return False
+        self._began_anew.add(req)
+        self._without_hit.add(req)
+        return True
 
     @property
     def tokens_to_branch(self) -> int:
@@ -177,10 +193,16 @@ class JengaRadixCache(BasePrefixCache):
 
     def claim_kv_row(self, req: Any) -> bool:
         """SGLang is about to free a row. A request that is retracted leaves what it has computed to
-        the trees: it resumes from there, unless somebody needs the bytes meanwhile."""
-        if not req.finished() and not req.skip_radix_cache_insert:
+        the trees: it resumes from there, unless somebody needs the bytes meanwhile. It leaves
+        nothing while SGLang is paused, nor of its thoughts where SGLang strips them."""
+        if req.finished() or req.skip_radix_cache_insert:
+            return False
+        if self.keeps_retracted:
             req.refresh_fill_ids()
             self._insert(req, req.owned_kv_len(), leaves=True)
+            self.resumable.add(req)
+        else:
+            self.resumable.discard(req)
         return False
 
     def _insert(self, req: Any, up_to: int, *, leaves: bool) -> None:
@@ -285,10 +307,10 @@ class JengaRadixCache(BasePrefixCache):
         if self.windows is not None:
             self.windows.slide(reqs, exactly=exactly)
 
-    def slide_prompt(self, req: Any) -> None:
+    def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """The same of a prompt that comes in chunks; None if there is no such prompt."""
         if self.windows is not None and req is not None:
-            self.windows.slide_prompt(req)
+            self.windows.slide_prompt(req, exactly=exactly)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
@@ -311,6 +333,11 @@ class JengaRadixCache(BasePrefixCache):
         raise RuntimeError("locks are receipts here: use lock() and unlock()")
 
     # ---- evict ------------------------------------------------------------------------------
+
+    def evict_everything(self) -> None:
+        """Give up all that no running request needs."""
+        for group_id, cached in enumerate(self.core.num_cached):
+            self.trees.evict_small(group_id, cached)
 
     def evict_to_fit(self, need: Sequence[int]) -> None:
         """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).

@@ -25,6 +25,12 @@ from sglang_jenga.radix.policy import Prefix
 from sglang_jenga.token_allocator import WINDOW
 
 
+def _next_position(req: Any) -> int:
+    """Of the token to be computed next. A prompt in flight is as long as its chunks so far, while
+    SGLang calls it as long as it will be."""
+    return min(req.seqlen - 1, req.kv.kv_allocated_len)
+
+
 class Windows:
     """The windows of all running requests of one `JengaRadixCache`.
 
@@ -64,7 +70,7 @@ class Windows:
         while self._due and self._due[0][0] <= self._decode_steps:
             _, _, req, lock = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
-                self._advance_lock(req, req.seqlen - 1, self._lock_interval)
+                self._advance_lock(req, _next_position(req), self._lock_interval)
                 if req.lock is lock:
                     self.watch(req)
         return True
@@ -75,7 +81,7 @@ class Windows:
         """
         locked = req.lock.ranges[WINDOW] if self._keep else ()
         if locked:
-            behind = req.seqlen - 1 - self._size - locked[-1][0]
+            behind = _next_position(req) - self._size - locked[-1][0]
             due = self._decode_steps + max(1, self._lock_interval - behind)
             self._num_watched += 1
             heappush(self._due, (due, self._num_watched, req, req.lock))
@@ -103,11 +109,17 @@ class Windows:
                     self._free_behind(req, pre_len, interval)
                 self._advance_lock(req, pre_len, 1 if exactly else self._lock_interval)
 
-    def slide_prompt(self, req: Any) -> None:
+    def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
-        trees do not get its pages. The next forward overwrites them after the one in flight."""
-        if req.kv.holds_kv and (self._cache.disable or req.skip_radix_cache_insert):
+        trees never get its pages; ``exactly``: also where they do not have them yet, since the
+        prompt has reached no state that could be cached. The next forward overwrites them after the
+        one in flight."""
+        if not req.kv.holds_kv:
+            return
+        if exactly or self._cache.disable or req.skip_radix_cache_insert:
             self._free_behind(req, req.prefix_len, 1)
+        if exactly:
+            self._advance_lock(req, req.prefix_len, 1)
 
     def _free_behind(self, req: Any, pre_len: int, interval: int) -> None:
         row, page_size = req.kv.req_pool_idx, self._cache.page_size

@@ -51,7 +51,13 @@ class Run(NamedTuple):
 
     @property
     def retractions(self) -> int:
-        return self.log.count("KV cache pool is full. Retract requests.")
+        """Requests that were retracted for want of memory or on demand of a test."""
+        return sum(map(int, re.findall(r"#retracted_reqs: (\d+)", self.log)))
+
+    @property
+    def hit_tokens(self) -> int:
+        """Cached tokens of all prompts that were computed, resumed ones among them."""
+        return sum(map(int, re.findall(r"#cached-token: (\d+)", self.log)))
 
     @property
     def running(self) -> list[int]:

@@ -5,6 +5,8 @@ Each is a ``prepare`` of `tests.engines.run_engine`, to be called before the eng
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +15,14 @@ def admit_too_many() -> None:
     from sglang.srt.managers import schedule_policy
 
     schedule_policy.CLIP_MAX_NEW_TOKENS = 1
+
+
+def retract_every(steps: int) -> None:
+    """In each ``steps``-th step a request is retracted, if that is a decode step of two or more:
+    SGLang's SGLANG_TEST_RETRACT, which it reads when it is imported."""
+    from sglang.srt.managers import scheduler
+
+    scheduler.TEST_RETRACT, scheduler.TEST_RETRACT_INTERVAL = True, steps
 
 
 MIXED = "test: a mixed step"
@@ -61,3 +71,57 @@ def leave_out_decode_rows(every: int) -> None:
 
     Scheduler.get_new_batch_prefill = planned
     ScheduleBatch.check_decode_mem = found_room
+
+
+def interrupt(when: Callable[[Any], bool], act: Callable[[Any], None]) -> None:
+    """Let ``act`` have the scheduler, once, as soon as it is as ``when`` says: between two steps,
+    where a client's call would reach it."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    ingest = Scheduler.ingest_requests
+    done = False
+
+    def ingested(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        requests = ingest(self, *args, **kwargs)
+        if not done and when(self):
+            done = True
+            act(self)
+        return requests
+
+    Scheduler.ingest_requests = ingested
+
+
+def all_have(running: int, answered: int) -> Callable[[Any], bool]:
+    """So many requests run and have so many tokens each."""
+
+    def reached(scheduler: Any) -> bool:
+        reqs = scheduler.running_batch.reqs
+        return len(reqs) == running and all(len(req.output_ids) >= answered for req in reqs)
+
+    return reached
+
+
+def pause(scheduler: Any) -> None:
+    """What /pause_generation with mode=retract does."""
+    from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+    scheduler.pause_generation(PauseGenerationReqInput(mode="retract"))
+
+
+def go_on(scheduler: Any) -> None:
+    """What /continue_generation does."""
+    from sglang.srt.managers.io_struct import ContinueGenerationReqInput
+
+    scheduler.continue_generation(ContinueGenerationReqInput(torch_empty_cache=False))
+
+
+def exchange_weights(scheduler: Any, model: Path) -> None:
+    """What /update_weights_from_disk with flush_cache=false does."""
+    from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+
+    request = UpdateWeightFromDiskReqInput(
+        model_path=str(model), load_format="auto", flush_cache=False
+    )
+    outcome = scheduler.weight_updater.update_weights_from_disk(request)
+    assert outcome.success, outcome.message

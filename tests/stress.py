@@ -164,7 +164,7 @@ def stress(model: Path, count: int, *flags: str, states: int = 0) -> Report:
         aborted=quit_by.count("abort"),
         dropped=quit_by.count("drop"),
         wrong=wrong,
-        retractions=log.count("Retract requests"),
+        retractions=sum(map(int, re.findall(r"#retracted_reqs: (\d+)", log))),
         flushed=(int(empty), int(total)),
         seconds=seconds,
     )

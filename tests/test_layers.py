@@ -40,7 +40,7 @@ LAYERS = {
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "flag": layer(
         "hooks flags validate flag_rules environment_rules model_rules state_strategy refusal "
-        "window_models",
+        "request_rules window_models",
         "sglang psutil",
     ),
     # The machine without a GPU, and the models for it. `import torch` itself imports cpu_ops.

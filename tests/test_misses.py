@@ -1,7 +1,7 @@
 """Reasons for what was not hit, by example."""
 
 from sglang_jenga.misses import NEVER_SEEN, MissReport
-from sglang_jenga.radix.node import Match, Miss, Node
+from sglang_jenga.radix.node import Match, Miss, Node, Run
 from sglang_jenga.radix.policy import StatePolicy
 from tests.conftest import World, fork, tokens
 
@@ -9,7 +9,7 @@ LABELS = ["full", "window(1024)", "state"]
 
 
 def match_of(end, agreed, *misses):
-    node = Node(None, None, None, tokens(end), 0, len(LABELS))
+    node = Node(None, None, None, Run(tokens(end), 0), 0, end, len(LABELS))
     return Match(node, agreed, misses)
 
 

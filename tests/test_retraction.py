@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import re
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import pytest
 
-from sglang_jenga.tiny_models import VOCAB_SIZE
+from sglang_jenga.tiny_models import STATE_FAMILIES, VOCAB_SIZE
 from tests.engines import Run, run_engine
 from tests.parity import EXACT, model_of
-from tests.pressure import admit_too_many
-from tests.serving import Server
-from tests.warm_launcher import WarmLauncher
+from tests.pressure import admit_too_many, all_have, go_on, interrupt, pause, retract_every
 
 pytestmark = pytest.mark.slow
 STRANGERS = 12
@@ -24,10 +20,6 @@ STRANGERS = 12
 def strangers(count: int) -> list[list[int]]:
     rng = random.Random(0)
     return [[rng.randrange(3, VOCAB_SIZE) for _ in range(70)] for _ in range(count)]
-
-
-def hit_tokens(log: str) -> int:
-    return sum(map(int, re.findall(r"#cached-token: (\d+)", log)))
 
 
 # ---- memory runs short: the longer it stays so, the less is left ----------------------------
@@ -53,55 +45,101 @@ def test_a_request_retracted_for_want_of_memory_resumes_from_what_is_left(tmp_pa
 
     assert run.retractions > 0
     assert run.outputs == roomy.outputs
-    assert hit_tokens(roomy.log) == 0
-    assert hit_tokens(run.log) > 0
+    assert roomy.hit_tokens == 0
+    assert run.hit_tokens > 0
 
 
 def test_stock_sglang_computes_it_again(tmp_path):
     run = answered("llama", tmp_path, 500, "default")
 
     assert run.retractions > 0
-    assert hit_tokens(run.log) == 0
+    assert run.hit_tokens == 0
 
 
-# ---- everything is retracted on demand ------------------------------------------------------
+# ---- requests are retracted on demand -------------------------------------------------------
 
 WAYS = {
-    "llama": (),
-    "gemma3_text": ("--page-size", "16"),
-    "qwen3_next": ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
-    "falcon_h1": ("--mamba-radix-cache-strategy", "extra_buffer"),
+    "llama": {},
+    "gemma3_text": {"page_size": 16},
+    "qwen3_next": {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True},
+    "falcon_h1": {"mamba_radix_cache_strategy": "extra_buffer"},
 }
+NEW_TOKENS = 100
 
 
-@pytest.fixture(scope="module")
-def launcher():
-    with WarmLauncher() as launcher:
-        yield launcher
+def disturbed(family: str, folder, prepare: Callable[[], None] | None, count: int = 3) -> Run:
+    """So many answers in a pool that is large enough."""
+    states = {"max_mamba_cache_size": 60} if family in STATE_FAMILIES else {}
+    return run_engine(
+        model_of(family, folder),
+        [strangers(count)],
+        max_new_tokens=NEW_TOKENS,
+        env=EXACT,
+        prepare=prepare,
+        memory_backend="jenga",
+        max_total_tokens=4096,
+        **(WAYS[family] | states),
+    )
 
 
 @pytest.mark.parametrize("family", WAYS)
-def test_after_a_pause_requests_resume_from_their_last_token_or_state(tmp_path, launcher, family):
-    flags = ("--memory-backend", "jenga", "--decode-log-interval", "1", *WAYS[family])
-    states = ("--max-mamba-cache-size", "60") * (family in ("qwen3_next", "falcon_h1"))
-    prompts, new_tokens = strangers(3), 150
-    model = model_of(family, tmp_path)
-    pool = ("--max-total-tokens", "4096", *states)
-    with (
-        Server(model, *pool, *flags, env=EXACT, launcher=launcher) as server,
-        ThreadPoolExecutor() as threads,
-    ):
-        undisturbed = server.generate(prompts, new_tokens)
-        server.flush_cache()
-        before = server.log()
-        answers = threads.submit(server.generate, prompts, new_tokens)
-        while server.log()[len(before) :].count("#running-req: 3,") < 20:
-            time.sleep(0.02)
-        server.post("/pause_generation", {"mode": "retract"})
-        server.post("/continue_generation", {})
-        resumed = answers.result()
-        hits = hit_tokens(server.log()[len(before) :])
+def test_a_retracted_request_resumes_from_its_last_token_or_state(tmp_path, family: str):
+    undisturbed = disturbed(family, tmp_path, None)
 
-    assert [answer.output_ids for answer in resumed] == [a.output_ids for a in undisturbed]
+    run = disturbed(family, tmp_path, lambda: retract_every(40))
+
+    assert run.outputs == undisturbed.outputs
+    assert run.retractions >= 2
     # States are tracked every so many tokens; everything else is there to the last whole page.
-    assert hits >= 3 * (64 if family == "falcon_h1" else 70)
+    assert run.hit_tokens >= run.retractions * (64 if family == "falcon_h1" else 70 + 20)
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_after_a_pause_requests_resume_from_their_prompts(tmp_path, family: str):
+    """The weights may have changed: answers are computed again."""
+    undisturbed = disturbed(family, tmp_path, None)
+
+    def pause_and_go_on(scheduler) -> None:
+        pause(scheduler)
+        go_on(scheduler)
+
+    run = disturbed(family, tmp_path, lambda: interrupt(all_have(3, 20), pause_and_go_on))
+
+    assert run.outputs == undisturbed.outputs
+    assert run.hit_tokens == 3 * (64 if family in ("gemma3_text", "falcon_h1") else 70)
+
+
+def test_of_thoughts_that_sglang_strips_nothing_is_left(tmp_path):
+    """Under --strip-thinking-cache a request leaves its prompt alone, and so if it is retracted."""
+
+    def prepare() -> None:
+        count_every_token_as_a_thought()
+        retract_every(40)
+
+    def answers(**arguments) -> Run:
+        return run_engine(
+            model_of("llama", tmp_path),
+            [strangers(3)],
+            max_new_tokens=NEW_TOKENS,
+            prepare=prepare,
+            memory_backend="jenga",
+            max_total_tokens=4096,
+            **arguments,
+        )
+
+    kept, stripped = answers(), answers(strip_thinking_cache=True)
+
+    assert stripped.outputs == kept.outputs
+    assert kept.retractions == stripped.retractions >= 2
+    assert kept.hit_tokens > 70 * kept.retractions
+    assert stripped.hit_tokens == 70 * stripped.retractions
+
+
+def count_every_token_as_a_thought() -> None:
+    """The tiny tokenizer has no token that ends a thought, so SGLang counts none."""
+    from sglang.srt.managers.scheduler_components import batch_result_processor
+
+    def think(self, req, token_ids) -> None:
+        req.reasoning_tokens += 1
+
+    batch_result_processor.SchedulerBatchResultProcessor._maybe_update_reasoning_tokens = think

@@ -27,6 +27,7 @@ class Lone(NamedTuple):
     short: int
     max_new: int
     known_length: bool = True
+    cached: bool = True
 
     def prompt(self, longest: int) -> list[int]:
         length = max(2, longest - self.short)
@@ -71,7 +72,8 @@ def serve(rig: Rig, request: Lone) -> Ended:
     it, or cut its answer, though it would have fit; Mute if it was never run.
     """
     prompt = request.prompt(rig.pools.longest)
-    ended = rig.ask(prompt, request.max_new, known_length=request.known_length)
+    how = {"known_length": request.known_length, "cached": request.cached}
+    ended = rig.ask(prompt, request.max_new, **how)
     said = len(ended.tokens)
     if ended.refused:
         said = 0
@@ -108,7 +110,7 @@ def servers(draw, kind: str, strategy: str, *, radix: bool) -> Server:
         chunk=draw(st.sampled_from([None, max(8, page_size), 32])),
         radix=radix,
         strategy=strategy or "no_buffer",
-        overlap=not radix or strategy != "no_buffer",
+        overlap=draw(st.booleans()) if not radix or strategy != "no_buffer" else False,
         track_interval=max(8, page_size),
     )
     return Server(_sized(shape, settings, draw(st.integers(24, 250))), settings)
@@ -135,6 +137,7 @@ REQUESTS = st.lists(
         short=st.one_of(st.integers(-2, 40), st.integers(0, 240)),
         max_new=st.sampled_from([1, 2, 8, 20, 64]),
         known_length=st.booleans(),
+        cached=st.sampled_from([True, True, True, False]),
     ),
     min_size=1,
     max_size=3,

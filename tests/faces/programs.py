@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from tests.faces.rig import Rig
 from tests.faces.symbols import ALPHABET, answer
 
-LONGEST_PROMPT, LONGEST_ANSWER = 44, 24
-TOKENS = st.integers(0, ALPHABET - 1)
-HEAD = answer([0, 1, 2], LONGEST_PROMPT)
+HEAD = answer([0, 1, 2], 60)
 """What many prompts begin with."""
 
 
@@ -25,28 +23,33 @@ class How(NamedTuple):
     cached: bool = True
 
     def submit(self, rig: Rig, prompt: list[int]) -> None:
+        """A request longer than the rig's programs may ask for is cut; one that leaves nothing in
+        the trees, whose windows nobody gives back while it is in flight, at half of that."""
+        most = rig.most_tokens if self.cached else rig.most_tokens // 2
+        prompt = prompt[: max(2, most - self.max_new)]
         stop = [] if self.stop is None else [self.stop]
         rig.submit(prompt, **self._replace(stop=stop)._asdict())
 
 
 class Submit(NamedTuple):
-    """A new prompt: ``shared`` tokens of a head that others have as well, then its own."""
+    """A new prompt: ``shared`` tokens of a head that others have as well, then ``own`` more."""
 
     shared: int
-    own: list[int]
+    own: int
+    text: int
     how: How
 
     def act(self, rig: Rig) -> None:
-        self.how.submit(rig, HEAD[: self.shared] + self.own or [0])
+        self.how.submit(rig, HEAD[: self.shared] + answer([self.text], 1 + self.own))
 
 
 class FollowUp(NamedTuple):
     """A prompt that begins with an earlier one and ``part`` tokens of its answer (fewer than none:
-    of the prompt so many less); nothing else makes it the same prompt once more."""
+    of the prompt so many less), then ``own`` more; with neither the same prompt once more."""
 
     which: int
     part: int
-    own: list[int]
+    own: int
     how: How
 
     def act(self, rig: Rig) -> None:
@@ -54,9 +57,9 @@ class FollowUp(NamedTuple):
             return
         asked = list(rig.asked.values())[self.which % len(rig.asked)]
         said = answer(asked.prompt, asked.max_new, (asked.namespace, None))
-        length = min(len(asked.prompt) + self.part, LONGEST_PROMPT)
-        begin = (asked.prompt + said)[: max(1, length)]
-        self.how._replace(namespace=asked.namespace).submit(rig, begin + self.own)
+        begin = (asked.prompt + said)[: max(1, len(asked.prompt) + self.part)]
+        own = answer([self.own % ALPHABET], self.own)
+        self.how._replace(namespace=asked.namespace).submit(rig, begin + own)
 
 
 class Turns(NamedTuple):
@@ -110,18 +113,19 @@ class Flush(NamedTuple):
 
 _HOW = st.builds(
     How,
-    max_new=st.integers(1, LONGEST_ANSWER),
+    max_new=st.integers(1, 24),
     namespace=st.sampled_from([None, None, None, "x"]),
     known_length=st.booleans(),
     stop=st.sampled_from([None, None, 1]),
     cached=st.sampled_from([True, True, False]),
 )
-_SUBMIT = st.builds(Submit, st.integers(0, 30), st.lists(TOKENS, max_size=14), _HOW)
+_OWN = st.one_of(st.integers(0, 14), st.integers(0, 120))
+_SUBMIT = st.builds(Submit, st.integers(0, 40), _OWN, st.integers(0, ALPHABET - 1), _HOW)
 _FOLLOW_UP = st.builds(
     FollowUp,
     st.integers(0, 5),
-    st.one_of(st.just(0), st.integers(-20, LONGEST_ANSWER)),
-    st.lists(TOKENS, max_size=6),
+    st.one_of(st.just(0), st.integers(-20, 24)),
+    st.integers(0, 6),
     _HOW,
 )
 _TURNS = st.builds(Turns, st.integers(1, 8))
@@ -132,7 +136,8 @@ _RARE = st.one_of(
     st.builds(Retract),
     st.builds(Flush),
 )
-ACTIONS = st.one_of(_SUBMIT, _FOLLOW_UP, _FOLLOW_UP, _TURNS, st.builds(Finish), _RARE)
+_ACTIONS = st.one_of(_SUBMIT, _FOLLOW_UP, _FOLLOW_UP, _TURNS, st.builds(Finish), _RARE)
+PROGRAMS = st.lists(_ACTIONS, min_size=1, max_size=20)
 
 
 def play(rig: Rig, program: list[Any]) -> None:

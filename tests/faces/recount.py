@@ -157,8 +157,15 @@ def _row(pools: Pools, req: Any) -> None:
 
 def _slot_map(pools: Pools, reqs: list[Any]) -> None:
     """Whoever holds a full slot and the window slot of the same token finds it by the map; a full
-    slot without a window slot leads into the null page."""
-    mapping = pools.allocator.full_to_swa_index_mapping.numpy()
+    slot without a window slot leads into the null page. What has changed since the last forward is
+    on the device before the next one."""
+    slot_map, page_size = pools.allocator.slot_map, pools.cache.page_size
+    mapping = expand(slot_map.window_page, page_size)
+    found = slot_map.tensor[:-1].numpy()
+    late = (mapping != found) & (np.maximum(mapping, found) >= page_size)
+    for pages in slot_map.pending:
+        late[expand(pages, page_size)] = False
+    assert not late.any(), f"full slots {np.flatnonzero(late)} are not led where the record says"
     for full, window, whose in _beside_each_other(pools, reqs):
         found = mapping[full]
         wrong = np.where(window == 0, found >= pools.cache.page_size, found != window)

@@ -52,7 +52,16 @@ class Rig:
     """Only one at a time, inside `configured` and `hooked`: SGLang's configuration is the
     process's."""
 
-    def __init__(self, shape: Shape, settings: Settings | None = None, *, check: bool = True):
+    def __init__(
+        self,
+        shape: Shape,
+        settings: Settings | None = None,
+        *,
+        check: bool = True,
+        share: float = 1.0,
+    ):
+        """Not ``check``: equations are not recounted, which takes half of the time. ``share`` of
+        the pool's longest request is the most that random programs ask for."""
         from tests.faces.scheduler import RigScheduler
 
         self.shape, self.settings = shape, settings or Settings()
@@ -67,6 +76,7 @@ class Rig:
         except BaseException:
             self._stack.close()
             raise
+        self.most_tokens = int(share * self.pools.longest)
         self._told: set[str] = set()
         self._unwanted: set[str] = set()  # clients have aborted them
 
@@ -172,7 +182,8 @@ class Rig:
         req = self.scheduler.output_streamer.ended.get(rid)
         if req is None:
             return None
-        why = req.finished_reason.to_json() if req.finished_reason is not None else {}
+        reason = req.finished_reason or req.to_finish
+        why = reason.to_json() if reason is not None else {}
         return Ended(
             list(req.output_ids),
             why.get("type", "abort"),

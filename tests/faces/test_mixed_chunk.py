@@ -1,0 +1,55 @@
+"""Decoding requests ride along with a prompt's chunk (``--enable-mixed-chunk``)."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import pytest
+
+from tests.faces.cells import MODELS
+from tests.faces.context import Settings
+from tests.faces.rig import Rig
+from tests.faces.symbols import answer
+
+
+class Mixed(NamedTuple):
+    model: str
+    page_size: int
+    overlap: bool
+    strategy: str = "no_buffer"
+
+    large_pages: int = 1  # times the pool of `MODELS`
+
+    def __str__(self) -> str:
+        overlap = "overlap" if self.overlap else "no overlap"
+        room = "in a full pool" if self.large_pages == 1 else "with room"
+        return ", ".join([f"{self.model} page {self.page_size}", overlap, self.strategy, room])
+
+
+CASES = [
+    Mixed(model, page_size, overlap, strategy, large_pages)
+    for model, shapes in MODELS.items()
+    for page_size in (1, 4)
+    for overlap in (True, False)
+    for strategy in (
+        ("extra_buffer", "extra_buffer_lazy") if shapes[1].has_states else ("no_buffer",)
+    )
+    for large_pages in (1, 4)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_requests_that_ride_along_with_a_chunk_are_answered(case: Mixed):
+    shape = MODELS[case.model][case.page_size]
+    settings = Settings(
+        page_size=case.page_size, overlap=case.overlap, strategy=case.strategy, mixed_chunk=True
+    )
+    rng = random.Random(4)
+    with Rig(shape._replace(num_large=case.large_pages * shape.num_large), settings) as rig:
+        for i in range(8):
+            prompt = answer([i % 3], rng.randrange(1, min(60, rig.pools.longest // 2)))
+            rig.submit(prompt, rng.randrange(1, 12))
+            rig.turn(rng.randrange(5))
+        rig.run()
+        rig.check_nothing_lost()
