@@ -189,7 +189,8 @@ class JengaRadixCache(BasePrefixCache):
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """Offer the request's KV of ``[0, up_to)`` to the trees, whole small pages only."""
         self._without_hit.discard(req)
-        self._insert(req, up_to, leaves=req.finished())
+        # One that was retracted computes its thoughts again with its prompt.
+        self._insert(req, min(up_to, req.owned_kv_len()), leaves=req.finished())
 
     def claim_kv_row(self, req: Any) -> bool:
         """SGLang is about to free a row. A request that is retracted leaves what it has computed to
@@ -292,6 +293,7 @@ class JengaRadixCache(BasePrefixCache):
             dead_begin = kv.swa_dead_lo(self.page_size)
             dead_end = max(dead_begin, kv.get_evicted_seqlen(ComponentType.SWA))
         for start, end in coalesce_ranges(ranges):
+            start = max(start, kv.cache_protected_len)  # what lies before is the trees'
             self.allocator.free_row_pages(FULL, row, start, end)
             if self.supports_swa():
                 # Without the part whose window pages slid out already.
