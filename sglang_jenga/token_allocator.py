@@ -65,6 +65,9 @@ class _JengaAllocator:
         # The request whose prompt has been computed in part, if any.
         self.prompt_in_flight: Any = None
         self.rounds_stuck = 0  # see scheduling._next_batch
+        # The queue in which nobody more could be admitted, and for how many rounds that stands.
+        self.refused: tuple[int, str | None] = (0, None)
+        self.rounds_refused = 0
         # Attention groups come first; a state group, if any, is the last one.
         self._num_groups = len(tables.rows)
         has_states = len(core.plan.groups) > self._num_groups

@@ -41,7 +41,7 @@ class WarmLauncher:
     """Context manager around the process that forks; entering it costs the imports once."""
 
     def __init__(self, env: dict[str, str] | None = None):
-        from serving import CPU_ENV, ROOT
+        from tests.serving import CPU_ENV, ROOT
 
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(Path(__file__))],
