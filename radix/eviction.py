@@ -55,6 +55,13 @@ class EvictionQueues:
             node.in_larges[group_id] = time
             self._add(self._larges[group_id], time, node)
 
+    def joined(self, front: Node, back: Node) -> None:
+        """``back`` has taken over the pages of ``front``, which are as old as its own."""
+        for group_id, extent in enumerate(back.extents):
+            front.in_smalls[group_id] = front.in_larges[group_id] = None
+            if extent is not None and not extent.pinned:
+                self.push(back, group_id)
+
     def next_large(self) -> tuple[int, int] | None:
         """The turn and the group of the large page to empty next, None if none can be."""
         times = self._times

@@ -92,6 +92,51 @@ class Paths:
             self._observer.split(front, node)
         return front
 
+    def join(self, node: Node) -> None:
+        """Undo splits on the path to ``node`` whose sides nothing tells apart any more: evictions
+        and locks cut nodes, and who comes this way has to look at each of them. Not where times have
+        no ranks: there the parts of a path go in the order in which they came."""
+        if not self._times.aligned:
+            return
+        while (front := node.parent) is not None and front.parent is not None:
+            if not self._alike(front, node):
+                node = front
+                continue
+            for group_id, extent in enumerate(front.extents):
+                if extent is not None:
+                    self._owner.join(extent, node.extents[group_id])
+                    front.extents[group_id] = None
+            if front.run is not node.run:
+                node.run = Run(np.concatenate([front.key, node.key]), front.begin)
+            node.begin, node.edge, node.parent = front.begin, front.edge, front.parent
+            node.parent.children[node.edge] = node
+            self._queues.joined(front, node)
+            if self._observer is not None:
+                self._observer.joined(front, node)
+
+    def _alike(self, front: Node, back: Node) -> bool:
+        """Whether a node and its only child could be one node. That no request ends at the front's
+        end is in the locks: one that did would have locked the front alone."""
+        if len(front.children) > 1 or front.forked or front.locks[0] != back.locks[0]:
+            return False
+        for group_id, (first, last) in enumerate(zip(front.extents, back.extents, strict=True)):
+            if self.policies[group_id].per_prefix:
+                # The back's page and locks are those of the whole prefix.
+                if first is not None or front.locks[group_id] or front.anchored[group_id]:
+                    return False
+                continue
+            if (
+                front.locks[group_id] != back.locks[group_id]
+                or front.anchored[group_id] != back.anchored[group_id]
+                or (first is None) != (last is None)
+            ):
+                return False
+            if first is not None and (
+                first.shielded != last.shielded or not self._times.as_old(first, last)
+            ):
+                return False
+        return True
+
     def ranges_read(self, group_id: int, length: int, most: int | None = None) -> Sequence[Range]:
         """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
         step = self.tokens_per_page

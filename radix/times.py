@@ -31,7 +31,7 @@ class Times:
     def __init__(self, policies: Sequence[LayerPolicy], *, aligned: bool) -> None:
         self.now = 0
         self._policies = policies
-        self._aligned = aligned
+        self.aligned = aligned
         # Most policies rank by prefix length; asking them would double what a refresh costs.
         default = LayerPolicy.set_prefix_length
         self._by_length = [type(policy).set_prefix_length is default for policy in policies]
@@ -43,6 +43,11 @@ class Times:
 
     def is_demoted(self, extent: Extent) -> bool:
         return self._view[extent.number] < DEMOTED_BEFORE
+
+    def as_old(self, extent: Extent, other: Extent) -> bool:
+        """Whether two extents were of use last at one time, and count the same today."""
+        view = self._view
+        return -view[extent.number] // _RANKS == -view[other.number] // _RANKS
 
     def refresh(self, node: Node, group_id: int) -> None:
         """The node's pages of this group are of use now."""
@@ -63,7 +68,7 @@ class Times:
         self._set(node.extents[group_id], used_at * _RANKS - self._rank(node, group_id))
 
     def _rank(self, node: Node, group_id: int) -> int:
-        if not self._aligned:
+        if not self.aligned:
             return 0
         if self._by_length[group_id]:
             return node.end

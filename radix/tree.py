@@ -128,6 +128,7 @@ class RadixTrees:
         """Longest prefix of ``key`` that is a hit in every group, and what made it shorter.
 
         Splits a node where the hit ends inside it. Refreshes what each group reads of the hit.
+        Lock the node before anything else is matched, or it may have become part of a longer one.
         """
         path, agreed = self._paths.walk(namespace, key)
         end, misses = joint_hit(path, agreed, self.policies, self.tokens_per_page)
@@ -138,6 +139,7 @@ class RadixTrees:
         node = path[-1] if path[-1].end == end else self._paths.split(path[-1], end)
         self._ages.tick()
         self._ages.touch(node, hit=True)
+        self._paths.join(node)
         return Match(node, agreed, misses)
 
     def pages_to(self, node: Node, group_id: int) -> np.ndarray:
@@ -199,6 +201,7 @@ class RadixTrees:
         if self._most_on_path is not None:
             self._evict_beyond(self._most_on_path, node)
         self._ages.strand(node)
+        self._paths.join(node)
         return Inserted(node, declined)
 
     def _append(

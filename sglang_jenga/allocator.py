@@ -263,6 +263,13 @@ class Allocator:
         extent.ids = extent.ids[index:]
         return front, extent
 
+    def join(self, front: Extent, back: Extent) -> None:
+        """Undo `split`: ``back`` gets the pages of ``front``, which is as it is and ends here."""
+        assert (front.pinned, front.shielded) == (back.pinned, back.shielded)
+        self.large.holder[back.group_id][front.ids] = back.number
+        back.ids = np.concatenate([front.ids, back.ids])
+        self._forget(front)
+
     def evict(self, extent: Extent) -> None:
         """The prefix cache gives the extent up."""
         assert not extent.pinned, "evicting what a running request needs"

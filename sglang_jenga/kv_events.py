@@ -52,6 +52,13 @@ class EventPublisher:
                 setattr(part, name, half)
         self._published[front] = first
 
+    def joined(self, front: Node, back: Node) -> None:
+        first, last = self._published.pop(front), self._published[back]
+        last.key, last.parent = _key_of(back), first.parent
+        for name in ("hash_value", "event_hash_value"):
+            parts = getattr(first, name), getattr(last, name)
+            setattr(last, name, None if None in parts else [*parts[0], *parts[1]])
+
     def removed(self, node: Node) -> None:
         self._recorder.record_remove(self._published.pop(node))
 
