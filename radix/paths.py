@@ -94,8 +94,10 @@ class Paths:
 
     def join(self, node: Node) -> None:
         """Undo splits on the path to ``node`` whose sides nothing tells apart any more: evictions
-        and locks cut nodes, and who comes this way has to look at each of them. Not where times have
-        no ranks: there the parts of a path go in the order in which they came."""
+        and locks cut nodes, and who comes this way has to look at each of them.
+
+        Not where times have no ranks: there parts of a path go in the order in which they came.
+        """
         if not self._times.aligned:
             return
         while (front := node.parent) is not None and front.parent is not None:
