@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sglang_jenga import flags
 from sglang_jenga.hooks import Hook
+from sglang_jenga.token_allocator import is_ours
 
 
 def _retract_all(original: Callable[..., None], *, tree_cache: Any, **kwargs: Any) -> None:
     """A pause retracts everybody, most likely since new weights are to come."""
-    if not flags.is_on():
+    if not is_ours(tree_cache.token_to_kv_pool_allocator):
         return original(tree_cache=tree_cache, **kwargs)
     tree_cache.keeps_retracted = False
     try:
@@ -30,9 +30,9 @@ def _drop_answers(result: Any, self: Any, *_: Any, **__: Any) -> None:
 
     That is rare, and what else is cached is of old weights as well: all of it goes.
     """
-    if not flags.is_on():
-        return
     cache = self.scheduler.tree_cache
+    if not is_ours(cache.token_to_kv_pool_allocator):
+        return
     if any(req in cache.resumable for req in self.scheduler.waiting_queue):
         cache.evict_everything()
 

@@ -78,7 +78,8 @@ class Rig:
             raise
         self.most_tokens = int(share * self.pools.longest)
         self._told: set[str] = set()
-        self._unwanted: set[str] = set()  # clients have aborted them
+        self.fails: set[str] = set()
+        """Requests that clients have aborted, or that a test has SGLang abort."""
 
     def __enter__(self) -> Rig:
         return self
@@ -100,16 +101,17 @@ class Rig:
         known_length: bool = True,
         stop: Sequence[int] = (),
         cached: bool = True,
+        beam_width: int | None = None,
     ) -> str:
         """Send a request and return its id. ``known_length``: SGLang's ``ignore_eos``, with which
         admission counts on all of ``max_new``; ``stop``: tokens that end it early; not ``cached``:
-        it leaves nothing in the trees."""
+        it leaves nothing in the trees; ``beam_width``: as a client may ask for."""
         rid = f"r{len(self.asked)}"
         self.asked[rid] = Asked(list(prompt), max_new, namespace)
         self._inbox.append(
             partial(
                 self.scheduler.handle_generate_request,
-                _message(rid, prompt, max_new, namespace, known_length, stop, cached),
+                _message(rid, prompt, max_new, namespace, known_length, stop, cached, beam_width),
             )
         )
         return rid
@@ -117,7 +119,7 @@ class Rig:
     def abort(self, rid: str) -> None:
         from sglang.srt.managers.io_struct import AbortReq
 
-        self._unwanted.add(rid)
+        self.fails.add(rid)
         self._inbox.append(partial(self.scheduler.abort_request, AbortReq(rid=rid)))
 
     def pause(self, mode: str = "retract") -> None:
@@ -183,7 +185,7 @@ class Rig:
         if req is None:
             return None
         reason = req.finished_reason or req.to_finish
-        why = reason.to_json() if reason is not None else {}
+        why = reason.to_json() if reason else self.scheduler.output_streamer.aborted.get(rid, {})
         return Ended(
             list(req.output_ids),
             why.get("type", "abort"),
@@ -219,7 +221,7 @@ class Rig:
         ended, asked = self.ended(rid), self.asked[rid]
         if ended.refused:
             return
-        aborted = ended.reason == "abort" and rid not in self._unwanted
+        aborted = ended.reason == "abort" and rid not in self.fails
         assert not aborted, f"SGLang aborted {rid}: {ended.message}"
         known = answer(asked.prompt, len(ended.tokens), _namespace(asked.namespace))
         assert ended.tokens == known, f"{rid} was answered with wrong tokens"
@@ -245,6 +247,7 @@ def _message(
     known_length: bool,
     stop: Sequence[int],
     cached: bool,
+    beam_width: int | None,
 ) -> Any:
     """What SGLang's tokenizer would send."""
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
@@ -256,6 +259,7 @@ def _message(
         temperature=0,
         ignore_eos=known_length,
         stop_token_ids=list(stop) or None,
+        beam_width=beam_width,
     )
     sampling.normalize(None)
     return TokenizedGenerateReqInput(

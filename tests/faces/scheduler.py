@@ -8,6 +8,7 @@ with memory: processes, sockets, metrics, grammars, a device.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import types
 from collections import deque
@@ -32,7 +33,7 @@ from sglang.srt.runtime_context import get_server_args, process_model_config
 from sglang.srt.session.session_controller import SessionController
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from sglang_jenga import runtime
+from sglang_jenga import flags, request_rules, runtime, weight_changes
 from tests.faces.context import Settings
 from tests.faces.pools import Pools, Shape
 from tests.faces.symbols import SymbolicModel
@@ -45,10 +46,11 @@ def hooked() -> Iterator[None]:
     """Inside, SGLang's functions have the plugin's hooks, as in a server; afterwards not."""
     undo: list[Callable[[], None]] = []
     try:
-        for hook in runtime.HOOKS:
+        for hook in (*runtime.HOOKS, *request_rules.HOOKS, *weight_changes.HOOKS):
             if _BUILDERS not in hook.target:
                 undo.append(_patch(hook))
-        yield
+        with mock.patch.dict(os.environ, {flags.ENV: "jenga"}):
+            yield
     finally:
         for restore in reversed(undo):
             restore()
@@ -96,6 +98,7 @@ class _Outputs:
 
     def __init__(self) -> None:
         self.ended: dict[str, Any] = {}
+        self.aborted: dict[str, dict[str, Any]] = {}  # with what reason, where nothing was sent
 
     def stream_output(self, reqs: Any, *_: Any) -> None:
         for req in reqs:
@@ -288,3 +291,4 @@ class RigScheduler(Scheduler):
 
     def send_abort_output(self, abort_req: Any, req: Any) -> None:
         self.output_streamer.ended.setdefault(req.rid, req)
+        self.output_streamer.aborted[req.rid] = abort_req.finished_reason or {}
