@@ -1,4 +1,4 @@
-"""Requests that are more than one answer to one prompt: as stock SGLang answers them, or refused."""
+"""Requests that are more than one answer to one prompt: stock SGLang's answers, or a refusal."""
 
 from __future__ import annotations
 
