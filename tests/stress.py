@@ -33,6 +33,8 @@ STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK": "1",
 }
+# Now and then somebody is retracted, whatever the pool has room for.
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
 CONCURRENCY = 32
 # Stock's bytes for so many tokens; the concurrent requests want about four times that.
 POOL_TOKENS = 340
@@ -142,7 +144,7 @@ def stress(model: Path, count: int, *flags: str, states: int = 0) -> Report:
     pool = ("--max-total-tokens", str(POOL_TOKENS), "--schedule-conservativeness", "0.1")
     if states:
         pool += ("--max-mamba-cache-size", str(states))
-    with Server(model, *common, *pool, env=STRICT | EXACT) as server:
+    with Server(model, *common, *pool, env=STRICT | RETRACTING | EXACT) as server:
         start = time.monotonic()
         answers = asyncio.run(_play(server.url, jobs))
         seconds = time.monotonic() - start

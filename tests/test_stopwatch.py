@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ class Wound:
     def around(self, function, seconds: float):
         """`function`, taking so many seconds."""
 
+        @functools.wraps(function)
         def slow(*args, **kwargs):
             self.now += seconds
             return function(*args, **kwargs)
