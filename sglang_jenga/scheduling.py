@@ -28,14 +28,16 @@ the expected lengths of running requests shrink meanwhile."""
 # ---- a round of admission -------------------------------------------------------------------
 
 
-def _next_prefill(original: Callable[..., Any], self: Any, running_batch: Any) -> Any:
+def _next_prefill(
+    original: Callable[..., Any], self: Any, prefill_delayer_single_pass: Any, running_batch: Any
+) -> tuple[Any, Any]:
     """After a refusal nobody is asked for before a request has left the batch, or the queue is
     another one. SGLang does so where ``batch_is_full``, but takes that back in every round where
     there are windows: in its pool they give tokens back as requests decode. Here those have been
     counted on already."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator) or not self.is_hybrid_swa:
-        return original(self, running_batch)
+        return original(self, prefill_delayer_single_pass, running_batch)
     queue = self.waiting_queue
     if (
         allocator.rounds_refused
@@ -45,19 +47,17 @@ def _next_prefill(original: Callable[..., Any], self: Any, running_batch: Any) -
         and not self.enable_priority_preemption
         and not self.grammar_manager.has_waiting_grammars()
         and self.chunked_req is None
-        and self.prefill_delayer is None
+        and prefill_delayer_single_pass is None
     ):
         allocator.rounds_refused -= 1
-        from sglang.srt.managers.schedule_batch import NextBatchPlan
-
-        return NextBatchPlan(None, running_batch)
-    plan = original(self, running_batch)
+        return None, running_batch
+    batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
     queue = self.waiting_queue
-    if plan.running_batch.batch_is_full and queue:
+    if running_batch.batch_is_full and queue:
         allocator.refused, allocator.rounds_refused = (len(queue), queue[0].rid), REFUSED_ROUNDS
     else:
         allocator.rounds_refused = 0
-    return plan
+    return batch, running_batch
 
 
 def _begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
@@ -231,7 +231,12 @@ _ADDER_PARAMETERS = (
     "prefill_tile_block_m)"
 )
 HOOKS = (
-    Hook(f"{_SCHEDULER}.get_new_batch_prefill", "around", "(self, running_batch)", _next_prefill),
+    Hook(
+        f"{_SCHEDULER}._get_new_batch_prefill_raw",
+        "around",
+        "(self, prefill_delayer_single_pass, running_batch)",
+        _next_prefill,
+    ),
     Hook(f"{_ADDER}.__init__", "after", _ADDER_PARAMETERS, _begin_round),
     Hook(f"{_ADDER}.add_chunked_req", "around", "(self, req)", _ask_for_chunk),
     Hook(
