@@ -139,7 +139,6 @@ def _give_up(scheduler: Any) -> None:
         return
     scheduler.waiting_queue.remove(req)
     scheduler._release_aborted_request(req)
-    scheduler.beam_coordinator.retire_group(req)
     scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason.to_json()), req)
 
 
@@ -194,11 +193,7 @@ def _retract_decode(result: tuple[list[Any], float, list[Any]], self: Any) -> An
     if not is_ours(allocator) or self.reqs:
         return None
     alone = allocator.prompt_in_flight is None
-    again = [
-        req
-        for req in aborted
-        if req.beam_group is None and (not alone or self.tree_cache.begin_anew(req))
-    ]
+    again = [req for req in aborted if not alone or self.tree_cache.begin_anew(req)]
     for req in again:
         req.to_finish = None
     return [*retracted, *again], ratio, [req for req in aborted if req not in again]
