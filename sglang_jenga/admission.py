@@ -73,6 +73,8 @@ class _Round:
             limit = self._next_chunk(extend_input_len, max_new_tokens, chunk_limit)
             if limit is not None and limit > wanted - self._window_large:
                 break
+            if self.tree_cache.windows is None:
+                break  # nothing more to give back: the same answer again
         self._parked = limit is None
         self._cut = limit is None or limit < extend_input_len
         return limit
