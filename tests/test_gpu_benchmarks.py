@@ -70,7 +70,6 @@ def test_every_kernel_that_is_compiled_ahead_is_compiled_once():
         ("sglang", "sglang/srt/rust_extensions/_server.cpython-312-x86_64-linux-gnu.so", False),
         ("sglang", "sglang/srt/rust_extensions/loader.py", True),
         ("sglang", "sglang-0.5.23.dist-info/METADATA", True),
-        ("sglang", "sglang-0.5.23.dist-info/RECORD", False),
         ("flashinfer-python", "flashinfer/data/csrc/batch_decode.cu", True),
         ("flashinfer-python", "flashinfer/data/csrc/fused_moe/gemm.cu", False),
         ("flashinfer-python", "flashinfer/data/cutlass/include/cutlass/cutlass.h", True),
@@ -82,6 +81,44 @@ def test_the_bundle_takes_what_attention_needs(package, path, taken):
     (found,) = (p for p in stage.WHEELS if p.requirement.startswith(f"{package}=="))
 
     assert found.takes(path) == taken
+
+
+def test_the_record_of_a_package_lists_what_was_taken(tmp_path):
+    """By it xgrammar finds its library."""
+    package = stage.Package("owner", r"owner/big/")
+    wheel, site = tmp_path / "owner-1-py3-none-any.whl", tmp_path / "site"
+    record = 'owner/a.so,sha256=x,1\n"owner/big/b,c.so",sha256=y,2\nowner-1.dist-info/RECORD,,\n'
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("owner/a.so", "owner/big/b,c.so"):
+            archive.writestr(name, "")
+        archive.writestr("owner-1.dist-info/RECORD", record)
+
+    stage.unpack(wheel, package, site)
+
+    lines = (site / "owner-1.dist-info/RECORD").read_text().splitlines()
+    assert lines == ["owner/a.so,sha256=x,1", "owner-1.dist-info/RECORD,,"]
+    assert {p.name for p in site.rglob("*") if p.is_file()} == {"a.so", "RECORD"}
+
+
+@pytest.mark.parametrize(("name", "path"), stage.STAND_INS.items())
+def test_what_stands_in_has_the_names_that_sglang_takes_from_it(name, path):
+    """With this environment's PyTorch, in a process whose `sgl_kernel` has no such operator yet."""
+    taken = {
+        "common_ops.py": "torch.ops.sgl_kernel.moe_align_block_size.default",
+        "cutedsl_dual_gemm.py": "m.MAX_DUAL_GEMM_DECODE_TOKENS, m.DualGemmQuantMode.UNQUANT, "
+        "m.DualGemmQuantMode.DYNAMIC_PER_TOKEN, m.DualGemmQuantMode.STATIC_PER_TENSOR, "
+        "m.can_use_dual_gemm(1, 2, 3, m.DualGemmQuantMode.UNQUANT)",
+    }[name]
+    program = f"import torch, {name.removesuffix('.py')} as m; print({taken})"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "benchmarks" / "gpu" / "stand_ins",
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert "False" in run.stdout or "moe_align_block_size" in run.stdout
 
 
 def test_a_version_that_another_package_pins_is_read_from_its_metadata(tmp_path):

@@ -30,18 +30,20 @@ WINDOW = 32
 NEW_TOKENS = 24
 # Heads as wide as FlashInfer and the Triton kernels for linear attention take them.
 MODELS = {
+    "llama": {"head_dim": 64},
     "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64, "num_layers": 6},
     "qwen3_next": {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
+    "lfm2": {"head_dim": 64},
 }
 FLAGS = (
     *("--dtype", "bfloat16", "--max-total-tokens", "16384", "--max-running-requests", "8"),
-    *("--mem-fraction-static", "0.2", "--cuda-graph-max-bs-decode", "8", "--random-seed", "1"),
+    *("--mem-fraction-static", "0.6", "--cuda-graph-max-bs-decode", "8", "--random-seed", "1"),
     # Graphs of prefills take minutes to compile, and read the pool as prefills without do.
     *("--disable-prefill-cuda-graph", "--decode-log-interval", "1", "--skip-server-warmup"),
 )
 
 
-@pytest.fixture(scope="module", params=["gemma3_text", "qwen3_next"])
+@pytest.fixture(scope="module", params=list(MODELS))
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / request.param
     return write_tiny_model(
@@ -49,13 +51,27 @@ def model(request, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module", params=["triton", "flashinfer"])
-def servers(request, model):
-    """Stock and jenga on the same flags, booted at the same time."""
-    if request.param == "flashinfer" and not (
+def missing(backend: str) -> str | None:
+    """Why a backend cannot be had here."""
+    if backend == "flashinfer" and not (
         importlib.util.find_spec("flashinfer") and shutil.which("nvcc")
     ):
-        pytest.skip("FlashInfer and a CUDA compiler for it are needed")
+        return "FlashInfer and a CUDA compiler for it are needed"
+    if backend == "fa3":
+        if torch.cuda.get_device_capability()[0] != 9:
+            return "FlashAttention 3 is for Hopper"
+        if not importlib.util.find_spec("sgl_kernel.flash_ops"):
+            return "FlashAttention 3 comes with sglang-kernel's libraries"
+    return None
+
+
+@pytest.fixture(scope="module", params=["triton", "fa3", "flashinfer"])
+def servers(request, model):
+    """Stock and jenga on the same flags, booted at the same time."""
+    if why := missing(request.param):
+        pytest.skip(why)
+    if (model.name, request.param) == ("lfm2", "triton"):
+        pytest.skip("SGLang refuses Triton for LFM2")
     flags = (*FLAGS, "--attention-backend", request.param)
     both = [
         Server(model, *flags, *extra, gpu=True, boot_seconds=300)

@@ -6,14 +6,16 @@
 Such a machine is expected to bring Python, PyTorch with Triton, transformers, a CUDA compiler and
 ninja; `run.sh` compiles FlashInfer's and SGLang's kernels there. Left out is what no benchmark or
 test of ours reaches and what cannot fit: `sglang-kernel`'s libraries (373 MB, 1.1 GB unpacked, and
-built for one PyTorch version). Its Python part is packed with an empty stand-in for them. SGLang
-0.5.23 then serves dense and window models, since its CUDA path compiles its own kernels; what calls
-into `sgl_kernel` fails there by name, FlashAttention 3 among it.
+built for one PyTorch version). Its Python part is packed with a stand-in for them. SGLang 0.5.23's
+CUDA path compiles most of its kernels itself, and then serves dense, window and state models, with
+experts or without; what else calls into `sgl_kernel` fails there by name, FlashAttention 3 among
+it. Kernels in CuTe's language, for Blackwell, are replaced by the answer that they do not apply.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import subprocess
@@ -24,6 +26,7 @@ import zipfile
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
+from shutil import copyfile
 
 HERE = Path(__file__).parent
 BUNDLE = HERE / "bundle"
@@ -41,8 +44,7 @@ class Package:
     drop: str = "$^"
 
     def takes(self, path: str) -> bool:
-        # RECORD would list what was dropped.
-        return not path.endswith(("/", "/RECORD")) and not re.match(self.drop, path)
+        return not path.endswith("/") and not re.match(self.drop, path)
 
 
 WHEELS = (
@@ -94,9 +96,11 @@ WHEELS = (
 )
 PINNED_TO = {"pydantic-core": "pydantic"}
 """Packages whose version another one's metadata names exactly."""
-STAND_IN = (
-    '"""Stands for the operators of sgl_kernel, which are not here: each fails when called."""\n'
-)
+STAND_INS = {
+    "common_ops.py": "common_ops.py",
+    "cutedsl_dual_gemm.py": "sglang/kernels/ops/gemm/cutedsl_dual_gemm.py",
+}
+"""Files of ``stand_ins`` and what they are in the bundle."""
 
 
 def download(requirements: list[str], python: str, folder: Path) -> None:
@@ -123,20 +127,25 @@ def pinned_version(name: str, wheel: Path) -> str:
 
 
 def unpack(wheel: Path, package: Package, site: Path) -> None:
+    """Extract what the package takes; RECORD, by which some find their libraries, lists that."""
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
-            if package.takes(info.filename):
-                archive.extract(info, site)
+            if not package.takes(info.filename):
+                continue
+            archive.extract(info, site)
+            if info.filename.endswith(".dist-info/RECORD"):
+                lines = archive.read(info).decode().splitlines(keepends=True)
+                kept = [line for line in lines if package.takes(next(csv.reader([line]))[0])]
+                (site / info.filename).write_text("".join(kept))
 
 
 def copy_sgl_kernel(site: Path) -> None:
-    """The Python files of the installed ``sglang-kernel``, and the stand-in for its library."""
+    """The Python files of the installed ``sglang-kernel``."""
     for path in distribution("sglang-kernel").files:
         if path.suffix in (".py", "") and ".dist-info" not in str(path) and path.parts[0] != "..":
             target = site / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.locate().read_bytes())
-    (site / "common_ops.py").write_text(STAND_IN)
 
 
 def pack(site: Path, archive: Path) -> None:
@@ -167,6 +176,8 @@ def stage(python: str, bundle: Path) -> dict[str, float]:
             unpack(wheel, package, site)
             sizes[wheel.name] = _megabytes(site) - before
         copy_sgl_kernel(site)
+        for name, path in STAND_INS.items():
+            copyfile(HERE / "stand_ins" / name, site / path)
         bundle.mkdir(parents=True, exist_ok=True)
         pack(site, bundle / ARCHIVE)
     (bundle / "manifest.json").write_text(
