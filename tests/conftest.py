@@ -2,6 +2,7 @@
 
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 if not Path("/dev/nvidia0").exists():
@@ -49,6 +50,13 @@ def launcher():
 def llama(tmp_path_factory):
     """A folder with a Llama's config and no weights: enough for whatever stops before loading."""
     return write_model(tmp_path_factory.mktemp("llama"), "LlamaForCausalLM", "llama")
+
+
+@pytest.fixture(scope="module")
+def prepared(request, tmp_path_factory):
+    """What the module's ``prepare(family, folder)`` returns, made once a family."""
+    folder = tmp_path_factory.mktemp("models")
+    return cache(lambda family: request.module.prepare(family, folder))
 
 
 def plan_of(packings: tuple[int, ...], num_large: int) -> PoolPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sglang_jenga.tiny_models import STATE_FAMILIES
@@ -43,23 +45,11 @@ def waves():
     return [first, lambda answers: next_wave(first, answers[0], seed=1)[:CHATS]]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Model and stock SGLang's answers of a family, made once."""
-    folder = tmp_path_factory.mktemp("models")
-    cache = {}
-
-    def get(family: str):
-        if family not in cache:
-            model = model_of(family, folder)
-            stock = {"max_total_tokens": 16384} | FULL_KV.get(family, {})
-            cache[family] = (
-                model,
-                run_engine(model, waves(), max_new_tokens=NEW_TOKENS, env=EXACT, **stock),
-            )
-        return cache[family]
-
-    return get
+def prepare(family: str, folder: Path):
+    """Model and stock SGLang's answers."""
+    model = model_of(family, folder)
+    stock = {"max_total_tokens": 16384} | FULL_KV.get(family, {})
+    return model, run_engine(model, waves(), max_new_tokens=NEW_TOKENS, env=EXACT, **stock)
 
 
 def run_mixed(family: str, model, cell: Cell, *, left_out: int | None = None) -> Run:

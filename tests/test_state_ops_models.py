@@ -36,19 +36,10 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Model and stock's answers without a prefix cache; made once a family."""
-    folder = tmp_path_factory.mktemp("models")
-    cache = {}
-
-    def get(family: str):
-        if family not in cache:
-            model = model_of(family, folder)
-            cache[family] = model, serve(model, disable_radix_cache=True)
-        return cache[family]
-
-    return get
+def prepare(family: str, folder: Path):
+    """Model and stock's answers without a prefix cache."""
+    model = model_of(family, folder)
+    return model, serve(model, disable_radix_cache=True)
 
 
 def of_transformers(model: Path, prompt: list[int], count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,19 +80,10 @@ TRACKED = {
 }
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Model, and stock's answers with the strategy that needs no snapshots; made once a family."""
-    folder = tmp_path_factory.mktemp("models")
-    cache = {}
-
-    def get(family: str):
-        if family not in cache:
-            model = model_of(family, folder)
-            cache[family] = model, serve(model)
-        return cache[family]
-
-    return get
+def prepare(family: str, folder: Path):
+    """Model, and stock's answers with the strategy that needs no snapshots."""
+    model = model_of(family, folder)
+    return model, serve(model)
 
 
 @pytest.mark.slow

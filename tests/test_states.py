@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -37,19 +38,10 @@ TRACKED_CELLS = (
 )
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Model, prompts and stock SGLang's answers of a family, made once."""
-    folder = tmp_path_factory.mktemp("models")
-    cache = {}
-
-    def get(family: str):
-        if family not in cache:
-            model = model_of(family, folder)
-            cache[family] = (model, *reference(family, model))
-        return cache[family]
-
-    return get
+def prepare(family: str, folder: Path):
+    """Model, prompts and stock SGLang's answers."""
+    model = model_of(family, folder)
+    return model, *reference(family, model)
 
 
 @pytest.mark.parametrize("family", STATE_FAMILIES)
