@@ -2,7 +2,7 @@
 
 A row is asked twice, of what the user typed and of what SGLang made of it, since a model may turn a
 feature on by itself. Arguments that SGLang's resolution fills in for every server are asked of the
-typed value only.
+typed value only. Rows about kernels for recurrent states are asked of models that have some.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ FLAG_RULES = (
     ),
     FlagRule("device", (None, *DEVICES), "only CUDA and the CPU engine are known to work"),
 )
+_APART = "its kernels take the states to lie side by side"
+# Prefills copy states out of the pool and back, so more kernels serve there.
+LINEAR_PREFILL = ("triton", "flashinfer", "flashkda")
 
 
 def broken_lines(config: Any, rules: tuple[FlagRule, ...]) -> list[str]:
@@ -134,3 +137,25 @@ def typed_lines(config: Any) -> list[str]:
 def resolved_lines(config: Any) -> list[str]:
     """Lines about what SGLang made of it."""
     return broken_lines(config, tuple(rule for rule in FLAG_RULES if not rule.typed_only))
+
+
+def state_lines(config: Any, *, blackwell: bool) -> list[str]:
+    """Lines about the kernels for recurrent states.
+
+    On Hopper FlashInfer decodes on copies of the states, and writes one back for each padded row of
+    a CUDA graph: into whatever the pool's last slot holds.
+    """
+    decode = ("triton", "flashinfer") if blackwell else ("triton",)
+    rules = (
+        FlagRule("mamba_backend", (None, "triton"), _APART),
+        FlagRule("enable_mis", _OFF, "with recurrent states " + _APART),
+        FlagRule(_linear_field(config, "decode"), decode, _APART),
+        FlagRule(_linear_field(config, "prefill"), LINEAR_PREFILL, _APART),
+    )
+    return list(dict.fromkeys(broken_lines(config, rules)))
+
+
+def _linear_field(config: Any, phase: str) -> str:
+    """The argument that names the kernels of this phase: its own, or the one for both."""
+    field = f"linear_attn_{phase}_backend"
+    return field if getattr(config, field) is not None else "linear_attn_backend"

@@ -11,6 +11,9 @@ ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
 # And the ones that keep to the chunks of Llama-4's local layers. The others read all that came
 # before, of which the pool gives back what lies behind a chunk.
 CHUNKED_BACKENDS = ("fa3", "fa4")
+# The ones that load no more of a window than a query may see. The others load whole blocks at its
+# edge and mask them, and what lies in a page given back may be a state: 0 times its NaN is NaN.
+EXACT_BACKENDS = ("torch_native", "triton", "flashinfer")
 
 
 class ModelRule(NamedTuple):
@@ -57,6 +60,9 @@ def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
     if model.attention_chunk_size is not None and model.is_hybrid_swa:
         return CHUNKED_BACKENDS, "its kernels read behind the chunks of local attention layers"
     served = ASYMMETRIC_BACKENDS if model.has_asymmetric_kv else ATTENTION_BACKENDS
+    if model.is_hybrid_swa and has_state(model):
+        exact = tuple(name for name in served if name in EXACT_BACKENDS)
+        return exact, "its kernels load more than the window, and states may lie there"
     return served, "its kernels are not known to read strided KV"
 
 

@@ -39,6 +39,7 @@ def register_model_check() -> None:
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
             if model_rules.has_state(model):
+                _require(_state_kernels(resolving_view(server_args)))
                 _require(state_strategy.refused_lines(server_args, model))
                 state_strategy.hold_back_steps(server_args)
         asked = resolving_view(server_args).mamba_radix_cache_strategy
@@ -63,8 +64,16 @@ def after_resolution(server_args: Any) -> None:
         declare_resolution(server_args, "sglang-jenga", radix_eviction_policy="lru")
     if config.model_path.lower() in ("none", "dummy"):
         return  # SGLang resolves neither model nor backends for these
-    backends = attention_backends_of(config)
-    _require(model_rules.backend_lines(*backends, model_config_of(server_args)))
+    backends, model = attention_backends_of(config), model_config_of(server_args)
+    _require(model_rules.backend_lines(*backends, model))
+    if model_rules.has_state(model):
+        _require(_state_kernels(config))
+
+
+def _state_kernels(config: Any) -> list[str]:
+    from sglang.srt.runtime_context import get_platform
+
+    return flag_rules.state_lines(config, blackwell=get_platform().is_sm100)
 
 
 def _require(lines: list[str]) -> None:
