@@ -66,7 +66,7 @@ def _begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
 
 
 def _ask_for_chunk(original: Callable[..., Any], self: Any, req: Any) -> Any:
-    self.memory_budget.req = req
+    _ask(self, req)
     return original(self, req)
 
 
@@ -77,12 +77,19 @@ def _ask_for_request(
     has_chunked_req: bool,
     truncation_align_size: int | None,
 ) -> Any:
-    self.memory_budget.req = req
+    _ask(self, req)
     return original(self, req, has_chunked_req, truncation_align_size)
 
 
+def _ask(adder: Any, req: Any) -> None:
+    adder.memory_budget.req = req
+    if is_ours(adder.token_to_kv_pool_allocator):
+        adder.token_to_kv_pool_allocator.was_asked = True
+
+
 def _next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
-    """What to do if something waits, nothing runs, and nobody is admitted.
+    """What to do if something waits, nothing runs, and nobody is admitted. Rounds in which nobody
+    was asked for do not count: who waits for a LoRA adapter, say, does not wait for memory.
 
     A prompt in flight begins anew as soon as its last chunk has been computed. Otherwise this is
     the last resort against a server that waits for ever: no known load comes here; if one does, a
@@ -90,9 +97,15 @@ def _next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return
-    stuck = plan.batch_to_run is None and plan.running_batch.is_empty()
+    was_asked, allocator.was_asked = allocator.was_asked, False
+    # With DP attention a rank runs an idle batch while others run theirs.
+    batch = plan.batch_to_run
+    nothing = batch is None or batch.forward_mode.is_idle()
+    stuck = nothing and plan.running_batch.is_empty()
     if not stuck or not (self.waiting_queue or self.chunked_req):
         allocator.rounds_stuck = 0
+        return
+    if not was_asked:
         return
     allocator.rounds_stuck += 1
     if allocator.rounds_stuck == 2 and self.chunked_req is not None:
@@ -185,17 +198,23 @@ def _update_running_batch(original: Callable[..., Any], self: Any, batch: Any) -
     return original(self, batch)
 
 
-def _retract_decode(result: tuple[list[Any], float, list[Any]], self: Any) -> Any:
+def _retract_decode(original: Callable[[Any], tuple], self: Any) -> tuple:
     """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
-    it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once."""
+    it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once.
+    Unless it has been aborted before, which stands."""
     allocator = self.token_to_kv_pool_allocator
-    retracted, ratio, aborted = result
+    reasons = {req: req.to_finish for req in self.reqs if req.to_finish is not None}
+    retracted, ratio, aborted = original(self)
     if not is_ours(allocator) or self.reqs:
-        return None
+        return retracted, ratio, aborted
     alone = allocator.prompt_in_flight is None
-    again = [req for req in aborted if not alone or self.tree_cache.begin_anew(req)]
-    for req in again:
-        req.to_finish = None
+    again = []
+    for req in aborted:
+        if req in reasons:
+            req.to_finish = reasons[req]
+        elif not alone or self.tree_cache.begin_anew(req):
+            req.to_finish = None
+            again.append(req)
     return [*retracted, *again], ratio, [req for req in aborted if req not in again]
 
 
@@ -247,7 +266,7 @@ HOOKS = (
         _next_batch,
     ),
     Hook(f"{_SCHEDULER}.update_running_batch", "around", "(self, batch)", _update_running_batch),
-    Hook(f"{_BATCH}.retract_decode", "after", "(self)", _retract_decode),
+    Hook(f"{_BATCH}.retract_decode", "around", "(self)", _retract_decode),
     Hook(f"{_BATCH}.maybe_evict_swa", "around", "(self)", _maybe_evict_swa),
     Hook(f"{_CHECKER}._check_kv_page_invariants", "around", "(self)", _check_page_invariants),
     Hook(f"{_ALLOCATION}.alloc_for_extend", "around", "(batch)", _alloc_for_extend),

@@ -65,6 +65,7 @@ class _JengaAllocator:
         # The request whose prompt has been computed in part, if any.
         self.prompt_in_flight: Any = None
         self.rounds_stuck = 0  # see scheduling._next_batch
+        self.was_asked = False  # whether admission was, in this round
         # The queue in which nobody more could be admitted, and for how many rounds that stands.
         self.refused: tuple[int, str | None] = (0, None)
         self.rounds_refused = 0
@@ -259,11 +260,16 @@ class _JengaAllocator:
         """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
 
         Cached prefixes are given up for them; ``to_run``: and states that requests are tracked in.
+        There must be room for the step's tokens as well, which come next; so each state goes into
+        a large page of states that has a place, if there is one.
         """
-        need = self.need(0 if to_run else self._tokens_ahead, states=count)
-        if not self._make_room(self.tree_cache, need, to_run=to_run):
+        tokens = 0 if to_run else self._tokens_ahead
+        if to_run and self._step is not None:
+            tokens = self._step.num_pages * self.page_size
+        if not self._make_room(self.tree_cache, self.need(tokens, states=count), to_run=to_run):
             return None
-        ids = self.core.alloc([None], [[0]] * self._num_groups + [[count]])
+        none, each = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.int64)
+        ids = self.core.alloc([None] * count, [none] * self._num_groups + [each])
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         return ids[-1]
 

@@ -122,6 +122,13 @@ class JengaRadixCache(BasePrefixCache):
     def root_node(self) -> Node:
         return self.trees.root
 
+    def dfs_weight_order(self, node_handles: Sequence[Node]) -> list[int]:
+        """SGLang asks for all waiting requests and keeps those that it finds below the root. One
+        whose node was joined with another by a later look-up, or evicted, comes last."""
+        order = super().dfs_weight_order(node_handles)
+        found = set(order)
+        return order + [at for at in range(len(node_handles)) if at not in found]
+
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         match = Match(self.trees.root, 0, ())
         if self._without_hit and params.req in self._without_hit:

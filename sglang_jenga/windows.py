@@ -11,7 +11,7 @@ locked, and its own. As it decodes, its window leaves both behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import torch
@@ -24,11 +24,19 @@ from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.policy import Prefix
 from sglang_jenga.token_allocator import WINDOW
 
+FEW_DUE = 64
+
 
 def _next_position(req: Any) -> int:
     """Of the token to be computed next. A prompt in flight is as long as its chunks so far, while
     SGLang calls it as long as it will be."""
     return min(req.seqlen - 1, req.kv.kv_allocated_len)
+
+
+def _locked_from(req: Any) -> int | None:
+    """First position of what a request has locked of its prefix's windows, if there is any."""
+    ranges = req.lock.ranges[WINDOW] if req.lock is not None else ()
+    return ranges[-1][0] if ranges and ranges[-1][0] < ranges[-1][1] else None
 
 
 class Windows:
@@ -45,10 +53,18 @@ class Windows:
         interval = envs.SGLANG_SWA_EVICTION_INTERVAL.get()
         self._interval = max(1, min(MOST_BEHIND_WINDOW, interval))
         # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long window.
-        self._lock_interval = max(self._interval, self._size // 16)
-        # Requests by the decode step in which their lock can be cut, with the lock that is meant.
+        # Less than a page cannot be cut.
+        self._lock_interval = max(self._interval, self._size // 16, cache.page_size)
+        # Requests by the decode step in which their lock can be cut, with the lock that is meant;
+        # one entry per lock, and at most twice as many as there are locks still held, and a few.
         self._due: list[tuple[int, int, Any, PathLock]] = []
+        self._most_due = FEW_DUE
         self._decode_steps = self._num_watched = 0
+
+    @property
+    def num_due(self) -> int:
+        """Locks that are remembered, some of them of requests that have left."""
+        return len(self._due)
 
     # ---- of the prefix ----------------------------------------------------------------------
 
@@ -79,18 +95,26 @@ class Windows:
         """Note in which decode step the window will have left so much of the lock behind that it is
         worth a call. A request decodes one token a step, or waits, and is then looked at too early.
         """
-        locked = req.lock.ranges[WINDOW] if self._keep else ()
-        if locked:
-            behind = _next_position(req) - self._size - locked[-1][0]
-            due = self._decode_steps + max(1, self._lock_interval - behind)
-            self._num_watched += 1
-            heappush(self._due, (due, self._num_watched, req, req.lock))
+        begin = _locked_from(req) if self._keep else None
+        if begin is None:
+            return
+        if len(self._due) >= self._most_due:  # prompts that never decode leave theirs behind
+            self._due = [entry for entry in self._due if entry[2].lock is entry[3]]
+            heapify(self._due)
+            self._most_due = 2 * len(self._due) + FEW_DUE
+        behind = _next_position(req) - self._size - begin
+        due = self._decode_steps + max(1, self._lock_interval - behind)
+        self._num_watched += 1
+        heappush(self._due, (due, self._num_watched, req, req.lock))
 
     def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
         """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
-        locked = req.lock.ranges[WINDOW] if req.lock is not None else ()
-        if locked and pre_len - self._size - locked[-1][0] >= interval:
-            req.lock = self._trees.advance(req.lock, WINDOW, pre_len)
+        begin = _locked_from(req)
+        if begin is None or pre_len - self._size - begin < interval:
+            return
+        lock = self._trees.advance(req.lock, WINDOW, pre_len)
+        if lock is not req.lock:  # else it is watched already
+            req.lock = lock
             self.watch(req)
 
     # ---- of requests ------------------------------------------------------------------------

@@ -86,3 +86,73 @@ def test_nobody_is_given_up_while_the_engine_is_paused(mode):
             rig.resume()
             rig.run()
         assert rig.ended(rid).reason == "length"
+
+
+def test_who_waits_for_something_else_than_memory_is_not_given_up():
+    with Rig(MODELS["dense"][1], Settings()) as rig:
+        rig.scheduler.enable_lora = True
+        rig.scheduler.can_schedule_lora_req = lambda *_: False  # the adapter is on its way
+        rid = rig.submit(answer([0], 10), 4)
+        with mock.patch.object(scheduling, "PATIENCE", 20):
+            rig.turn(100)
+        assert rig.ended(rid) is None
+        rig.scheduler.enable_lora = False
+        rig.run()
+        assert rig.ended(rid).reason == "length"
+
+
+def test_rounds_count_in_which_other_ranks_run_and_this_one_an_idle_batch():
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    from sglang_jenga.admission import JengaSWABudget
+
+    usual = JengaSWABudget._next_chunk
+
+    def refused_once(budget, *arguments):
+        return usual(budget, *arguments) if budget.req.retraction_count else None
+
+    with Rig(MODELS["windows"][1], Settings(chunk=8, overlap=False)) as rig:
+        scheduler = rig.scheduler
+        run, process = scheduler.run_batch, scheduler.process_batch_result
+
+        def idle_instead_of_none(batch, need_sync=False):
+            if batch is None:
+                batch = ScheduleBatch.init_new(
+                    [],
+                    scheduler.req_to_token_pool,
+                    scheduler.token_to_kv_pool_allocator,
+                    scheduler.tree_cache,
+                    scheduler.model_config,
+                    scheduler.enable_overlap,
+                    scheduler.spec_algorithm,
+                )
+                batch.prepare_for_idle()
+            return batch
+
+        def unless_idle(function):
+            return lambda batch, *rest: (
+                None if batch.forward_mode.is_idle() else function(batch, *rest)
+            )
+
+        scheduler.dp_attn_adapter.maybe_prepare_mlp_sync_batch = idle_instead_of_none
+        scheduler.run_batch = unless_idle(run)
+        scheduler.process_batch_result = unless_idle(process)
+        rid = rig.submit(answer([0], 30), 8)
+        with mock.patch.object(JengaSWABudget, "_next_chunk", refused_once):
+            rig.turn(100)
+        assert (rig.ended(rid).reason, rig.ended(rid).retractions) == ("length", 1)
+
+
+def test_a_client_s_abort_stands_where_the_request_could_begin_anew():
+    with Rig(MODELS["dense"][1], Settings(overlap=False)) as rig:
+        rid = rig.submit(answer([0], 10), 40)
+        rig.turn(4)
+        rig.abort(rid)
+        full = mock.patch.object(
+            type(rig.pools.allocator), "check_decode_capacity", lambda *_, **__: False
+        )
+        with full:
+            rig.turn()
+        rig.run()
+        assert rig.ended(rid).reason == "abort"
+        rig.check_nothing_lost()

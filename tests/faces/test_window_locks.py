@@ -1,0 +1,58 @@
+"""What a window still has to unlock is remembered once per request, whatever becomes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faces.cells import MODELS
+from tests.faces.context import Settings
+from tests.faces.pools import Shape
+from tests.faces.rig import Rig
+from tests.faces.symbols import answer
+
+FULL_AND_WINDOW = Shape(full=3, window_k=2, num_large=60, num_rows=4, context=4096)
+
+
+def turns_with_few_due(rig: Rig, turns: int) -> None:
+    for _ in range(turns):
+        rig.turn()
+        assert rig.pools.cache.windows.num_due < 100  # it must not double in every turn
+
+
+@pytest.mark.parametrize(
+    ("page_size", "window", "interval"),
+    [(64, 128, 128), (16, 128, 1), (64, 512, 128), (128, 1024, 128), (16, 1024, 128)],
+)
+def test_pages_longer_than_what_a_window_leaves_between_two_looks(page_size, window, interval):
+    settings = Settings(page_size=page_size, chunk=2 * page_size, slide_interval=interval)
+    with Rig(FULL_AND_WINDOW._replace(window=window), settings) as rig:
+        rid = rig.submit(answer([0], window + 2 * page_size + 17), 170)
+        turns_with_few_due(rig, 180)
+        rig.run()
+        assert rig.ended(rid).reason == "length"
+        rig.check_nothing_lost()
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "cached"),
+    [
+        (FULL_AND_WINDOW, Settings(), False),
+        (MODELS["three-way"][1], Settings(strategy="extra_buffer"), True),
+        (MODELS["three-way"][1], Settings(strategy="extra_buffer_lazy"), True),
+    ],
+)
+def test_a_request_that_has_locked_nothing_and_slides_when_memory_is_short(shape, settings, cached):
+    with Rig(shape, settings) as rig:
+        rig.submit(answer([0], 5), 60, cached=cached)
+        rig.turn(20)
+        rig.pools.cache.slide(rig.pools.allocator.decoding, exactly=False)
+        turns_with_few_due(rig, 30)
+        rig.run()
+        rig.check_nothing_lost()
+
+
+def test_prompts_that_never_decode_are_not_remembered():
+    with Rig(MODELS["windows"][1], Settings(chunk=8)) as rig:
+        for number in range(40):
+            rig.ask(answer([number % 3, number // 3 % 3, number // 9 % 3], 40), 1)
+        assert rig.pools.cache.windows.num_due < 100
