@@ -203,9 +203,11 @@ def _retract_decode(original: Callable[[Any], tuple], self: Any) -> tuple:
     it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once.
     Unless it has been aborted before, which stands."""
     allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(self)
     reasons = {req: req.to_finish for req in self.reqs if req.to_finish is not None}
     retracted, ratio, aborted = original(self)
-    if not is_ours(allocator) or self.reqs:
+    if self.reqs:
         return retracted, ratio, aborted
     alone = allocator.prompt_in_flight is None
     again = []
