@@ -30,8 +30,8 @@ from typing import NamedTuple
 
 import requests
 
-from sglang_jenga.tiny_models import VOCAB_SIZE, write_tiny_model
-from tests.serving import Server, ServerFailed
+from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_CACHE = ROOT / ".cache" / "demo"

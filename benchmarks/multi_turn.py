@@ -22,12 +22,12 @@ from pathlib import Path
 
 import requests
 
-from benchmarks.chat_load import Load, Player, play
-from benchmarks.chat_report import plot, report, round_table, total_table
+from benchmarks.chats.load import Load, Player, play
+from benchmarks.chats.report import plot, report, round_table, total_table
 from benchmarks.demo import MODEL_CACHE, MODELS, WINDOW, has_gpu, stop_signals
-from sglang_jenga.tiny_models import write_tiny_model
-from tests.serving import Server, ServerFailed
-from tests.warm_launcher import WarmLauncher
+from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.tiny_models import write_tiny_model
+from sglang_jenga.testing.warm import WarmLauncher
 
 BACKENDS = ("stock", "jenga")
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang_jenga import __version__, cpu_ops, flags, hooks, refusal, validate, window_models
-from sglang_jenga.hooks import Hook
+from sglang_jenga import __version__
+from sglang_jenga.boot import flags, hook_table, hooks, refusal, validate, window_models
+from sglang_jenga.cpu import sgl_kernel
 
 SUPPORTED_SGLANG = "0.5.23"
 LOAD_ERROR: str | None = None
@@ -32,7 +33,7 @@ def load() -> None:
     global LOAD_ERROR
     LOAD_ERROR = _version_problem()
     try:
-        hooks.register(flags.HOOKS + HOOKS)
+        hooks.register(hook_table.FLAG)
     except hooks.HookError as error:
         LOAD_ERROR = LOAD_ERROR or str(error)
         if flags.from_environment() == "jenga":
@@ -61,7 +62,7 @@ def _version_problem() -> str | None:
 
 
 def _load_extras() -> None:
-    cpu_ops.complete()
+    sgl_kernel.complete()
 
 
 def activate() -> None:
@@ -72,25 +73,18 @@ def activate() -> None:
     if _active:
         return
     try:
-        from sglang_jenga import request_rules, runtime, torch_native_window, weight_changes
+        from sglang_jenga.boot import construction
 
-        torch_native_window.register()
-        hooks.apply(
-            validate.HOOKS
-            + window_models.HOOKS
-            + runtime.HOOKS
-            + request_rules.HOOKS
-            + weight_changes.HOOKS
-        )
+        hooks.apply(hook_table.SCHEDULER)
     except (ImportError, hooks.HookError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
     validate.register_model_check()
     window_models.register_overrides()
-    runtime.register_cache_backend()
+    construction.register_cache_backend()
     _active = True
 
 
-def _resolve_once(original: Any, server_args: Any) -> None:
+def resolve_once(original: Any, server_args: Any) -> None:
     if getattr(server_args, "_resolution_finished", False):
         return original(server_args)
     with flags.one_line(server_args):
@@ -103,37 +97,26 @@ def _resolve_once(original: Any, server_args: Any) -> None:
         validate.before_resolution(server_args)
         original(server_args)
         validate.after_resolution(server_args)
-        from sglang_jenga import boot_check
+        from sglang_jenga.boot import boot_check
 
         boot_check.require_known_parts()
         boot_check.require_room(server_args)
         refusal.expect(server_args)
 
 
-def _before_publish(server_args: Any, *, role: str, **_: Any) -> None:
-    if role == "scheduler" and cpu_ops.cpu_engine_requested():
-        from sglang_jenga import state_ops
+def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
+    if role == "scheduler" and sgl_kernel.cpu_engine_requested():
+        from sglang_jenga.cpu import state_operators
 
-        state_ops.install()  # with the flag or without: stock SGLang needs them as well
+        state_operators.install()  # with the flag or without: stock SGLang needs them as well
     if not flags.is_on(server_args):
         return
     # Only a scheduler builds pools; patching the others would cost them the imports.
     if role == "dp_controller":
-        hooks.apply(refusal.CONTROLLER_HOOKS)
+        hooks.apply(hook_table.CONTROLLER)
     elif role == "scheduler":
         window_models.enable(True)
         try:
             activate()
         except flags.Refused as refused:
             refusal.leave(refused, server_args)
-
-
-HOOKS = (
-    Hook("sglang.srt.server_args.ServerArgs.resolve_once", "around", "(self)", _resolve_once),
-    Hook(
-        "sglang.srt.runtime_context.publish",
-        "before",
-        "(server_args, *, role, hf_config, ranks)",
-        _before_publish,
-    ),
-)

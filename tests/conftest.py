@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sglang_jenga.allocator import Allocator
+from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
 from sglang_jenga.radix.node import TokenPages
 from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
-from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
-from tests.launcher import shared_launcher, write_model
+from sglang_jenga.testing.launcher import shared_launcher, write_model
 
 settings.register_profile(
     "ci",

@@ -87,7 +87,7 @@ fi
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 export FLASHINFER_WORKSPACE_BASE="${FLASHINFER_WORKSPACE_BASE:-$scratch}"
 
-"$python" -c 'from benchmarks.gpu_timing import machine, require_cuda
+"$python" -c 'from benchmarks.gpu.timing import machine, require_cuda
 require_cuda()
 print(machine())' >"$scratch/machine" || exit 2
 {
@@ -106,7 +106,7 @@ warm=$!
 
 part "tests of our kernels and Triton attention" 120 \
     "${tests[@]}" tests/kernels -k 'not flashinfer and not fa3 and not sglang_stores'
-part "page operations" 75 "$python" -m benchmarks.bench_page_ops --minutes "$(minutes_of 75)" \
+part "page operations" 75 "$python" -m benchmarks.gpu.bench_page_ops --minutes "$(minutes_of 75)" \
     --json "$out/page_ops.json" --markdown "$out/page_ops.md"
 
 begun=$SECONDS
@@ -118,13 +118,13 @@ if kill -0 "$warm" 2>/dev/null; then
 fi
 cat "$scratch/warm" >>"$log"
 
-part "attention" 170 "$python" -m benchmarks.bench_attention --minutes "$(minutes_of 170)" \
+part "attention" 170 "$python" -m benchmarks.gpu.bench_attention --minutes "$(minutes_of 170)" \
     --json "$out/attention.json" --markdown "$out/attention.md"
 part "tests of FlashInfer, FlashAttention 3 and SGLang's store" 60 \
     "${tests[@]}" tests/kernels -k 'flashinfer or fa3 or sglang_stores'
-part "servers against stock" 240 "${tests[@]}" -x tests/test_gpu_server.py
+part "servers against stock" 240 "${tests[@]}" -x tests/servers/test_gpu_server.py
 part "live, tiny models" 240 "$python" -m benchmarks.demo
-part "live, real sizes" 900 "$python" -m benchmarks.bench_live \
+part "live, real sizes" 900 "$python" -m benchmarks.gpu.bench_live \
     --json "$out/live.json" --markdown "$out/live.md"
 
 kill "$warm" 2>/dev/null

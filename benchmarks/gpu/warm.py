@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.attention_layouts import GROUPS, Attention
+from sglang_jenga.testing.attention_layouts import GROUPS, Attention
 
 STEPS = {"decode": 1, "prefill": 8}
 KERNELS = ("flashinfer", "flashinfer-fa3")
@@ -35,8 +35,8 @@ def jobs() -> list[tuple[str, str, int]]:
 def compile_one(kernel: str, step: str, group: Attention) -> None:
     import torch
 
-    from benchmarks.attention_batch import Batch
-    from benchmarks.attention_kernels import FLASHINFER_WORKSPACE_BYTES, missing, prepare
+    from sglang_jenga.testing.attention_batch import Batch
+    from sglang_jenga.testing.attention_kernels import FLASHINFER_WORKSPACE_BYTES, missing, prepare
 
     if missing(kernel):
         return

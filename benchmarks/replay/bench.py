@@ -30,7 +30,7 @@ from benchmarks.replay.plots import write_plots
 from benchmarks.replay.profiles import DENSE, DEPLOYMENTS, PROFILES, Profile
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result
-from tests.engines import preload
+from sglang_jenga.testing.engines import preload
 
 MOONCAKE = "mooncake"
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from time import thread_time
 from typing import Any
 
-from sglang_jenga.hooks import Hook
+from sglang_jenga.boot.hooks import Hook
 
 _ROUND = "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.plan.spec import LayerGroup
 
 
 class Hardware(NamedTuple):

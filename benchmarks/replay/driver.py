@@ -29,7 +29,7 @@ from benchmarks.replay.recorder import Recorder
 from benchmarks.replay.requests import Request
 from benchmarks.replay.result import Served
 from benchmarks.replay.stopwatch import Stopwatch
-from sglang_jenga.hooks import Hook
+from sglang_jenga.boot.hooks import Hook
 
 IDLE_PASSES = 200
 """Passes of the scheduler without a batch, while requests wait, before a replay is called stuck."""

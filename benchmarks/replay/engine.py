@@ -1,7 +1,8 @@
 """Boot SGLang's engine for one play, wait for what its scheduler process found, stop it.
 
-The engine's processes are those of a server, forked from one that has imported SGLang already (see
-`tests.engines`). The tokenizer and detokenizer idle: requests enter and leave in the scheduler.
+The engine's processes are those of a server, forked from one that has imported SGLang already
+(see `sglang_jenga.testing.engines`). The tokenizer and detokenizer idle: requests enter and leave
+in the scheduler.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
-from tests.engines import CPU_ARGUMENTS, _die_with_parent, _tail, preload
+from sglang_jenga.testing.engines import CPU_ARGUMENTS, _die_with_parent, _tail, preload
 
 
 class ReplayFailed(RuntimeError):

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.replay.clock import Weights
 from benchmarks.replay.requests import VOCABULARY
-from sglang_jenga.hf_config import ModelGeometry, read_geometry
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.plan.hf_config import ModelGeometry, read_geometry
+from sglang_jenga.plan.spec import LayerGroup
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "configs"
 CONTEXT_TOKENS = 1 << 18

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_jenga.hooks import Hook
+from sglang_jenga.boot.hooks import Hook
 
 _UNIFIED = "sglang.srt.mem_cache.unified_memory_pool"
 _COPY = "(self, src_indices, dst_indices)"
@@ -27,7 +27,7 @@ HOOKS = tuple(
         (f"{_UNIFIED}.UnifiedMambaPool.move_kv_cache", "(self, tgt_loc, src_loc)"),
         (f"{_UNIFIED}.UnifiedMambaPool.copy_from", _COPY),
         ("sglang.srt.mem_cache.memory_pool.MambaPool.copy_from", _COPY),
-        ("sglang_jenga.state_pool.JengaStatePool.copy_from", _COPY),
-        ("sglang_jenga.pool.PoolBuffer.zero_large_pages", "(self, large_ids, stream)"),
+        ("sglang_jenga.memory.state.JengaStatePool.copy_from", _COPY),
+        ("sglang_jenga.memory.buffer.PoolBuffer.zero_large_pages", "(self, large_ids, stream)"),
     )
 )

@@ -14,7 +14,7 @@ from typing import Any
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from benchmarks.replay.occupancy import Occupancy
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.plan.spec import LayerGroup
 
 
 class StockMemory:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_jenga.hooks import Hook
-from sglang_jenga.planner import plan_pool, raw_small_bytes
-from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
+from sglang_jenga.boot.hooks import Hook
+from sglang_jenga.plan.planner import plan_pool, raw_small_bytes
+from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
 
 
 def hook(plan: str, largest_page_bytes: int) -> Hook:
@@ -24,7 +24,8 @@ def hook(plan: str, largest_page_bytes: int) -> Hook:
         return max_page_plan(geometry.groups, pool_bytes)
 
     function = {"lcm": scaled, "max": largest}[plan]
-    return Hook("sglang_jenga.runtime.plan_for", "replace", "(geometry, pool_bytes)", function)
+    target = "sglang_jenga.boot.construction.plan_for"
+    return Hook(target, "replace", "(geometry, pool_bytes)", function)
 
 
 def max_page_plan(groups: Sequence[LayerGroup], pool_bytes: int) -> PoolPlan:

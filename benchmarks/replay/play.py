@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from benchmarks.replay.clock import Clock, Weights
 from benchmarks.replay.requests import Request
 from benchmarks.replay.result import Served, Steps
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.plan.spec import LayerGroup
 
 
 class Play(NamedTuple):

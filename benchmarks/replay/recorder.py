@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.replay.memory import JengaMemory, StockMemory, UnifiedMemory
 from benchmarks.replay.result import Steps
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.plan.spec import LayerGroup
 
 MOST_STEPS = 2000
 

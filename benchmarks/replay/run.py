@@ -26,7 +26,7 @@ from benchmarks.replay.geometries import CONTEXT_TOKENS, GEOMETRIES, Geometry
 from benchmarks.replay.play import Play
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, to_json
-from sglang_jenga.planner import MAX_LARGE_PAGE_BYTES
+from sglang_jenga.plan.planner import MAX_LARGE_PAGE_BYTES
 
 CLOCK_CONSTANTS = Clock._fields[2:]
 

@@ -16,9 +16,9 @@ from sglang.srt.managers.scheduler import run_scheduler_process
 
 from benchmarks.replay import kernels, plans
 from benchmarks.replay.driver import Driver, Stuck
-from sglang_jenga.hooks import Hook, apply
-from sglang_jenga.token_allocator import FULL
-from sglang_jenga.tree_cache import JengaRadixCache
+from sglang_jenga.boot.hooks import Hook, apply
+from sglang_jenga.serving.allocator import FULL
+from sglang_jenga.serving.cache import JengaRadixCache
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _WORKER = "sglang.srt.managers.tp_worker.TpModelWorker"
@@ -130,7 +130,7 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             "(self, num_evicted, start_time)",
             evicted,
         ),
-        Hook("sglang_jenga.allocator.Allocator.evict", "around", "(self, extent)", evict),
+        Hook("sglang_jenga.pages.allocator.Allocator.evict", "around", "(self, extent)", evict),
     )
 
 

@@ -16,7 +16,7 @@ from benchmarks.replay.null_model import NullModel, Planted
 from benchmarks.replay.requests import Request
 from benchmarks.replay.steady import Seen, State, Steady
 from benchmarks.replay.stopwatch import Stopwatch
-from sglang_jenga.hooks import Hook
+from sglang_jenga.boot.hooks import Hook
 
 WARM_STEPS = 48
 """Decode steps at the beginning of a state that are not kept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.faces.context import Settings
+from sglang_jenga.testing.context import Settings
 from tests.faces.pools import Shape
 
 

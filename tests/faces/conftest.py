@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faces.context import configured
+from sglang_jenga.testing.context import configured
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tests.faces.context import Settings
+from sglang_jenga.testing.context import Settings
 from tests.faces.pools import Pools, Shape, states_of_request
 from tests.faces.rig import Ended, Rig
 from tests.faces.symbols import answer
@@ -118,7 +118,7 @@ def servers(draw, kind: str, strategy: str, *, radix: bool) -> Server:
 
 def _sized(shape: Shape, settings: Settings, longest: int) -> Shape:
     """The smallest pool that holds a request so long."""
-    from sglang_jenga.geometry import longest_request
+    from sglang_jenga.boot.geometry import longest_request
 
     def held(num_large: int) -> int:
         plan = shape._replace(num_large=num_large).plan(settings.page_size)

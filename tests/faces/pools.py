@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sglang_jenga.spec import GroupPlan, LayerGroup, PoolPlan
-from tests.faces.context import Settings
+from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
+from sglang_jenga.testing.context import Settings
 
 _GRAIN = 16  # bytes: two of the words that an entry is made of
 
@@ -91,17 +91,17 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-    from sglang_jenga.allocator import Allocator
-    from sglang_jenga.geometry import longest_request
-    from sglang_jenga.page_tables import PageTables
-    from sglang_jenga.pool import PoolBuffer
-    from sglang_jenga.state_pool import StateSlots
-    from sglang_jenga.token_allocator import (
+    from sglang_jenga.boot.geometry import longest_request
+    from sglang_jenga.memory.buffer import PoolBuffer
+    from sglang_jenga.pages.allocator import Allocator
+    from sglang_jenga.pages.tables import PageTables
+    from sglang_jenga.serving.allocator import (
         JengaStateAllocator,
         JengaSWAAllocator,
         JengaTokenAllocator,
     )
-    from sglang_jenga.tree_cache import JengaRadixCache
+    from sglang_jenga.serving.cache import JengaRadixCache
+    from sglang_jenga.serving.state_rows import StateSlots
 
     plan = shape.plan(settings.page_size)
     longest = longest_request(plan, states_of_request(settings))
@@ -145,7 +145,7 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
 
 
 def _state_pool(plan: PoolPlan, buffer: Any) -> Any:
-    from sglang_jenga.state_pool import JengaStatePool, StatePart, StateShape
+    from sglang_jenga.memory.state import JengaStatePool, StatePart, StateShape
 
     group_id = len(plan.groups) - 1
     entry = plan.groups[group_id].padded_entry_bytes
@@ -157,7 +157,7 @@ def _state_pool(plan: PoolPlan, buffer: Any) -> Any:
 def _state_rows(shape: Shape, settings: Settings, states: Any) -> Any:
     from sglang.srt.runtime_context import mamba_track_grid
 
-    from sglang_jenga.state_pool import JengaStateRows
+    from sglang_jenga.serving.state_rows import JengaStateRows
 
     return JengaStateRows(
         states,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from sglang_jenga.page_tables import expand
+from sglang_jenga.pages.tables import expand
 from tests.faces.pools import Pools
 
 FULL, WINDOW = 0, 1

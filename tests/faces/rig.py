@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
+from sglang_jenga.testing.context import Settings
 from tests.faces import recount
-from tests.faces.context import Settings
 from tests.faces.pools import Shape, build_pools
 from tests.faces.symbols import answer
 

@@ -33,12 +33,10 @@ from sglang.srt.runtime_context import get_server_args, process_model_config
 from sglang.srt.session.session_controller import SessionController
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from sglang_jenga import flags, request_rules, runtime, weight_changes
-from tests.faces.context import Settings
+from sglang_jenga.boot import flags, hook_table
+from sglang_jenga.testing.context import Settings
 from tests.faces.pools import Pools, Shape
 from tests.faces.symbols import SymbolicModel
-
-_BUILDERS = "KVCacheConfigurator"  # hooks that build what `pools` builds here
 
 
 @contextmanager
@@ -46,9 +44,8 @@ def hooked() -> Iterator[None]:
     """Inside, SGLang's functions have the plugin's hooks, as in a server; afterwards not."""
     undo: list[Callable[[], None]] = []
     try:
-        for hook in (*runtime.HOOKS, *request_rules.HOOKS, *weight_changes.HOOKS):
-            if _BUILDERS not in hook.target:
-                undo.append(_patch(hook))
+        for hook in (*hook_table.ROUNDS, *hook_table.REQUESTS, *hook_table.WEIGHTS):
+            undo.append(_patch(hook))
         with mock.patch.dict(os.environ, {flags.ENV: "jenga"}):
             yield
     finally:
@@ -60,7 +57,7 @@ def _patch(hook: Any) -> Callable[[], None]:
     owner_path, _, name = hook.target.rpartition(".")
     owner = hook_registry.pkgutil.resolve_name(owner_path)
     original = getattr(owner, name)
-    wrapped = hook_registry._wrap_fn(original, hook.function, hook_registry.HookType(hook.kind))
+    wrapped = hook_registry._wrap_fn(original, hook.resolved(), hook_registry.HookType(hook.kind))
     setattr(owner, name, wrapped)
     importers = [
         module

@@ -6,9 +6,9 @@ from unittest import mock
 
 import pytest
 
-from sglang_jenga import scheduling
+from sglang_jenga.serving import scheduling
+from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
-from tests.faces.context import Settings
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
@@ -29,7 +29,7 @@ def test_a_client_that_asks_for_beams_is_told_so_and_nobody_else_notices(model, 
 
 def aborted_after(shape: Shape, forbidden: str, *, prompt: int, settings: Settings) -> str:
     """Why a request was aborted that found no room: ``forbidden`` never has any."""
-    from sglang_jenga.admission import JengaSWABudget
+    from sglang_jenga.serving.admission import JengaSWABudget
 
     with Rig(shape, settings) as rig:
         rig.fails.add(rid := rig.submit(answer([0], prompt), 8))
@@ -60,7 +60,7 @@ def test_a_prompt_whose_next_chunk_never_fits_begins_anew_and_is_then_given_up()
 
 
 def test_a_prompt_that_cannot_go_on_among_its_own_gaps_begins_anew_in_an_empty_pool():
-    from sglang_jenga.admission import JengaSWABudget
+    from sglang_jenga.serving.admission import JengaSWABudget
 
     lone = JengaSWABudget._next_chunk
     with Rig(MODELS["windows"][1], Settings(chunk=8)) as rig:
@@ -104,7 +104,7 @@ def test_who_waits_for_something_else_than_memory_is_not_given_up():
 def test_rounds_count_in_which_other_ranks_run_and_this_one_an_idle_batch():
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
-    from sglang_jenga.admission import JengaSWABudget
+    from sglang_jenga.serving.admission import JengaSWABudget
 
     usual = JengaSWABudget._next_chunk
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import currently_in_test_context, given, note
 
-from tests.faces.context import Settings
+from sglang_jenga.testing.context import Settings
 from tests.faces.examples import examples
 from tests.faces.lone import REQUESTS, Lone, Server, serve, servers
 from tests.faces.pools import Shape

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
+from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
-from tests.faces.context import Settings
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faces.context import Settings
+from sglang_jenga.testing.context import Settings
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from sglang_jenga.testing.context import Settings
 from tests.faces.cells import CELLS, MODELS
-from tests.faces.context import Settings
 from tests.faces.rig import Mute, Rig
 from tests.faces.symbols import ALPHABET, WrongRead, answer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.faces.context import Settings
+from sglang_jenga.testing.context import Settings
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer

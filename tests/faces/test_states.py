@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
-from tests.faces.context import Settings
 from tests.faces.rig import Rig
 
 

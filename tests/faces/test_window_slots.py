@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_jenga.testing.context import Settings
 from tests.faces import recount
-from tests.faces.context import Settings
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sglang_jenga.allocator import Allocator
 from sglang_jenga.kernels.attention import PagedPlan, plan_full, plan_window
-from sglang_jenga.page_tables import expand
-from sglang_jenga.planner import plan_pool
-from sglang_jenga.pool import HeadShape, PoolBuffer
-from sglang_jenga.spec import LayerGroup
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
+from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.pages.tables import expand
+from sglang_jenga.plan.planner import plan_pool
+from sglang_jenga.plan.spec import LayerGroup
 
 PAGE_SIZES = [1, 3, 16, 64, 256]
 WINDOW = 37

@@ -1,7 +1,7 @@
 """Attention kernels of a GPU on the pool's strided views, against float64.
 
 FlashInfer with our plans over a pool that two groups share; and every kernel that SGLang serves
-with, over every layout that `benchmarks/bench_attention.py` times.
+with, over every layout that `benchmarks/gpu/bench_attention.py` times.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.attention_batch import Batch, expected, fill
-from benchmarks.attention_kernels import (
+from sglang_jenga.kernels.attention import attention_reference, paged_views
+from sglang_jenga.kernels.scatter_kv import scatter_kv
+from sglang_jenga.pages.tables import expand
+from sglang_jenga.testing.attention_batch import Batch, expected, fill
+from sglang_jenga.testing.attention_kernels import (
     FLASHINFER_WORKSPACE_BYTES,
     KERNELS,
     Attend,
     missing,
     prepare,
 )
-from benchmarks.attention_layouts import (
+from sglang_jenga.testing.attention_layouts import (
     GROUPS,
     LAYOUTS,
     Attention,
@@ -26,9 +29,6 @@ from benchmarks.attention_layouts import (
     buffer_elements,
     layer_pages,
 )
-from sglang_jenga.kernels.attention import attention_reference, paged_views
-from sglang_jenga.kernels.scatter_kv import scatter_kv
-from sglang_jenga.page_tables import expand
 from tests.kernels.conftest import NO_CUDA
 from tests.kernels.served import (
     HEADS,

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.attention_batch import Batch, error, expected, fill
-from benchmarks.attention_layouts import (
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
+from sglang_jenga.plan.planner import plan_pool
+from sglang_jenga.plan.spec import LayerGroup
+from sglang_jenga.testing.attention_batch import Batch, error, expected, fill
+from sglang_jenga.testing.attention_layouts import (
     GROUPS,
     LAYOUTS,
     Attention,
     buffer_elements,
     layer_pages,
 )
-from sglang_jenga.planner import plan_pool
-from sglang_jenga.pool import HeadShape, PoolBuffer
-from sglang_jenga.spec import LayerGroup
 
 GROUP = Attention("small", 3, 4, 2, 8)
 PAGES, PAGE_SIZE, LAYER = 5, 4, 1

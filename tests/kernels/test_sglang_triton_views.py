@@ -17,9 +17,15 @@ import triton.experimental.gluon  # looks at tl.cdiv when first imported
 import triton.language as tl
 from triton import knobs
 
-from benchmarks.attention_batch import Batch, expected, fill
-from benchmarks.attention_kernels import TRITON_OPS, prepare_triton
-from benchmarks.attention_layouts import LAYOUTS, Attention, PagedKV, buffer_elements, layer_pages
+from sglang_jenga.testing.attention_batch import Batch, expected, fill
+from sglang_jenga.testing.attention_kernels import TRITON_OPS, prepare_triton
+from sglang_jenga.testing.attention_layouts import (
+    LAYOUTS,
+    Attention,
+    PagedKV,
+    buffer_elements,
+    layer_pages,
+)
 
 # Scores of a tile that is masked as a whole: -inf less -inf, which the kernels' masks take out.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

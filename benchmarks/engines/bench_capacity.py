@@ -1,0 +1,153 @@
+"""Concurrent requests on equal KV bytes: stock SGLang against jenga, on real engines.
+
+    python -m benchmarks.engines.bench_capacity                # all rows, CPU engine
+    python -m benchmarks.engines.bench_capacity gemma-3-27b
+
+The layer mixes are the real models'; heads are tiny, and window and prompt are scaled down alike.
+Both sides get the same --max-total-tokens, which pins jenga's pool to the bytes that so many tokens
+take in stock SGLang. Concurrency is the most running requests that SGLang's own decode log reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sglang_jenga.plan.planner import smalls_for_request
+from sglang_jenga.plan.spec import LayerGroup
+from sglang_jenga.testing.engines import Run, run_engine
+from sglang_jenga.testing.families import FAMILY_ARGUMENTS
+from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
+
+
+class Mix(NamedTuple):
+    """A real model's layers; ``window`` and ``prompt`` in tokens, the real ones scaled down
+    alike.
+
+    ``stock_requests``: how many such requests the pool should hold in stock SGLang.
+    """
+
+    family: str
+    layers: int
+    window: int
+    prompt: int
+    stock_requests: int
+    overrides: dict[str, Any]
+
+
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 32}
+GPT_OSS = {
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_global_key_value_heads": 1,
+    "swa_num_key_value_heads": 1,
+}
+MIXES = {
+    "gemma-3-27b": Mix("gemma3_text", 62, 64, 512, 16, HEADS),
+    "gemma-2-9b": Mix("gemma2", 42, 64, 256, 32, HEADS),
+    # Its 12 full and 12 window layers on Gemma-4's code, which is hybrid in stock too: SGLang's CPU
+    # attention does not serve gpt-oss itself.
+    "gpt-oss-20b": Mix("gemma4", 24, 16, 1024, 16, GPT_OSS),
+    "llama (dense)": Mix("llama", 8, 0, 512, 24, HEADS),
+}
+NEW_TOKENS = 32
+
+
+def measure(name: str, mix: Mix, folder: Path) -> dict[str, Any]:
+    """Run both sides; returns the row's numbers."""
+    window = {"window": mix.window} if mix.window else {}
+    model = write_tiny_model(
+        mix.family, folder / mix.family, num_layers=mix.layers, **window, **mix.overrides
+    )
+    total = mix.prompt + NEW_TOKENS
+    tokens = mix.stock_requests * (total + 2)
+    rng = random.Random(0)
+    count = mix.stock_requests * 4
+    prompts = [[rng.randrange(3, VOCAB_SIZE) for _ in range(mix.prompt)] for _ in range(count)]
+    common: dict[str, Any] = {
+        "max_total_tokens": tokens,
+        "max_running_requests": count,
+        "chunked_prefill_size": 128,
+        "decode_log_interval": 1,
+        "max_new_tokens": NEW_TOKENS,
+        "seconds": 3000,
+        **FAMILY_ARGUMENTS.get(mix.family, {}),
+    }
+    stock = run_engine(model, [prompts], prepare=_read_windows, **common)
+    jenga = run_engine(model, [prompts], memory_backend="jenga", **common)
+    pool_bytes, groups = _pool(jenga, mix)
+    bound = pool_bytes / sum(
+        smalls_for_request(group, total) * group.entry_bytes for group in groups
+    )
+    held, reached = _concurrency(stock), _concurrency(jenga)
+    return {
+        "mix": name,
+        "pool_bytes": pool_bytes,
+        "stock": held,
+        "jenga": reached,
+        "ratio": reached / held,
+        "bound": bound,
+        "of_bound": reached / bound,
+        "retractions": (stock.retractions, jenga.retractions),
+        "same": sum(a == b for a, b in zip(stock.outputs[0], jenga.outputs[0], strict=True)),
+        "count": count,
+    }
+
+
+def _read_windows() -> None:
+    """SGLang's CPU attention misreads the window pools of models that are hybrid in stock; lend
+    stock our read translation, so that it can run at all."""
+    from sglang_jenga.cpu import window_attention
+
+    window_attention.register()
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    HookRegistry.apply_hooks()
+
+
+def _concurrency(run: Run) -> int:
+    return max(int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", run.log))
+
+
+def _pool(run: Run, mix: Mix) -> tuple[int, list[LayerGroup]]:
+    """Bytes of the pool and its layer groups, as the server logged them."""
+    pool_bytes, entries = re.search(
+        r"jenga plan pool_bytes=(\d+) .*entry_bytes=([\d,]+)", run.log
+    ).groups()
+    full, *window = (int(entry) for entry in entries.split(","))
+    groups = [LayerGroup("full", (0,), full)]
+    groups += [LayerGroup("window", (1,), entry, window=mix.window) for entry in window]
+    return int(pool_bytes), groups
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mixes", nargs="*", choices=[*MIXES, []], help="default: all")
+    options = parser.parse_args(argv)
+    print(
+        f"{'layer mix':14} {'window':>6} {'prompt':>6} {'pool MiB':>8} {'stock':>6} {'jenga':>6} "
+        f"{'ratio':>6} {'bound':>6} {'of bound':>8} {'retracted':>9} {'same tokens':>11}",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
+        for name in options.mixes or MIXES:
+            mix = MIXES[name]
+            row = measure(name, mix, Path(folder))
+            print(
+                f"{name:14} {mix.window:6} {mix.prompt:6} {row['pool_bytes'] / 2**20:8.1f} "
+                f"{row['stock']:6} {row['jenga']:6} {row['ratio']:5.2f}x {row['bound']:6.1f} "
+                f"{100 * row['of_bound']:7.1f}% {'{}/{}'.format(*row['retractions']):>9} "
+                f"{row['same']:5}/{row['count']}",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""SGLang's view of a model turned into layer groups, and the bytes its user asked for.
+
+The only reader of SGLang's ModelConfig for the pool; the planner does the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
+from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
+
+from sglang_jenga.boot import window_models
+from sglang_jenga.memory.buffer import HeadShape
+from sglang_jenga.memory.state import StateShape
+from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
+from sglang_jenga.plan.request_need import RequestNeed
+from sglang_jenga.plan.spec import LayerGroup, LayerType, PoolPlan, format_bytes
+
+SLOT_BYTES = 64
+"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
+takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
+SMALLEST_REQUEST = 16
+"""Tokens, prompt and answer together, of a request that any pool must be able to hold."""
+
+
+class Geometry(NamedTuple):
+    """Layer groups of one rank: attention groups, with the heads of one layer of each, then the
+    state group if there is one."""
+
+    groups: tuple[LayerGroup, ...]
+    heads: tuple[HeadShape, ...]
+    state: StateShape | None = None
+
+
+def geometry_of(configurator: Any) -> Geometry:
+    """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for."""
+    model, layers = configurator.model_config, configurator.layer_info
+    tp = get_parallel().attn_tp_size
+    dtype = configurator.kv_cache_dtype
+
+    def group(
+        kind: LayerType, layer_ids: Sequence[int], heads: HeadShape, window: int | None = None
+    ) -> LayerGroup:
+        entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize) or SLOT_BYTES
+        page_size = configurator.pool_page_size
+        return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
+
+    full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
+    if configurator.is_hybrid_swa:
+        sliding = HeadShape(
+            model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
+        )
+        # SGLang's window excludes the current token, ours includes it.
+        window = configurator.sliding_window_size + 1
+        groups = (
+            group("full", layers.full_attention_layer_ids, full),
+            group("window", layers.swa_attention_layer_ids, sliding, window),
+        )
+        heads = (full, sliding)
+    elif configurator.mambaish_config is not None:
+        every = configurator.mambaish_config.full_attention_layer_ids
+        layer_ids = [layer_id for layer_id in every if layer_id < layers.end_layer]
+        groups, heads = (group("full", layer_ids, full),), (full,)
+    else:
+        groups, heads = (group("full", range(layers.num_effective_layers), full),), (full,)
+    if configurator.mambaish_config is None:
+        return Geometry(groups, heads)
+    state = StateShape.of(
+        configurator.mambaish_config.mamba2_cache_params,
+        tuple(configurator._get_mamba_layer_ids_for_req_pool()),
+    )
+    states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
+    return Geometry((*groups, states), heads, state)
+
+
+def asked_bytes(configurator: Any, geometry: Geometry, cap_tokens: int | None = None) -> int | None:
+    """Bytes that the user's token limit gives the pool, None if there is no limit in bytes.
+
+    ``cap_tokens`` is a limit that SGLang sets itself, later.
+    """
+    limits = [limit for limit in (get_schedule().max_total_tokens, cap_tokens) if limit is not None]
+    # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
+    counts = bool(geometry.groups[0].layer_ids) or get_schedule().max_mamba_cache_size is not None
+    if not limits or not counts:
+        return None
+    return pinned_bytes(geometry, min(limits), stock_is_hybrid=_stock_is_hybrid(configurator))
+
+
+def _stock_is_hybrid(configurator: Any) -> bool:
+    """Whether stock SGLang has a window pool for this model too."""
+    config = configurator.model_config
+    ours = window_models.window_layers(config.hf_config.architectures, config.hf_text_config)
+    return configurator.is_hybrid_swa and ours is None
+
+
+def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) -> int:
+    """Bytes that ``--max-total-tokens num_tokens`` takes in stock SGLang for this model.
+
+    Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
+    stores as full KV, gives every layer a row for every token.
+    """
+    page_size = geometry.groups[0].tokens_per_page
+    tokens = num_tokens // page_size * page_size
+    total = 0
+    for group in geometry.groups[: len(geometry.heads)]:
+        if not group.layer_ids:
+            continue
+        rows = tokens
+        if group.layer_type == "window" and stock_is_hybrid:
+            ratio = get_schedule().swa_full_tokens_ratio
+            rows = int(tokens * ratio) // page_size * page_size
+        total += (rows + page_size) * group.entry_bytes
+    if geometry.state is None:
+        return total
+    # So many states as the user asks for, or the share of stock's fixed ratio.
+    slots = get_schedule().max_mamba_cache_size
+    if slots is None:
+        return total + int(total * get_schedule().mamba_full_memory_ratio)
+    return total + (slots + 1) * geometry.groups[-1].entry_bytes
+
+
+def states_per_request(geometry: Geometry) -> int:
+    """States that a request takes at once: its own and those that it is tracked in."""
+    if geometry.state is None:
+        return 0
+    mamba = get_exec().mamba
+    return 1 + get_mamba_tracking_slots(
+        extra_buffer=mamba.enable_mamba_extra_buffer,
+        overlap=not get_schedule().disable_overlap_schedule,
+        lazy=mamba.enable_mamba_extra_buffer_lazy,
+    )
+
+
+def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
+    """The pool's plan, or one line that says what the smallest request would need."""
+    first, *others = geometry.groups
+    # SGLang admits a request while more than its tokens and a page are free.
+    smallest = SMALLEST_REQUEST + first.tokens_per_page + 1
+    if not first.layer_ids:  # slot numbers are of 32 bits
+        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
+        first = replace(first, entry_bytes=slot_bytes)
+    states = states_per_request(geometry)
+    try:
+        plan = plan_pool(
+            (first, *others), pool_bytes, max_request_tokens=smallest, max_states=states
+        )
+        if not RequestNeed(plan, states).fits(smallest):
+            raise PoolTooSmallError(
+                f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "
+                f"{format_bytes(plan.large_page_bytes)}, of which windows may leave two half empty"
+            )
+    except PoolTooSmallError as error:
+        raise PoolTooSmallError(
+            f"--memory-backend jenga: {error}; a request of {SMALLEST_REQUEST} tokens must fit "
+            "beside a free page: raise --mem-fraction-static or --max-total-tokens"
+        ) from error
+    return plan
+
+
+def longest_request(plan: PoolPlan, states: int = 1) -> int:
+    """Tokens, prompt and answer, of the longest single request the empty pool can hold, of which
+    each takes so many ``states``; whole pages."""
+    page_size = plan.groups[0].group.tokens_per_page
+    longest = RequestNeed(plan, states).longest(plan.num_slots(0))
+    return longest // page_size * page_size

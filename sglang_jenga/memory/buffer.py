@@ -1,0 +1,83 @@
+"""The pool: one byte buffer, and strided views of it that SGLang's kernels take for KV buffers.
+
+A group's view covers the whole buffer: row ``slot`` begins at byte ``slot * padded_entry_bytes``,
+and a layer is an offset in the entry, ``[K_0 | V_0 | K_1 | V_1 | ...]``. Since a large page is a
+multiple of every small page, slot -> address is affine and no kernel needs to know of large pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
+
+from sglang_jenga.plan.spec import PoolPlan
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """K and V of one token in one layer: ``[num_heads, k_dim]`` and ``[num_heads, v_dim]``."""
+
+    num_heads: int
+    k_dim: int
+    v_dim: int
+
+    def entry_bytes(self, num_layers: int, itemsize: int) -> int:
+        return num_layers * self.num_heads * (self.k_dim + self.v_dim) * itemsize
+
+
+class PoolBuffer:
+    """The bytes, ``[plan.pool_bytes]``, uint8. Zeroed once: masked rows still enter ``0 * x``."""
+
+    def __init__(self, plan: PoolPlan, device: str, *, enable_memory_saver: bool) -> None:
+        self.plan = plan
+        self.device = device
+        saver = TorchMemorySaverAdapter.create(enable=enable_memory_saver)
+        with saver.region(GPU_MEMORY_TYPE_KV_CACHE):
+            self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
+
+    def layer_views(
+        self, group_id: int, heads: HeadShape, dtype: torch.dtype
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """K and V of every layer of a group, ``[num_slots, num_heads, dim]``.
+
+        Row stride: an entry. A lone group shares its bytes with nobody, so there each layer's rows
+        lie together, exactly as in stock SGLang, and a dense model runs at stock's speed.
+        """
+        group = self.plan.groups[group_id]
+        stride, rest = divmod(group.padded_entry_bytes, dtype.itemsize)
+        if rest:
+            raise ValueError(
+                f"an entry of {group.padded_entry_bytes} bytes is no multiple of {dtype}"
+            )
+        typed = self.bytes.view(dtype)
+        num_slots = self.plan.num_slots(group_id)
+        k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
+        alone = len(self.plan.groups) == 1
+        keys, values = [], []
+        offset = 0
+        for _ in group.group.layer_ids:
+            for views, dim, row in ((keys, heads.k_dim, k_row), (values, heads.v_dim, v_row)):
+                shape = (num_slots, heads.num_heads, dim)
+                views.append(typed.as_strided(shape, (row if alone else stride, dim, 1), offset))
+                offset += row * num_slots if alone else row
+        return keys, values
+
+    def zero_large_pages(self, large_ids: list[int], stream: Any) -> None:
+        """Clear large pages that change element format, ordered on the stream of the forwards: one
+        in flight may still write there for the old owner."""
+        if not large_ids:
+            return
+        rows = self.bytes.view(self.plan.num_large, self.plan.large_page_bytes)
+        index = torch.tensor(large_ids, dtype=torch.int64).to(self.device, non_blocking=True)
+        if self.bytes.device.type == "cpu" or stream is None:
+            rows[index] = 0
+            return
+        module = torch.get_device_module(self.device)
+        stream.wait_stream(module.current_stream())
+        with module.stream(stream):
+            rows[index] = 0
+            index.record_stream(stream)

@@ -1,0 +1,106 @@
+"""SGLang's KV pools on the shared bytes: of one attention group, and of full and window layers."""
+
+from __future__ import annotations
+
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
+
+
+class JengaMHAPool(MHATokenToKVPool):
+    """SGLang's KV pool of one attention group, its buffers being views of the shared bytes."""
+
+    def __init__(
+        self,
+        buffer: PoolBuffer,
+        group_id: int,
+        heads: HeadShape,
+        dtype: torch.dtype,
+        *,
+        start_layer: int | None = None,
+        end_layer: int | None = None,
+        enable_alt_stream: bool = True,
+    ) -> None:
+        group = buffer.plan.groups[group_id]
+        # Set before the parent's constructor: it calls _create_buffers.
+        self._buffer, self._group_id, self._heads = buffer, group_id, heads
+        super().__init__(
+            # SGLang's size leaves out one page of padding, our null page.
+            size=buffer.plan.num_slots(group_id) - group.group.tokens_per_page,
+            page_size=group.group.tokens_per_page,
+            dtype=dtype,
+            head_num=heads.num_heads,
+            head_dim=heads.k_dim,
+            v_head_dim=heads.v_dim,
+            layer_num=len(group.group.layer_ids),
+            device=buffer.device,
+            enable_memory_saver=False,  # the buffer is in the saver's region already
+            start_layer=start_layer,
+            end_layer=end_layer,
+            enable_alt_stream=enable_alt_stream,
+            enable_kv_cache_copy=False,  # asserts contiguity
+            kv_cache_layout="nhd",
+        )
+
+    def _create_buffers(self) -> None:
+        self.k_buffer, self.v_buffer = self._buffer.layer_views(
+            self._group_id, self._heads, self.store_dtype
+        )
+        self._init_data_ptrs_and_strides()
+
+    def _clear_buffers(self) -> None:
+        """The views live as long as the buffer."""
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Group 0 answers for the whole pool, since all groups share its bytes."""
+        if self._group_id:
+            return 0, 0
+        k_bytes = self._buffer.plan.pool_bytes // 2
+        return k_bytes, self._buffer.plan.pool_bytes - k_bytes
+
+
+class JengaSWAPool(SWAKVPool):
+    """SGLang's pool of a model with full and window layers, on the shared bytes.
+
+    The parent's constructor would allocate two separate pools; it is not called.
+    """
+
+    def __init__(
+        self,
+        buffer: PoolBuffer,
+        heads: tuple[HeadShape, HeadShape],
+        dtype: torch.dtype,
+        *,
+        enable_alt_stream: bool = True,
+    ) -> None:
+        full, window = (plan.group for plan in buffer.plan.groups[:2])
+        self._buffer = buffer
+        self.full_kv_pool, self.swa_kv_pool = (
+            JengaMHAPool(buffer, group_id, shape, dtype, enable_alt_stream=enable_alt_stream)
+            for group_id, shape in enumerate(heads)
+        )
+        self.layers_mapping: dict[int, tuple[int, bool]] = {}
+        for group, pool, is_window in (
+            (full, self.full_kv_pool, False),
+            (window, self.swa_kv_pool, True),
+        ):
+            pool.model_layer_ids = group.layer_ids
+            for index, layer_id in enumerate(group.layer_ids):
+                self.layers_mapping[layer_id] = (index, is_window)
+
+        self.size, self.size_swa = self.full_kv_pool.size, self.swa_kv_pool.size
+        self.page_size = full.tokens_per_page
+        self.dtype = dtype
+        self.head_num, self.head_dim = heads[0].num_heads, heads[0].k_dim
+        self.device = buffer.device
+        self.full_layer_nums, self.swa_layer_nums = len(full.layer_ids), len(window.layer_ids)
+        self.layer_num = self.full_layer_nums + self.swa_layer_nums
+        self.start_layer = 0
+        self.layer_transfer_counter = None
+        self.enable_custom_mem_pool, self.custom_mem_pool = False, None
+        self.dsa_kv_cache_store_fp8 = False
+        self.kv_cache_dim = self.index_head_dim = None
+        self.full_to_swa_index_mapping: torch.Tensor | None = None
+        self.mem_usage = buffer.plan.pool_bytes / (1 << 30)

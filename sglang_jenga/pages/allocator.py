@@ -1,0 +1,354 @@
+"""Second level: which small page is whose, and the joint capacity of all groups.
+
+Serves whole batches, all or nothing, for all groups at once. Does not know tokens, prefixes or
+recency: the prefix cache decides what to evict and tells the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from sglang_jenga.pages import books
+from sglang_jenga.pages.books import EMPTY, NEVER, NULL, USED_BY_REQUEST
+from sglang_jenga.pages.extent import Extent
+from sglang_jenga.pages.large_pages import LargePages
+from sglang_jenga.plan.spec import PoolPlan
+
+Order = Literal["packed", "paper", "fullest"]
+
+
+class Allocator:
+    """Two-level, request-aware allocator (paper section 5.4). A small page is in one state:
+
+        EMPTY --alloc--> used by a request --free---> EMPTY
+                         used by a request --adopt--> held by an extent --evict--> EMPTY
+
+    An `Extent` belongs to the prefix cache. It is pinned while a running request needs it. An
+    evictable one may be shielded: it is then not counted as free where `beside_shielded` is asked.
+    Invariants, for every group g:
+
+        num_used[g]   == count(holder[g] == USED_BY_REQUEST) + sum(size of g's pinned extents)
+        num_cached[g] == sum(size of g's other extents)
+        a byte of the pool lies in at most one small page that is not EMPTY
+
+    ``order`` says where a request's demand of n small pages goes:
+
+    * ``packed`` (default): ``n // k`` large pages to the request alone, the remainder into the
+      fullest partly filled large page of the group.
+    * ``paper``: section 5.4 to the letter: a large page the request already fills, then an empty
+      large page bound to it, then somebody else's partly filled large page.
+    * ``fullest``: no affinity at all, for comparison: everything into the fullest one.
+    """
+
+    def __init__(self, plan: PoolPlan, *, order: Order = "packed") -> None:
+        if order not in get_args(Order):
+            raise ValueError(f"order must be one of {get_args(Order)}, got {order!r}")
+        self.plan = plan
+        self.order = order
+        self._start(LargePages(plan))
+
+    def clear(self) -> None:
+        """Forget every owner; all large pages are empty again. Their bytes stay what they are."""
+        self._start(LargePages(self.plan, self.large.formats))
+
+    def _start(self, large: LargePages) -> None:
+        self.large = large
+        self._k = large.smalls
+        self.num_used = [0] * len(self._k)
+        self.num_cached = [0] * len(self._k)
+        self._extents: list[Extent | None] = [None]  # by number; number 0 is nobody's
+        self._unused_numbers: list[int] = []
+        # Order "paper" only: the large page a request filled last, per group.
+        self._home: dict[tuple[int, object], int] = {}
+
+    # ---- capacity ---------------------------------------------------------------------------
+
+    def fits_now(self, need: Sequence[int]) -> bool:
+        """Whether ``need[g]`` small pages of every group g can be handed out without evicting."""
+        return not self.larges_missing(need)
+
+    def larges_missing(self, need: Sequence[int]) -> int:
+        """How many more empty large pages it takes before ``need`` can be handed out."""
+        return max(0, self._large_needed(need, self.large.free) - self.large.num_empty)
+
+    def smalls_missing(self, need: Sequence[int]) -> list[int]:
+        """Per group how many small pages more than are free."""
+        return [max(0, count - free) for count, free in zip(need, self.large.free, strict=True)]
+
+    def smalls_to_spare_a_large(self, need: Sequence[int]) -> list[int]:
+        """Per group how many more free small pages would make it need one large page less."""
+        missing = [count - free for count, free in zip(need, self.large.free, strict=True)]
+        return [
+            (count - 1) % k + 1 if count > 0 else 0
+            for count, k in zip(missing, self._k, strict=True)
+        ]
+
+    def fits_after_evicting(self, need: Sequence[int], *, beside_shielded: bool = False) -> bool:
+        """Whether they could be handed out if every cached small page were evicted, or every one
+        that is not shielded.
+
+        Exact: a large page with a small page that stays lends its other small pages to its own
+        group only; one without becomes empty.
+        """
+        large = self.large
+        if beside_shielded:
+            own, idle = large.spare_slack, large.num_spare_idle
+        else:
+            own, idle = large.slack, large.num_idle
+        return self._large_needed(need, own) <= large.num_empty + idle
+
+    def fits_empty_pool(self, need: Sequence[int]) -> bool:
+        """Whether they could be handed out if nothing at all were in use."""
+        plan = self.plan
+        lent = [0] * len(self._k)
+        lent[plan.null_group] = self._k[plan.null_group] - plan.null_smalls
+        return self._large_needed(need, lent) <= plan.num_large - 1
+
+    def _large_needed(self, need: Sequence[int], own: Sequence[int]) -> int:
+        total = 0
+        for wanted, have, k in zip(need, own, self._k, strict=True):
+            if wanted > have:
+                total += -(-(wanted - have) // k)
+        return total
+
+    def obtainable(self, group_id: int) -> int:
+        """Small pages this group alone could get now, without evicting."""
+        return self.large.free[group_id] + self.large.num_empty * self._k[group_id]
+
+    # ---- requests ---------------------------------------------------------------------------
+
+    def alloc(
+        self, requests: Sequence[object], need: Sequence[Sequence[int] | np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """Hand out small pages for a whole batch: ``need[g][i]`` of group g to ``requests[i]``.
+
+        Returns per group one int64 array, the requests' small ids one after another, or None, and
+        then nothing has changed.
+        """
+        need = [np.asarray(counts, dtype=np.int64) for counts in need]
+        totals = [int(counts.sum()) for counts in need]
+        if not self.fits_now(totals):
+            return None
+        result = []
+        for group_id, counts in enumerate(need):
+            # What the groups after this one cannot do without stays out of its reach.
+            later = self._large_needed(
+                [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
+            )
+            room = self.large.num_empty - later
+            ids = np.empty(totals[group_id], dtype=np.int64)
+            group = self.large.group(group_id)
+            if self.order == "paper":
+                self._alloc_paper(group_id, requests, counts.tolist(), room, ids)
+            elif self.order == "packed":
+                books.take_packed(*group, counts, room, ids)
+            else:
+                books.take_loose(*group, ids.size, ids, 0)
+            self.num_used[group_id] += totals[group_id]
+            result.append(ids)
+        return result
+
+    def _alloc_paper(
+        self,
+        group_id: int,
+        requests: Sequence[object],
+        counts: Sequence[int],
+        room: int,
+        ids: np.ndarray,
+    ) -> None:
+        group, at = self.large.group(group_id), 0
+        for request, count in zip(requests, counts, strict=True):
+            end = at + count
+            home = self._home.get((group_id, request))
+            if count and home is not None and self.large.owner[home] == group_id:
+                at += books.take_from(*group, home, end - at, ids, at)
+            while at < end and room:
+                at += books.take_new(*group, ids[:end], at)
+                self._home[group_id, request] = int(ids[at - 1]) // self._k[group_id]
+                room -= 1
+            room -= books.take_loose(*group, end - at, ids, at)
+            at = end
+
+    def forget(self, request: object) -> None:
+        """A request ended: its affinity (order ``paper``) is dropped."""
+        for group_id in range(len(self._k)):
+            self._home.pop((group_id, request), None)
+
+    def free(self, group_id: int, small_ids: np.ndarray) -> None:
+        """The requests that used these small pages, int64, are done with them."""
+        if not small_ids.size:
+            return
+        self._move(group_id, small_ids, USED_BY_REQUEST, EMPTY, -1, -1, -1)
+        self.num_used[group_id] -= small_ids.size
+
+    def _move(
+        self,
+        group_id: int,
+        small_ids: np.ndarray,
+        before: int,
+        after: int,
+        used: int,
+        kept: int,
+        occupied: int,
+    ) -> None:
+        moved = books.move(
+            *self.large.group(group_id), small_ids, before, after, used, kept, occupied
+        )
+        assert moved, "a small page is listed twice, or not in the state it should be in"
+
+    # ---- the prefix cache -------------------------------------------------------------------
+
+    def adopt(self, group_id: int, small_ids: np.ndarray) -> Extent:
+        """The prefix cache takes small pages over from the request that used them.
+
+        The extent is not pinned, so its pages are evictable from now on.
+        """
+        small_ids = small_ids.astype(np.int64)  # a copy: the caller's may be a view of a table
+        extent = self._new_extent(group_id, small_ids)
+        try:
+            self._move(group_id, small_ids, USED_BY_REQUEST, extent.number, -1, -1, 0)
+        except AssertionError:
+            self._forget(extent)
+            raise
+        self._count(extent, -1)
+        return extent
+
+    def _new_extent(self, group_id: int, small_ids: np.ndarray) -> Extent:
+        if self._unused_numbers:
+            number = self._unused_numbers.pop()
+        else:
+            number = len(self._extents)
+            self._extents.append(None)
+        extent = self._extents[number] = Extent(group_id, small_ids, self._k[group_id], number)
+        return extent
+
+    def _forget(self, extent: Extent) -> None:
+        self._extents[extent.number] = None
+        self._unused_numbers.append(extent.number)
+
+    def pin(self, extent: Extent) -> None:
+        """A running request needs the extent. One that was shielded is not any more."""
+        assert not extent.pinned
+        kept = 0 if extent.shielded else 1
+        books.count(*self.large.group(extent.group_id), extent.ids, 1, kept)
+        extent.pinned, extent.shielded = True, False
+        self._count(extent, +1)
+
+    def unpin(self, extent: Extent) -> None:
+        """No running request needs the extent any more."""
+        assert extent.pinned
+        books.count(*self.large.group(extent.group_id), extent.ids, -1, -1)
+        extent.pinned = False
+        self._count(extent, -1)
+
+    def shield(self, extent: Extent, shielded: bool) -> None:
+        """Set whether admission has to leave an evictable extent alone."""
+        assert not extent.pinned and extent.shielded != shielded
+        books.count(*self.large.group(extent.group_id), extent.ids, 0, 1 if shielded else -1)
+        extent.shielded = shielded
+
+    def _count(self, extent: Extent, used: int) -> None:
+        self.num_used[extent.group_id] += used * extent.size
+        self.num_cached[extent.group_id] -= used * extent.size
+
+    def split(self, extent: Extent, index: int) -> tuple[Extent, Extent]:
+        """Cut an extent before its small page ``index``; the back stays the same object."""
+        assert 0 < index < extent.size
+        front = self._new_extent(extent.group_id, extent.ids[:index])
+        front.pinned, front.shielded, front.node = extent.pinned, extent.shielded, extent.node
+        self.large.holder[extent.group_id][front.ids] = front.number
+        extent.ids = extent.ids[index:]
+        return front, extent
+
+    def join(self, front: Extent, back: Extent) -> None:
+        """Undo `split`: ``back`` gets the pages of ``front``, which is as it is and ends here."""
+        assert (front.pinned, front.shielded) == (back.pinned, back.shielded)
+        self.large.holder[back.group_id][front.ids] = back.number
+        back.ids = np.concatenate([front.ids, back.ids])
+        self._forget(front)
+
+    def evict(self, extent: Extent) -> None:
+        """The prefix cache gives the extent up."""
+        assert not extent.pinned, "evicting what a running request needs"
+        kept = -1 if extent.shielded else 0
+        self._move(extent.group_id, extent.ids, extent.number, EMPTY, 0, kept, -1)
+        self._forget(extent)
+        self.num_cached[extent.group_id] -= extent.size
+
+    # ---- whose turn it is to be evicted -----------------------------------------------------
+    # ``times[number]``, int64: when an extent was of use last, as the prefix cache counts time.
+
+    @property
+    def num_empty_larges(self) -> int:
+        return self.large.num_empty
+
+    def turn(self, extent: Extent, times: np.ndarray) -> int | None:
+        """When the first of the extent's large pages has its turn; None if none could be emptied.
+
+        A large page has its turn when the newest of its small pages has (paper section 5.4).
+        """
+        if extent.k == 1:
+            return int(times[extent.number])
+        turn = books.turn(*self.large.group(extent.group_id), extent.ids, times)
+        return None if turn == NEVER else turn
+
+    def due(self, extent: Extent, times: np.ndarray, time: int) -> np.ndarray:
+        """Ids of the extent's large pages whose turn comes by ``time``, in token order."""
+        if extent.k == 1:
+            return extent.ids
+        return books.due(*self.large.group(extent.group_id), extent.ids, times, time)
+
+    def sharing(self, extent: Extent, large_ids: np.ndarray) -> list[Extent]:
+        """The other extents that have small pages in these of its large pages."""
+        if extent.k == 1:
+            return []
+        numbers = books.extents_in(*self.large.group(extent.group_id), large_ids)
+        others = dict.fromkeys(numbers.tolist())
+        others.pop(extent.number, None)
+        return [self._extents[number] for number in others]
+
+    def first_in(self, extent: Extent, large_ids: np.ndarray) -> int:
+        """Index of the extent's first small page that lies in one of these large pages."""
+        return books.first_in(*self.large.group(extent.group_id), extent.ids, large_ids)
+
+    def take_woken(self, times: np.ndarray) -> list[Extent]:
+        """Extents whose turn may come earlier than `turn` said: per large page that became idle
+        since the last call, or lost a small page while it was, the newest in it."""
+        woken = self.large.take_woken()
+        if not woken.size:
+            return []
+        found: dict[int, None] = {}
+        for group_id in range(len(self._k)):
+            numbers = books.newest_in(*self.large.group(group_id), woken, times)
+            found |= dict.fromkeys(numbers.tolist())
+        return [self._extents[number] for number in found]
+
+    # ---- checks -----------------------------------------------------------------------------
+
+    def check(self, extents: Iterable[Extent]) -> None:
+        """Recount everything from the state of single small pages. O(pool).
+
+        ``extents``: all that the prefix cache holds.
+        """
+        plan, extents = self.plan, list(extents)
+        self.large.check(extents)
+        assert {extent.number: extent for extent in extents} == {
+            number: extent for number, extent in enumerate(self._extents) if extent is not None
+        }
+        for group_id, holder in enumerate(self.large.holder):
+            mine = [extent for extent in extents if extent.group_id == group_id]
+            expected = np.zeros_like(holder)
+            for extent in mine:
+                assert not (extent.pinned and extent.shielded)
+                assert not expected[extent.ids].any(), "a small page in two extents"
+                expected[extent.ids] = extent.number
+            assert np.array_equal(np.maximum(holder, 0), expected)
+            cached = sum(extent.size for extent in mine if not extent.pinned)
+            pinned = sum(extent.size for extent in mine) - cached
+            assert self.num_cached[group_id] == cached
+            assert self.num_used[group_id] == (holder == USED_BY_REQUEST).sum() + pinned
+            null = plan.null_smalls if group_id == plan.null_group else 0
+            assert (holder == NULL).sum() == null

@@ -1,0 +1,204 @@
+"""First level: which large pages are empty, and which group each other one is bound to.
+
+All of it is host memory; ids are plain integers and every choice is a function of the calls made so
+far, so tensor-parallel ranks stay in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from sglang_jenga.pages import books
+from sglang_jenga.pages.books import EMPTY, NULL, UNBOUND
+from sglang_jenga.pages.extent import Extent
+from sglang_jenga.plan.spec import PoolPlan
+
+
+class LargePages:
+    """State of every large page. For a large page bound to a group with ``k`` small pages in it:
+
+        1 <= occupied <= k      small pages that a running request or the prefix cache holds
+        0 <= used <= occupied   small pages that a running request holds or needs
+        used <= kept            used ones, and cached ones that are shielded
+        kept <= occupied
+
+    and over the pool:
+
+        num_empty      == count(owner == UNBOUND)
+        free[g]        == sum(k - occupied for large pages of g)    to be had without evicting
+        idle[g]        == count(owner == g and used == 0)           to be emptied by evicting
+        slack[g]       == sum(k - used for large pages of g with used > 0)
+                                                                    to be had beside those
+        spare_idle[g], spare_slack[g]: the same of ``kept``, if what is shielded is left alone
+
+        large 0 [0 A A . . .]   group A, k = 6: null page, two used, three empty   slack 3, free 3
+        large 1 [b b]           group B, k = 2: both cached                        idle
+        large 2                 empty
+
+    Large page 0 holds the null pages for life, so it counts as used.
+    """
+
+    def __init__(self, plan: PoolPlan, formats: np.ndarray | None = None) -> None:
+        """``formats``: what `formats` was in a pool of these bytes before; zeroed if None."""
+        self.plan = plan
+        self.smalls = [group.smalls_per_large for group in plan.groups]
+        self.pages = np.zeros((plan.num_large, books.COLUMNS), dtype=np.int32)
+        self.pages[:, books.OWNER] = UNBOUND
+        self.pages[:, books.FORMAT] = UNBOUND if formats is None else formats
+        # Empty large pages, a stack: its top is handed out first, lowest ids first after a reset.
+        self.pages[:, books.STACK] = np.arange(plan.num_large - 1, -1, -1)
+        sizes = [books.block_size(k) for k in self.smalls]
+        self.base = [books.POOL + sum(sizes[:group_id]) for group_id in range(len(sizes))]
+        self.book = np.zeros(books.POOL + sum(sizes), dtype=np.int64)
+        self.book[books.NUM_EMPTY] = plan.num_large
+        elements = [group.group.element for group in plan.groups]
+        for group_id, (base, k) in enumerate(zip(self.base, self.smalls, strict=True)):
+            self.book[base + books.GROUP] = group_id
+            self.book[base + books.K] = k
+            self.book[base + books.GROUP_FORMAT] = elements.index(elements[group_id])
+            self.book[base + books.HEADS : base + books.block_size(k)] = -1
+        # The same memory for single reads, which cost a fifth that way.
+        self._read = memoryview(self.book)
+        self.holder = [
+            np.zeros(plan.num_small(group_id), dtype=np.int32)
+            for group_id in range(len(plan.groups))
+        ]
+        self._take_null_pages()
+
+    def _take_null_pages(self) -> None:
+        plan, group_id = self.plan, self.plan.null_group
+        ids = np.empty(plan.null_smalls, dtype=np.int64)
+        books.take_new(*self.group(group_id), ids, 0)
+        assert ids[0] == 0
+        self.holder[group_id][ids] = NULL
+
+    def group(self, group_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """First arguments of all functions in `page_books`."""
+        return self.pages, self.book, self.holder[group_id], self.base[group_id]
+
+    # ---- counters ---------------------------------------------------------------------------
+
+    @property
+    def num_empty(self) -> int:
+        return self._read[books.NUM_EMPTY]
+
+    def _per_group(self, place: int) -> list[int]:
+        read = self._read
+        return [read[base + place] for base in self.base]
+
+    @property
+    def free(self) -> list[int]:
+        return self._per_group(books.FREE)
+
+    @property
+    def slack(self) -> list[int]:
+        return self._per_group(books.SLACK)
+
+    @property
+    def idle(self) -> list[int]:
+        return self._per_group(books.IDLE)
+
+    @property
+    def spare_slack(self) -> list[int]:
+        return self._per_group(books.SPARE_SLACK)
+
+    @property
+    def spare_idle(self) -> list[int]:
+        return self._per_group(books.SPARE_IDLE)
+
+    @property
+    def num_idle(self) -> int:
+        """Large pages of any group that eviction alone would empty."""
+        return sum(self.idle)
+
+    @property
+    def num_spare_idle(self) -> int:
+        """Of these the ones without anything that is shielded."""
+        return sum(self.spare_idle)
+
+    # ---- single large pages -----------------------------------------------------------------
+
+    @property
+    def owner(self) -> np.ndarray:
+        return self.pages[:, books.OWNER]
+
+    @property
+    def formats(self) -> np.ndarray:
+        """Per large page the group whose number format its bytes have; UNBOUND reads as any."""
+        return self.pages[:, books.FORMAT]
+
+    def is_idle(self, large_id: int) -> bool:
+        """Whether eviction alone would empty a large page."""
+        page = self.pages[large_id]
+        return bool(page[books.USED] == 0 < page[books.OCCUPIED])
+
+    def take_stale(self) -> list[int]:
+        """Large pages bound since the last call whose bytes are of another format: zero them."""
+        return self._drain(books.NUM_STALE, books.STALE).tolist()
+
+    def take_woken(self) -> np.ndarray:
+        """Large pages that became idle since the last call, or lost a small page while they were
+        and may be older for it; some may not be idle any more."""
+        woken = self._drain(books.NUM_WOKEN, books.WOKEN)
+        self.pages[woken, books.IS_WOKEN] = 0
+        return woken
+
+    def _drain(self, number: int, column: int) -> np.ndarray:
+        count, self.book[number] = self._read[number], 0
+        return self.pages[:count, column].astype(np.int64)
+
+    # ---- checks -----------------------------------------------------------------------------
+
+    def check(self, extents: Iterable[Extent]) -> None:
+        """Recount everything from the holders of single small pages. O(pool), for tests and
+        debugging.
+
+        ``extents``: all that the prefix cache holds.
+        """
+        plan, pages = self.plan, self.pages
+        stay = {extent.number: (extent.pinned, extent.shielded) for extent in extents}
+        counts = np.zeros((3, plan.num_large), dtype=np.int64)  # used, kept, occupied
+        owner = np.full(plan.num_large, UNBOUND)
+        for group_id, (holder, k) in enumerate(zip(self.holder, self.smalls, strict=True)):
+            numbers, which = np.unique(holder, return_inverse=True)
+            pinned = [number < 0 or stay.get(number, (False,))[0] for number in numbers.tolist()]
+            kept = [number < 0 or any(stay.get(number, ())) for number in numbers.tolist()]
+            for row, held in zip(counts, (pinned, kept, numbers != EMPTY), strict=True):
+                row += np.array(held)[which].reshape(plan.num_large, k).sum(axis=1)
+            filled = (holder != EMPTY).reshape(plan.num_large, k).any(axis=1)
+            assert (owner[filled] == UNBOUND).all(), "a large page of two groups"
+            owner[filled] = group_id
+        used, kept, occupied = counts
+        assert np.array_equal(pages[:, books.OWNER], owner)
+        assert np.array_equal(pages[:, books.USED], used)
+        assert np.array_equal(pages[:, books.KEPT], kept)
+        assert np.array_equal(pages[:, books.OCCUPIED], occupied)
+        stacked = pages[: self.num_empty, books.STACK]
+        assert np.array_equal(np.sort(stacked), np.flatnonzero(owner == UNBOUND))
+        for group_id, k in enumerate(self.smalls):
+            mine = owner == group_id
+            assert self.free[group_id] == (k - occupied)[mine].sum()
+            assert self.idle[group_id] == (mine & (used == 0)).sum()
+            assert self.slack[group_id] == (k - used)[mine & (used > 0)].sum()
+            assert self.spare_idle[group_id] == (mine & (kept == 0)).sum()
+            assert self.spare_slack[group_id] == (k - kept)[mine & (kept > 0)].sum()
+            self._check_partly_filled(group_id, mine)
+
+    def _check_partly_filled(self, group_id: int, mine: np.ndarray) -> None:
+        """Every partly filled large page is in the list of its level, and nothing else."""
+        k, base = self.smalls[group_id], self.base[group_id]
+        expected = {
+            int(i): books._level(k, *self.pages[i, [books.KEPT, books.OCCUPIED]].tolist())
+            for i in np.flatnonzero(mine & (self.pages[:, books.OCCUPIED] < k))
+        }
+        found: dict[int, int] = {}
+        for level in range(3 * (k + 1)):
+            large_id, before = int(self.book[base + books.HEADS + level]), -1
+            while large_id >= 0:
+                assert self.pages[large_id, books.BEFORE] == before and large_id not in found
+                assert level <= self.book[base + books.TOP]
+                found[large_id] = level
+                large_id, before = int(self.pages[large_id, books.AFTER]), large_id
+        assert found == expected, f"partly filled pages {found}, expected {expected}"

@@ -1,0 +1,83 @@
+"""What every request holds, on the host: SGLang's ``req_to_token`` mirrored in small pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sglang_jenga.plan.spec import PoolPlan
+
+
+class PageTables:
+    """Host mirror of ``req_to_token``: per attention group ``[num_rows, pages]`` small ids, int32.
+
+    Untouched rows cost address space only.
+    """
+
+    def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
+        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        pages = -(-max_tokens // self.tokens_per_page)
+        self.rows = [
+            np.zeros((num_rows, pages), dtype=np.int32)
+            for item in plan.groups
+            if item.group.layer_type != "state"  # a request's one state is not a table
+        ]
+
+    def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """Small ids of the pages that hold positions ``[start, end)`` of a row."""
+        step = self.tokens_per_page
+        return self.rows[group_id][row, start // step : -(-end // step)]
+
+    def slots(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
+        """SGLang's slots of positions ``[start, end)``, int64."""
+        return expand(self.pages(group_id, row, start, end), self.tokens_per_page)[
+            start % self.tokens_per_page :
+        ][: end - start]
+
+
+def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
+    """All slots of small pages, in order, int64; with one token per page that may be the ids."""
+    ids = small_ids.astype(np.int64, copy=False)
+    if tokens_per_page == 1:
+        return ids
+    return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
+
+
+class Step:
+    """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
+
+    ``pages[i]``: new small pages of a request, the same number in every attention group; arrays,
+    since a decode step has hundreds of requests. ``fresh``: requests without a row yet, by index;
+    their matched prefix enters the page tables.
+    """
+
+    __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "reqs", "starts")
+
+    def __init__(
+        self,
+        reqs: Sequence[Any],
+        starts: np.ndarray,
+        ends: np.ndarray,
+        tokens_per_page: int,
+        *,
+        fresh: Sequence[int] = (),
+    ) -> None:
+        self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
+        self._rows: np.ndarray | None = None
+        step = tokens_per_page
+        self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
+        self.num_pages = int(self.pages.sum())
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of all requests; fresh ones must have got theirs."""
+        if self._rows is None:
+            self._rows = np.array([req.kv.req_pool_idx for req in self.reqs])
+        return self._rows
+
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Row, start, end and new pages of each request."""
+        lists = (array.tolist() for array in (self.rows, self.starts, self.ends, self.pages))
+        return zip(*lists, strict=True)

@@ -1,0 +1,1 @@
+"""Arithmetic of a pool from a model's config, without torch or SGLang; the command line."""

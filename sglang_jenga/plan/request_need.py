@@ -1,0 +1,73 @@
+"""What one request takes of the pool: one answer for boot, for intake and for admission.
+
+A request that has the server to itself can give up everything else that is cached, its own prefix
+included. So it is served exactly if its need fits an empty pool, however the three ask:
+
+    boot        the longest request that fits is SGLang's ``max_total_num_tokens``
+    intake      a request that does not fit is refused, its answer cut if that helps
+    admission   a request that is alone is let in if what it does not hold yet fits
+"""
+
+from __future__ import annotations
+
+from sglang_jenga.plan.planner import smalls_for_request
+from sglang_jenga.plan.spec import GroupPlan, PoolPlan
+
+MOST_BEHIND_WINDOW = 32
+"""Tokens that a window may leave behind before they are given back. SGLang's default of 128 would
+be as much again as a short window; giving back costs tens of microseconds each time."""
+
+
+class RequestNeed:
+    """Small pages per group of one request of ``tokens`` tokens, prompt and answer, at its peak.
+
+    Its prompt may come in chunks of one small page, so a window group needs its window and one
+    small page more; without chunks it needs the whole prompt at once. ``states``: those that a
+    request begins with, its own and the ones it is tracked in.
+    """
+
+    def __init__(self, plan: PoolPlan, states: int = 1) -> None:
+        self._plan = plan
+        self._states = states
+        self._loose = [self._most_loose(item) for item in plan.groups]
+
+    def _most_loose(self, item: GroupPlan) -> int:
+        """Small pages of the request's large pages that can be empty, or cached, and still of no
+        use to another group."""
+        beside = item.smalls_per_large - 1
+        if item.group.layer_type == "window":
+            return 2 * beside  # the oldest large page empties, and the newest fills, bit by bit
+        if item.group.layer_type == "state":
+            return (self._states - 1) * beside  # slots come and go; each may lie in one of its own
+        return 0
+
+    def pages(self, tokens: int, *, at_once: int = 0) -> list[int]:
+        """``at_once``: tokens of a prompt that is not cut in chunks."""
+        need = []
+        for item, loose in zip(self._plan.groups, self._loose, strict=True):
+            smalls = smalls_for_request(item.group, tokens, states=self._states)
+            if at_once and item.group.layer_type == "window":
+                smalls = max(smalls, -(-at_once // item.group.tokens_per_page))
+            need.append(smalls + loose)
+        return need
+
+    def fits(self, tokens: int, *, at_once: int = 0) -> bool:
+        """Whether an empty pool holds the request."""
+        plan, need = self._plan, self.pages(tokens, at_once=at_once)
+        need[plan.null_group] += plan.null_smalls  # of large page 0 no more than these are lost
+        larges = (
+            -(-smalls // item.smalls_per_large)
+            for item, smalls in zip(plan.groups, need, strict=True)
+        )
+        return sum(larges) <= plan.num_large
+
+    def longest(self, most: int, *, at_once: int = 0) -> int:
+        """Tokens of the longest request that fits, at most ``most``; 0 if none does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits(middle, at_once=at_once):
+                low = middle
+            else:
+                high = middle - 1
+        return low

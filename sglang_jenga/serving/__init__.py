@@ -1,0 +1,1 @@
+"""The faces that SGLang's scheduler talks to: allocator, prefix cache, admission."""

@@ -1,0 +1,233 @@
+"""Where SGLang's scheduler asks for memory and gives it back: our part of its rounds and steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+
+from sglang_jenga.pages.tables import Step
+from sglang_jenga.serving.allocator import is_ours
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000
+"""Rounds in which nothing runs and nobody is admitted, before the first in the queue is given up.
+In rounds, not seconds, so that all ranks give it up in the same one."""
+
+
+REFUSED_ROUNDS = 16
+"""Rounds at most in which a refused request is not asked for again though nothing was given back:
+the expected lengths of running requests shrink meanwhile."""
+
+
+# ---- a round of admission -------------------------------------------------------------------
+
+
+def next_prefill(
+    original: Callable[..., Any], self: Any, prefill_delayer_single_pass: Any, running_batch: Any
+) -> tuple[Any, Any]:
+    """After a refusal nobody is asked for before a request has left the batch, or the queue is
+    another one. SGLang does so where ``batch_is_full``, but takes that back in every round where
+    there are windows: in its pool they give tokens back as requests decode. Here those have been
+    counted on already."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator) or not self.is_hybrid_swa:
+        return original(self, prefill_delayer_single_pass, running_batch)
+    queue = self.waiting_queue
+    if (
+        allocator.rounds_refused
+        and allocator.refused == (len(queue), queue[0].rid if queue else None)
+        and running_batch.batch_is_full
+        and not running_batch.is_empty()
+        and not self.enable_priority_preemption
+        and not self.grammar_manager.has_waiting_grammars()
+        and self.chunked_req is None
+        and prefill_delayer_single_pass is None
+    ):
+        allocator.rounds_refused -= 1
+        return None, running_batch
+    batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
+    queue = self.waiting_queue
+    if running_batch.batch_is_full and queue:
+        allocator.refused, allocator.rounds_refused = (len(queue), queue[0].rid), REFUSED_ROUNDS
+    else:
+        allocator.rounds_refused = 0
+    return batch, running_batch
+
+
+def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
+    if is_ours(self.token_to_kv_pool_allocator):
+        self.memory_budget.adder = self
+
+
+def ask_for_chunk(original: Callable[..., Any], self: Any, req: Any) -> Any:
+    _ask(self, req)
+    return original(self, req)
+
+
+def ask_for_request(
+    original: Callable[..., Any],
+    self: Any,
+    req: Any,
+    has_chunked_req: bool,
+    truncation_align_size: int | None,
+) -> Any:
+    _ask(self, req)
+    return original(self, req, has_chunked_req, truncation_align_size)
+
+
+def _ask(adder: Any, req: Any) -> None:
+    adder.memory_budget.req = req
+    if is_ours(adder.token_to_kv_pool_allocator):
+        adder.token_to_kv_pool_allocator.was_asked = True
+
+
+def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
+    """What to do if something waits, nothing runs, and nobody is admitted. Rounds in which nobody
+    was asked for do not count: who waits for a LoRA adapter, say, does not wait for memory.
+
+    A prompt in flight begins anew as soon as its last chunk has been computed. Otherwise this is
+    the last resort against a server that waits for ever: no known load comes here; if one does, a
+    request fails with a reason."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return
+    was_asked, allocator.was_asked = allocator.was_asked, False
+    # With DP attention a rank runs an idle batch while others run theirs.
+    batch = plan.batch_to_run
+    nothing = batch is None or batch.forward_mode.is_idle()
+    stuck = nothing and plan.running_batch.is_empty()
+    if not stuck or not (self.waiting_queue or self.chunked_req):
+        allocator.rounds_stuck = 0
+        return
+    if not was_asked:
+        return
+    allocator.rounds_stuck += 1
+    if allocator.rounds_stuck == 2 and self.chunked_req is not None:
+        _begin_anew(self, self.chunked_req)
+    elif allocator.rounds_stuck >= PATIENCE:
+        allocator.rounds_stuck = 0
+        _give_up(self)
+
+
+def _begin_anew(scheduler: Any, req: Any) -> None:
+    from sglang.srt.managers.schedule_batch import release_req
+
+    if not scheduler.tree_cache.begin_anew(req):
+        return
+    scheduler.chunked_req = None
+    release_req(
+        req=req,
+        remaing_req_count=0,
+        req_to_token_pool=scheduler.req_to_token_pool,
+        token_to_kv_pool_allocator=scheduler.token_to_kv_pool_allocator,
+        tree_cache=scheduler.tree_cache,
+        hisparse_coordinator=None,
+    )
+    scheduler._add_request_to_queue(req, is_retracted=True)
+
+
+def _give_up(scheduler: Any) -> None:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+    from sglang.srt.managers.scheduler import _make_abort_req
+
+    allocator = scheduler.token_to_kv_pool_allocator
+    req = scheduler.chunked_req or scheduler.waiting_queue[0]
+    wanted = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
+    message = (
+        f"no memory for this request in {PATIENCE} rounds of scheduling with nothing else running: "
+        f"{wanted} tokens wanted, {len(req.output_ids)} of them answered, "
+        f"{allocator.debug_print()}"
+    )
+    logger.error("jenga gives request %s up: %s", req.rid, message)
+    reason = FINISH_ABORT(message, HTTPStatus.INTERNAL_SERVER_ERROR)
+    if scheduler.chunked_req is not None:
+        req.discard_output_reason = reason
+        scheduler._pending_chunked_abort_req = req
+        return
+    scheduler.waiting_queue.remove(req)
+    scheduler._release_aborted_request(req)
+    scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason.to_json()), req)
+
+
+# ---- a step ---------------------------------------------------------------------------------
+
+
+def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(batch)
+    starts = np.array(batch.prefix_lens, dtype=np.int64)
+    ends = starts + np.array(batch.extend_lens, dtype=np.int64)
+    fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
+    with allocator.allocating(Step(batch.reqs, starts, ends, allocator.page_size, fresh=fresh)):
+        return original(batch)
+
+
+def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
+    allocator = batch.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(batch, token_per_req)
+    starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
+    allocator.decoding = batch.reqs
+    if batch.tree_cache.supports_mamba():
+        batch.tree_cache.states.before_decode(batch.reqs)
+    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
+    with allocator.allocating(step):
+        return original(batch, token_per_req)
+
+
+def maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
+    ours = is_ours(self.token_to_kv_pool_allocator) and self.forward_mode.is_decode()
+    if not ours or self.tree_cache.windows is None or not self.tree_cache.windows.step():
+        original(self)
+
+
+# ---- a step that does not fit ---------------------------------------------------------------
+
+
+def update_running_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
+    allocator = self.token_to_kv_pool_allocator
+    if is_ours(allocator):
+        allocator.prompt_in_flight = self.chunked_req
+    return original(self, batch)
+
+
+def retract_decode(original: Callable[[Any], tuple], self: Any) -> tuple:
+    """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
+    it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once.
+    Unless it has been aborted before, which stands."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(self)
+    reasons = {req: req.to_finish for req in self.reqs if req.to_finish is not None}
+    retracted, ratio, aborted = original(self)
+    if self.reqs:
+        return retracted, ratio, aborted
+    alone = allocator.prompt_in_flight is None
+    again = []
+    for req in aborted:
+        if req in reasons:
+            req.to_finish = reasons[req]
+        elif not alone or self.tree_cache.begin_anew(req):
+            req.to_finish = None
+            again.append(req)
+    return [*retracted, *again], ratio, [req for req in aborted if req not in again]
+
+
+# ---- checks ---------------------------------------------------------------------------------
+
+
+def check_page_invariants(original: Callable[[Any], None], self: Any) -> None:
+    """SGLang looks for double frees in its own free lists. Here every page is recounted: the trees,
+    and what each large page says that it holds; and no row may claim more than it has."""
+    if not is_ours(self.token_to_kv_pool_allocator):
+        return original(self)
+    row_width = self.req_to_token_pool.req_to_token.shape[1]
+    for req in self._requests_owning_rows():
+        assert 0 <= req.kv.kv_committed_len <= req.kv.kv_allocated_len <= row_width, req.rid
+    self.tree_cache.sanity_check()

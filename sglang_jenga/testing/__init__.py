@@ -1,0 +1,1 @@
+"""Tiny models, engines and servers, for tests and benchmarks."""

@@ -1,0 +1,228 @@
+"""Run many SGLang engines quickly: import once, fork per engine.
+
+An engine's processes are what they are in production - tokenizer manager, scheduler, detokenizer,
+over ZMQ - except that they are forked from a process that has imported SGLang instead of spawned to
+import it again. A cell of the parity matrix then costs seconds instead of half a minute.
+
+    outputs = run_engine(model, [[prompt, ...], [follow-up, ...]], max_new_tokens=16, page_size=16)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CPU_ARGUMENTS: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "dtype": "float32",
+    "max_total_tokens": 8192,
+    "max_running_requests": 32,
+    "mem_fraction_static": 0.5,  # SGLang guesses a negative one for a CPU without chunked prefill
+    "disable_cuda_graph": True,
+    "skip_tokenizer_init": True,
+    "skip_server_warmup": True,
+    "sleep_on_idle": True,  # SGLang's idle loop would take a core from the others
+    "random_seed": 1,
+    "log_level": "info",
+}
+
+
+Wave = Sequence[list[int]] | Callable[[list[list[list[int]]]], Sequence[list[int]]]
+
+
+class Run(NamedTuple):
+    """Per wave of prompts the answers' token ids, their cached tokens and the wall seconds."""
+
+    outputs: list[list[list[int]]]
+    cached: list[list[int]]
+    seconds: list[float]
+    log: str
+
+    @property
+    def retractions(self) -> int:
+        """Requests that were retracted for want of memory or on demand of a test."""
+        return sum(map(int, re.findall(r"#retracted_reqs: (\d+)", self.log)))
+
+    @property
+    def hit_tokens(self) -> int:
+        """Cached tokens of all prompts that were computed, resumed ones among them."""
+        return sum(map(int, re.findall(r"#cached-token: (\d+)", self.log)))
+
+    @property
+    def running(self) -> list[int]:
+        """Requests of each decode step that the log tells of (all with decode_log_interval=1)."""
+        return [int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", self.log)]
+
+
+class EngineFailed(RuntimeError):
+    """The engine raised or died; the message ends with its log."""
+
+
+def preload() -> None:
+    """Import what every engine needs, here and once. Starts no thread and no torch kernel."""
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from sglang_jenga.cpu import sgl_kernel, state_operators
+
+    sgl_kernel.install_if_needed()  # torch may have been imported before the variable was set
+    import sglang.srt.entrypoints.engine
+    import sglang.srt.managers.scheduler
+
+    state_operators.install()  # FalconMamba cannot even be imported without
+    import sglang.srt.models.registry  # noqa: F401
+
+
+def run_engine(
+    model: str | Path,
+    waves: Sequence[Wave],
+    *,
+    max_new_tokens: int | Sequence[int] = 16,
+    sampling: dict[str, Any] | Sequence[dict[str, Any]] = (),
+    seconds: float = 300.0,
+    env: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    **arguments: Any,
+) -> Run:
+    """Boot an engine, answer each wave greedily, shut it down.
+
+    Nobody of a wave is admitted before all of it has arrived, so what is batched, evicted and
+    retracted is the same in every run, on a busy machine as well. A wave may be a function of the
+    answers so far, per wave: a conversation goes on from them. ``sampling``: parameters of all
+    prompts or of each, beside ``max_new_tokens``. ``prepare`` runs in the engine's process before
+    it boots (to plant a fault).
+    """
+    preload()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix="sglang-engine-") as folder:
+        log_path = Path(folder) / "log"
+        asked = _sampling(max_new_tokens, sampling)
+        body = (sender, log_path, str(model), waves, asked, env or {}, prepare, arguments)
+        process = context.Process(target=_engine_process, args=body)
+        process.start()
+        sender.close()
+        try:
+            if not receiver.poll(seconds):
+                raise EngineFailed(f"no answer in {seconds:.0f} s\n{_tail(log_path)}")
+            try:
+                result = receiver.recv()
+            except EOFError:
+                raise EngineFailed(f"the engine died\n{_tail(log_path)}") from None
+        finally:
+            # The child leads a process group that holds its scheduler and detokenizer.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                process.kill()
+            process.join()
+        log = log_path.read_text(errors="replace")
+    if isinstance(result, str):
+        raise EngineFailed(f"{result}\n{log[-4000:]}")
+    return Run(*result, log)
+
+
+def _engine_process(
+    sender: Any,
+    log_path: Path,
+    model: str,
+    waves: Sequence[Wave],
+    sampling: dict[str, Any] | list[dict[str, Any]],
+    env: dict[str, str],
+    prepare: Callable[[], None] | None,
+    arguments: dict[str, Any],
+) -> None:
+    os.setpgid(0, 0)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    with log_path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    os.environ.update(env)
+    try:
+        import torch
+        from sglang.srt.entrypoints import engine
+
+        torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
+        engine.mp.set_start_method("fork", force=True)
+        engine.mp.set_start_method = lambda *args, **kwargs: None
+        expected = multiprocessing.get_context("fork").Value("i", 0)
+        _admit_together(expected)
+        if prepare is not None:
+            prepare()
+        server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
+        outputs, cached, seconds = [], [], []
+        for wave in waves:
+            if callable(wave):
+                wave = wave(outputs)
+            start = time.perf_counter()
+            expected.value = len(wave)
+            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
+            outputs.append([answer["output_ids"] for answer in answers])
+            cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
+            seconds.append(time.perf_counter() - start)
+        sender.send((outputs, cached, seconds))
+    except BaseException:
+        sender.send(traceback.format_exc())
+    finally:
+        sender.close()
+
+
+def _sampling(
+    max_new_tokens: int | Sequence[int], extra: dict[str, Any] | Sequence[dict[str, Any]]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Sampling parameters of all prompts, or of each where the caller tells them apart."""
+    common = {"temperature": 0, "ignore_eos": True}
+    if isinstance(extra, dict):
+        common |= extra
+        extra = ()
+    if isinstance(max_new_tokens, int):
+        common["max_new_tokens"] = max_new_tokens
+        return [common | one for one in extra] if extra else common
+    each = extra or [{}] * len(max_new_tokens)
+    return [
+        common | {"max_new_tokens": count} | one
+        for count, one in zip(max_new_tokens, each, strict=True)
+    ]
+
+
+def _admit_together(expected: Any) -> None:
+    """Hold back admission while some of the ``expected`` requests are on their way."""
+    from sglang.srt.managers.schedule_batch import NextBatchPlan
+    from sglang.srt.managers.scheduler import Scheduler
+
+    receive, admit = Scheduler.handle_generate_request, Scheduler.get_new_batch_prefill
+
+    def received(self: Any, *args: Any, **kwargs: Any) -> None:
+        receive(self, *args, **kwargs)
+        expected.value -= 1
+
+    def admitted(self: Any, running_batch: Any) -> Any:
+        if expected.value > 0:
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return admit(self, running_batch)
+
+    Scheduler.handle_generate_request = received
+    Scheduler.get_new_batch_prefill = admitted
+
+
+def _die_with_parent(parent: int) -> None:
+    """A killed test run must not leave its engines behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-4000:] if path.exists() else ""

@@ -1,0 +1,31 @@
+"""A short run of the stress program; `python -m tests.servers.stress` plays 2,000 requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_jenga.testing.tiny_models import write_tiny_model
+from tests.servers.stress import POOL_STATES, stress
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["no_buffer", "extra_buffer"])
+def test_states_survive_aborts_and_disconnects_on_a_small_pool(tmp_path, strategy: str):
+    model = write_tiny_model("qwen3_next", tmp_path / "model")
+
+    report = stress(model, 150, "--mamba-radix-cache-strategy", strategy, states=POOL_STATES)
+
+    assert report.clean, report
+    assert report.finished >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", ["1", "16"])
+def test_aborts_and_disconnects_on_a_small_pool_lose_nothing(tmp_path, page_size: str):
+    model = write_tiny_model("gemma3_text", tmp_path / "model", num_layers=6, window=32)
+
+    report = stress(model, 150, "--page-size", page_size)
+
+    assert report.clean, report
+    assert report.retractions > 0
+    assert report.finished >= 100

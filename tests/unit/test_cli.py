@@ -1,0 +1,148 @@
+"""The command line: what it prints, what it refuses, and what it must not import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_jenga.plan.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = Path(__file__).parents[1] / "configs"
+GEMMA = str(CONFIGS / "gemma-3-27b.json")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "sglang_jenga.plan.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def planned(capsys, *arguments):
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_plan_prints_groups_capacity_and_stock():
+    done = run("plan", GEMMA, "--lengths", "8k")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "Gemma3ForConditionalGeneration, page size 1, one of 1 rank(s)"
+    assert "pool 40.00 GiB: 20164 large pages of 2.03 MiB" in lines
+    assert "full 10 80.00 KiB 1 80.00 KiB 26 0.00 %" in lines
+    assert "window(1024) 52 416.00 KiB 1 416.00 KiB 5 0.00 %" in lines
+    assert "8192 38 311296 38.8 10 3.80x" in lines
+    assert "stock: all 62 attention layers stored for every token" in lines
+
+
+def test_json_holds_the_same_numbers():
+    done = run("plan", GEMMA, "--json", "--lengths", "8k", "--page-size", "16", "--tp", "2")
+    plan = json.loads(done.stdout)
+
+    assert plan["large_page_bytes"] == 260 * 4096 * 16
+    assert [group["smalls_per_large"] for group in plan["groups"]] == [26, 5]
+    assert [group["tokens_per_page"] for group in plan["groups"]] == [16, 16]
+    (row,) = plan["capacity"]
+    assert row["tokens"] == 8192 * row["requests"]
+    assert row["ratio"] == row["requests"] / row["stock"]
+
+
+def test_a_folder_with_a_config_is_enough(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(Path(GEMMA).read_text())
+
+    assert planned(capsys, str(tmp_path))["architecture"] == "Gemma3ForConditionalGeneration"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_fixture_prints(path, capsys):
+    assert main(["plan", str(path), "--page-size", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "null pages:" in out and "ratio" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [("1k,8K,32k", [1024, 8192, 32768]), ("100", [100]), ("1m", [1 << 20])],
+)
+def test_lengths_take_units(text, lengths, capsys):
+    plan = planned(capsys, GEMMA, "--lengths", text)
+
+    assert [row["num_tokens"] for row in plan["capacity"]] == lengths
+
+
+def test_fp8_halves_the_entries(capsys):
+    plan = planned(capsys, GEMMA, "--kv-cache-dtype", "fp8_e4m3", "--pool-gib", "0.5")
+
+    assert plan["groups"][0]["entry_bytes"] == 40 * 1024
+
+
+def test_what_a_request_holds_besides_tokens_is_said(capsys):
+    assert main(["plan", str(CONFIGS / "llama-3.2-11b-vision.json")]) == 0
+    assert "also holds 6404 encoder tokens" in capsys.readouterr().out
+    assert main(["plan", str(CONFIGS / "falcon-h1-7b.json")]) == 0
+    assert "pins 3 state slot(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "no/such/model"], "no config.json at no/such/model"),
+        (["plan", str(CONFIGS)], "no config.json at"),
+        (["plan", GEMMA, "--kv-cache-dtype", "int3"], "got 'int3'"),
+        (["plan", GEMMA, "--page-size", "0"], "must be positive, got 0 and 1"),
+        (["plan", GEMMA, "--page-size", "many"], "invalid int value"),
+        (["plan", GEMMA, "--pool-gib", "0"], "must be positive"),
+        (["plan", GEMMA, "--pool-gib", "inf"], "cannot convert float infinity"),
+        (["plan", GEMMA, "--pool-gib", "0.001"], "holds 2 large pages of 416.09 KiB, one request"),
+        (["plan", GEMMA, "--lengths", "8q"], "must look like 1k,8k,32k, got '8q'"),
+        (["plan", GEMMA, "--lengths", "0"], "got '0'"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(arguments, words, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}', "MLA latents"),
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object, got list"),
+    ],
+)
+def test_bad_configs_are_one_line_and_exit_2(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+
+    done = run("plan", str(tmp_path))
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_cli_imports_neither_torch_nor_sglang():
+    code = (
+        "import sys, sglang_jenga.plan.cli; "
+        "print(sorted({'torch', 'sglang', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,119 @@
+"""The byte buffer and its views, on the CPU: no server needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
+from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.plan.planner import plan_pool
+from sglang_jenga.plan.spec import LayerGroup
+
+FULL = HeadShape(num_heads=2, k_dim=8, v_dim=8)
+WINDOW = HeadShape(num_heads=1, k_dim=4, v_dim=8)
+
+
+def buffer_of(page_size: int, dtype: torch.dtype, other: torch.dtype | None = None) -> PoolBuffer:
+    """Two full layers and three window layers with other head shapes, in one small pool."""
+    other = other or dtype
+    groups = [
+        LayerGroup(
+            "full", (0, 3), FULL.entry_bytes(2, dtype.itemsize), page_size, element=str(dtype)
+        ),
+        LayerGroup(
+            "window",
+            (1, 2, 4),
+            WINDOW.entry_bytes(3, other.itemsize),
+            page_size,
+            8,
+            str(other),
+        ),
+    ]
+    return PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_writes_through_a_slot_stay_inside_its_small_page(page_size: int, dtype: torch.dtype):
+    buffer = buffer_of(page_size, dtype)
+    for group_id, heads in enumerate((FULL, WINDOW)):
+        group = buffer.plan.groups[group_id]
+        keys, values = buffer.layer_views(group_id, heads, dtype)
+        small_id = 3
+        buffer.bytes.zero_()
+        for views in (keys, values):
+            for view in views:
+                view[small_id * page_size : (small_id + 1) * page_size] = 1.0
+
+        touched = torch.nonzero(buffer.bytes).ravel()
+
+        start = small_id * group.small_page_bytes
+        assert touched.min() >= start
+        assert touched.max() < start + group.small_page_bytes
+
+
+def test_layers_of_an_entry_do_not_overlap():
+    buffer = buffer_of(1, torch.float32)
+    keys, values = buffer.layer_views(1, WINDOW, torch.float32)
+    views = [*keys, *values]
+    for number, view in enumerate(views):
+        view[5] = float(number + 1)
+
+    for number, view in enumerate(views):
+        assert (view[5] == number + 1).all()
+
+
+def test_every_byte_of_an_entry_belongs_to_a_layer():
+    buffer = buffer_of(1, torch.float32)
+    keys, values = buffer.layer_views(0, FULL, torch.float32)
+    per_layer = keys[0][0].numel() + values[0][0].numel()
+
+    assert len(keys) * per_layer * 4 == buffer.plan.groups[0].group.entry_bytes
+
+
+def test_a_lone_group_has_the_layout_of_stock_sglang():
+    plan = plan_pool([LayerGroup("full", (0, 1), FULL.entry_bytes(2, 4), 16)], 1 << 20)
+    keys, values = PoolBuffer(plan, "cpu", enable_memory_saver=False).layer_views(
+        0, FULL, torch.float32
+    )
+
+    assert all(view.is_contiguous() for view in (*keys, *values))
+    assert sum(view.numel() * 4 for view in (*keys, *values)) == plan.pool_bytes
+
+
+def test_a_large_page_that_changes_format_is_zeroed_before_its_new_owner_writes():
+    buffer = buffer_of(1, torch.float32, other=torch.bfloat16)
+    core = Allocator(buffer.plan)
+    everything = core.obtainable(0)
+    (ids, _) = core.alloc(["r"], [[everything], [0]])
+    assert core.large.take_stale() == []  # a zeroed pool reads as zero in any format
+    for view in (*buffer.layer_views(0, FULL, torch.float32)[0],):
+        view[torch.from_numpy(ids)] = float("nan")
+    core.free(0, ids)
+
+    (_, ids) = core.alloc(["r"], [[0], [core.obtainable(1)]])
+    buffer.zero_large_pages(core.large.take_stale(), None)
+
+    for view in buffer.layer_views(1, WINDOW, torch.bfloat16)[0]:
+        assert torch.isfinite(view[torch.from_numpy(ids)]).all()
+    assert core.large.take_stale() == []
+
+
+def test_pages_that_stay_in_their_format_keep_their_bytes():
+    buffer = buffer_of(1, torch.float32)
+    core = Allocator(buffer.plan)
+    (ids, _) = core.alloc(["r"], [[8], [0]])
+    core.free(0, ids)
+
+    core.alloc(["r"], [[0], [8]])
+
+    assert core.large.take_stale() == []
+
+
+def test_an_entry_that_does_not_fit_the_format_is_refused():
+    plan = plan_pool([LayerGroup("full", (0,), 6)], 600)
+    buffer = PoolBuffer(plan, "cpu", enable_memory_saver=False)
+
+    with pytest.raises(ValueError, match="no multiple"):
+        buffer.layer_views(0, HeadShape(1, 1, 1), torch.float32)
