@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
-from sglang_jenga.testing.engines import CPU_ARGUMENTS, _die_with_parent, _tail, preload
+from sglang_jenga.testing.engines import CPU_ARGUMENTS, die_with_parent, preload, tail
 
 
 class ReplayFailed(RuntimeError):
@@ -92,7 +92,7 @@ class PlayingEngine:
 
     def log(self) -> str:
         """The server's last lines."""
-        return _tail(self._log)
+        return tail(self._log)
 
 
 def _arguments(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _engine_process(
     log_path: Path, outcome: Path, play: Any, env: dict[str, str], arguments: dict[str, Any]
 ) -> None:
     os.setpgid(0, 0)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=die_with_parent, args=(os.getppid(),), daemon=True).start()
     with log_path.open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -1,7 +1,8 @@
 """Short causal convolutions over tokens, in plain torch, and their windows in a pool of states.
 
 A window is a request's last ``width - 1`` inputs. One product after the other in float32: a token's
-sum is the same bits however its prompt was cut or batched. `state_operators` says where these are used.
+sum is the same bits however its prompt was cut or batched. `state_operators` says where they are
+used.
 """
 
 from __future__ import annotations

@@ -115,11 +115,11 @@ def run_engine(
         sender.close()
         try:
             if not receiver.poll(seconds):
-                raise EngineFailed(f"no answer in {seconds:.0f} s\n{_tail(log_path)}")
+                raise EngineFailed(f"no answer in {seconds:.0f} s\n{tail(log_path)}")
             try:
                 result = receiver.recv()
             except EOFError:
-                raise EngineFailed(f"the engine died\n{_tail(log_path)}") from None
+                raise EngineFailed(f"the engine died\n{tail(log_path)}") from None
         finally:
             # The child leads a process group that holds its scheduler and detokenizer.
             try:
@@ -144,7 +144,7 @@ def _engine_process(
     arguments: dict[str, Any],
 ) -> None:
     os.setpgid(0, 0)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=die_with_parent, args=(os.getppid(),), daemon=True).start()
     with log_path.open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -217,12 +217,12 @@ def _admit_together(expected: Any) -> None:
     Scheduler.get_new_batch_prefill = admitted
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """A killed test run must not leave its engines behind."""
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(0, signal.SIGKILL)
 
 
-def _tail(path: Path) -> str:
+def tail(path: Path) -> str:
     return path.read_text(errors="replace")[-4000:] if path.exists() else ""
