@@ -21,7 +21,9 @@ class Ageing:
     is a few bytes, and without it the full pages of the same tokens, locked by running requests,
     are worth nothing to the next request. For every node and window group:
 
-        extents[g].shielded == anchored[g] and locks[0] > 0 and not locks[g]
+        extents[g].shielded == anchored[g] and locks[c] > 0 and not locks[g]
+
+    c is the prefix-closed group, whose pages every prefix needs.
     """
 
     def __init__(
@@ -40,12 +42,13 @@ class Ageing:
         self._paths, self._queues, self._times, self._owner = paths, queues, times, owner
         self._worth = worth
         self._spared = spared
-        self._groups = range(len(paths.policies))
+        self._closed = paths.closed
+        self._others = [g for g in range(len(paths.policies)) if g != self._closed]
         # Groups whose pages are of no use behind a hit that went past them.
-        token_groups = [g for g in self._groups[1:] if not paths.policies[g].per_prefix]
-        self._passed = tuple(token_groups if anchors else ())
+        aging = [g for g in self._others if paths.policies[g].ages_behind_hits]
+        self._passed = tuple(aging if anchors else ())
         self._shielding = self._passed if shield else ()
-        self.prefix_groups = [g for g in self._groups if paths.policies[g].per_prefix]
+        self.prefix_groups = [g for g in self._others if paths.policies[g].per_prefix]
 
     def tick(self) -> None:
         """Something happens that makes pages of use."""
@@ -57,14 +60,14 @@ class Ageing:
         """Refresh what each group reads of the prefix that ends at ``node``, and what it reads of
         the anchors before it; the rest ages, and after a hit goes before all that was of use."""
         refresh = self._times.refresh
-        paths, groups = self._paths, self._groups[1:]
-        ranges = [paths.ranges_read(group_id, node.end) for group_id in groups]
-        for group_id in groups[:-1]:  # all cuts first: a node keeps only its back
-            paths.parts_read(node, ranges[group_id - 1], group_id)
-        read = [set(paths.parts_read(node, ranges[group_id - 1], group_id)) for group_id in groups]
+        paths, closed = self._paths, self._closed
+        ranges = [(group_id, paths.ranges_read(group_id, node.end)) for group_id in self._others]
+        for group_id, own in ranges[:-1]:  # all cuts first: a node keeps only its back
+            paths.parts_read(node, own, group_id)
+        read = [(group_id, set(paths.parts_read(node, own, group_id))) for group_id, own in ranges]
         for part in upwards(node, 0):
-            refresh(part, 0)  # group 0 reads it all
-            for group_id, parts in enumerate(read, 1):
+            refresh(part, closed)  # it reads them all
+            for group_id, parts in read:
                 if part.extents[group_id] is None:
                     continue
                 if part.anchored[group_id] or part in parts:
@@ -143,7 +146,7 @@ class Ageing:
         """Whether the node's pages of a group have to be shielded, if nobody has locked them."""
         return (
             node.anchored[group_id]
-            and node.locks[0] > 0
+            and node.locks[self._closed] > 0
             and not node.locks[group_id]
             and group_id in self._shielding
         )
@@ -183,11 +186,11 @@ class Ageing:
         way again still learns from them where it parts."""
         if not self.prefix_groups:
             return
-        times = self._times
+        times, closed = self._times, self._closed
         while (
             node.parent is not None
             and all(node.extents[group_id] is None for group_id in self.prefix_groups)
-            and all(times.is_demoted(child.extents[0]) for child in node.children.values())
+            and all(times.is_demoted(child.extents[closed]) for child in node.children.values())
         ):
             for group_id, extent in enumerate(node.extents):
                 if extent is not None and not self._paths.policies[group_id].per_prefix:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 from sglang_jenga.radix.node import Miss, Node
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
 
 
 def joint_hit(
@@ -14,12 +14,13 @@ def joint_hit(
 ) -> tuple[int, tuple[Miss, ...]]:
     """Longest length, at most ``end``, that is a hit in every group; and what cut it.
 
-    ``path``: the nodes from the root that hold ``[0, end)``. Group 0 has all of them by the trees'
-    invariant, so it is not asked. The length only falls, and each group is asked again after
-    another one has cut it, so what is left satisfies all of them at once.
+    ``path``: the nodes from the root that hold ``[0, end)``. The prefix-closed group has all of
+    them by the trees' invariant, so it is not asked. The length only falls, and each group is asked
+    again after another one has cut it, so what is left satisfies all of them at once.
     """
     misses: list[Miss] = []
-    others = range(1, len(policies))
+    closed = closed_group(policies)
+    others = [group_id for group_id in range(len(policies)) if group_id != closed]
     if not others:
         return end, ()
     turns, content = cycle(others), 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, Run, TreeObserver
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
 from sglang_jenga.radix.times import Times
 
 
@@ -25,6 +25,7 @@ class Paths:
         observer: TreeObserver | None,
     ) -> None:
         self.policies = policies
+        self.closed = closed_group(policies)  # a node exactly while this group has its pages
         self.tokens_per_page = tokens_per_page
         self.root = Node(None, None, None, Run(NO_PAGES, 0), 0, 0, len(policies))
         self._owner = owner
@@ -119,7 +120,9 @@ class Paths:
     def _alike(self, front: Node, back: Node) -> bool:
         """Whether a node and its only child could be one node. That no request ends at the front's
         end is in the locks: one that did would have locked the front alone."""
-        if len(front.children) > 1 or front.forked or front.locks[0] != back.locks[0]:
+        if len(front.children) > 1 or front.forked:
+            return False
+        if front.locks[self.closed] != back.locks[self.closed]:
             return False
         for group_id, (first, last) in enumerate(zip(front.extents, back.extents, strict=True)):
             if self.policies[group_id].per_prefix:

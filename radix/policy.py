@@ -1,8 +1,8 @@
 """What a layer type can reuse, what a step reads of it, and what goes first (paper section 5).
 
 A policy is asked about tokens; it sees no page, no byte and no other group. The three questions are
-the paper's customisation calls. Write a class with them, register it, and every layer group of the
-type is run by it:
+the paper's customisation calls. The policies themselves stand with their layer types, in
+`sglang_jenga.layers`; one of them is exchanged, for every layer group of its type, by
 
     class MyWindow(LayerPolicy): ...
 
@@ -11,9 +11,7 @@ type is run by it:
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 Range = tuple[int, int]  # tokens [begin, end)
@@ -23,11 +21,9 @@ MOST_RANK = (1 << 24) - 1
 
 
 class Prefix(NamedTuple):
-    """The first ``length`` tokens of a key; ``images`` are the token ranges of its images, if any,
-    in rising order."""
+    """The first ``length`` tokens of a key."""
 
     length: int
-    images: tuple[Range, ...] = ()
 
 
 class LayerPolicy:
@@ -35,9 +31,15 @@ class LayerPolicy:
 
     ``per_prefix``: a page belongs to a prefix as a whole, not to its last tokens. The page of a
     prefix of p tokens stands as the range ``[p - 1, p)``.
+    ``prefix_closed``: who has the pages of a prefix has those of every shorter one, and needs them
+    all. The trees stand on one such group.
+    ``ages_behind_hits``: once a hit has gone past pages, they are of use only where others read
+    them.
     """
 
     per_prefix: ClassVar[bool] = False
+    prefix_closed: ClassVar[bool] = False
+    ages_behind_hits: ClassVar[bool] = False
 
     def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
         """Longest length, at most ``prefix.length``, whose hit finds all it needs.
@@ -64,103 +66,33 @@ class LayerPolicy:
         return pages[1]
 
 
-@dataclass(frozen=True, slots=True)
-class FullPolicy(LayerPolicy):
-    """Full attention reads every token of the prefix."""
-
-    def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
-        return max((end for begin, end in cached if begin == 0), default=0)
-
-    def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
-        return ((0, prefix.length),)
+def closed_group(policies: Sequence[LayerPolicy]) -> int:
+    """The first group that has all of every prefix that it has."""
+    closed = [group for group, policy in enumerate(policies) if policy.prefix_closed]
+    assert closed, "the trees need a group whose pages are those of every shorter prefix too"
+    return closed[0]
 
 
-@dataclass(frozen=True, slots=True)
-class WindowPolicy(LayerPolicy):
-    """A sliding window: the next token sees itself and ``reach`` tokens before it.
-
-    ``reach`` is one less than the window in tokens.
-    """
-
-    reach: int
-
-    def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
-        if not self.reach:
-            return prefix.length
-        for begin, end in cached:
-            if end - begin >= self.reach or begin == 0:
-                return end
-        return 0
-
-    def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
-        if not self.reach:
-            return ()
-        return ((max(0, prefix.length - self.reach), prefix.length),)
-
-
-@dataclass(frozen=True, slots=True)
-class StatePolicy(LayerPolicy):
-    """A recurrent state (Mamba, GDN, short convolution) sums a prefix up: only the last counts."""
-
-    per_prefix: ClassVar[bool] = True
-
-    def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
-        return next((end for _, end in cached), 0)
-
-    def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
-        return ((prefix.length - 1, prefix.length),)
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePolicy(LayerPolicy):
-    """Cross-attention KV and vision embeddings: an image is there as a whole or not at all.
-
-    All pages of an image share one random rank, so that one image goes before the next is touched
-    (paper section 5.3). ``seed`` makes the ranks the same on every rank of a server.
-    """
-
-    seed: int = 0
-
-    def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
-        ranges = list(cached)
-        for image in prefix.images:
-            if image[0] < prefix.length and not _covers(ranges, image):
-                return image[0]
-        return prefix.length
-
-    def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
-        return tuple(image for image in prefix.images if image[0] < prefix.length)
-
-    def set_prefix_length(self, prefix: Prefix, pages: Range) -> int:
-        image = next((image for image in prefix.images if image[0] <= pages[0] < image[1]), pages)
-        return random.Random(f"{self.seed} {image}").getrandbits(24)
-
-
-def _covers(ranges: Iterable[Range], wanted: Range) -> bool:
-    return any(begin <= wanted[0] and wanted[1] <= end for begin, end in ranges)
-
+# ---- policies of one's own ------------------------------------------------------------------
 
 PolicyFactory = Callable[[int | None], LayerPolicy]
-_FACTORIES: dict[str, PolicyFactory] = {
-    "full": lambda window: FullPolicy(),
-    "window": lambda window: WindowPolicy(window - 1),
-    "state": lambda window: StatePolicy(),
-    "cross": lambda window: ImagePolicy(),
-    "vision": lambda window: ImagePolicy(),
-}
+BUILT_IN = ("full", "window", "state")
+_exchanged: dict[str, PolicyFactory] = {}
 
 
 def register_policy(layer_type: str, factory: PolicyFactory) -> None:
-    """Let ``factory(window)`` make the policies of a layer type from now on.
+    """Let ``factory(window)`` make the policies of a built-in layer type from now on.
 
     ``window`` is the number of tokens that a window layer sees, None for other types. Call it in
-    every process of the server, from a plugin of SGLang's group ``sglang.srt.plugins``.
+    every process of the server, from a plugin of SGLang's group ``sglang.srt.plugins``. A type of
+    one's own is registered by `sglang_jenga.layers.registry.register_kind` and brings its policy.
     """
-    if layer_type not in _FACTORIES:
-        raise ValueError(f"unknown layer type {layer_type!r}, expected {' or '.join(_FACTORIES)}")
-    _FACTORIES[layer_type] = factory
+    if layer_type not in BUILT_IN:
+        raise ValueError(f"unknown layer type {layer_type!r}, expected {' or '.join(BUILT_IN)}")
+    _exchanged[layer_type] = factory
 
 
-def policy_of(layer_type: str, window: int | None = None) -> LayerPolicy:
-    """The policy of a layer group."""
-    return _FACTORIES[layer_type](window)
+def exchanged_policy(layer_type: str, window: int | None = None) -> LayerPolicy | None:
+    """The policy that was registered in place of a built-in type's own, None if none was."""
+    factory = _exchanged.get(layer_type)
+    return None if factory is None else factory(window)

@@ -35,19 +35,19 @@ from sglang_jenga.radix.node import (
     TreeObserver,
 )
 from sglang_jenga.radix.paths import Paths, upwards
-from sglang_jenga.radix.policy import LayerPolicy, Range
+from sglang_jenga.radix.policy import LayerPolicy, Range, closed_group
 from sglang_jenga.radix.times import DEMOTED_BEFORE, Times
 
 
 class RadixTrees:
     """All layer groups' trees. Keys are int64 arrays, a multiple of ``tokens_per_page`` long.
 
-    Group 0 is prefix-closed (full attention): a node exists exactly while group 0 has its pages, so
-    nothing in the trees is unreachable. Invariants, for every node and group:
+    One group is prefix-closed (full attention), c below: a node exists exactly while that group has
+    its pages, so nothing in the trees is unreachable. Invariants, for every node and group:
 
         extents[g] is not None  =>  extents[g].pinned == (locks[g] > 0)
         node.evictable(g)       =>  in_smalls[g] is not None
-        locks[0] of a node      >=  sum of its children's
+        locks[c] of a node      >=  sum of its children's
         num_pages[g]            ==  sum of the sizes of extents[g] over all nodes
         num_shared[g]           ==  sum of (locks[g] - 1) * tokens over nodes with locks[g] > 1,
                                     where a page of a whole prefix counts as one token
@@ -69,16 +69,18 @@ class RadixTrees:
         spared: int = 512,
         most_on_path: int | None = None,
     ) -> None:
-        """``worth_of_prefix_page``: tokens of group 0 that the bytes of a page of a whole prefix
-        would hold; what saves fewer goes first once a longer prefix has its page. ``spared``:
-        tokens before what is read at a path's end that age with it, if that is not more itself.
+        """``worth_of_prefix_page``: tokens of full attention that the bytes of a page of a whole
+        prefix would hold; what saves fewer goes first once a longer prefix has its page.
+        ``spared``: tokens before what is read at a path's end that age with it, if that is not more
+        itself.
         ``most_on_path``: pages of whole prefixes that a path keeps, those where requests part not
         counted out; None for any number.
         """
-        assert not policies[0].per_prefix
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
+        self._closed = closed_group(self.policies)
+        self._closed_last = sorted(self._groups, key=lambda group_id: group_id == self._closed)
         self._owner = owner
         self._observer = observer
         self._page_observer = page_observer
@@ -279,7 +281,7 @@ class RadixTrees:
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
         self._adopted.append((node, group_id))
-        if group_id and self._page_observer is not None:
+        if group_id != self._closed and self._page_observer is not None:
             self._page_observer.changed(node, group_id)
 
     # ---- locks ------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ class RadixTrees:
             for group_id in self._groups
         )
         lock = PathLock(node, tuple(ranges))
-        for group_id in reversed(self._groups):  # group 0 last: it shields what is not pinned then
+        for group_id in self._closed_last:  # it shields what is not pinned then
             for part in self._paths.parts_read(node, lock.ranges[group_id], group_id):
                 part.locks[group_id] += 1
                 if part.locks[group_id] == 1:
@@ -313,7 +315,7 @@ class RadixTrees:
             if extent.shielded:
                 self._times.shield(extent, False)
             self._owner.pin(extent)
-        if group_id == 0:
+        if group_id == self._closed:
             self._ages.reshield(node)
 
     def unlock(self, lock: PathLock) -> None:
@@ -375,17 +377,16 @@ class RadixTrees:
                     self._cut(other.node, group_id, owner.first_in(other, due))
         return True
 
-    @staticmethod
-    def _larges_to_cut(node: Node, group_id: int, missing: int) -> int:
+    def _larges_to_cut(self, node: Node, group_id: int, missing: int) -> int:
         """How many large pages of one group to take from a node when ``missing`` are wanted.
 
-        With a leaf's tokens go the other groups' pages, so fewer of group 0 will do; never more
-        than are wanted, and the rest comes in the next round.
+        With a leaf's tokens go the other groups' pages, so fewer of the closed group will do; never
+        more than are wanted, and the rest comes in the next round.
         """
-        if group_id != 0:
+        if group_id != self._closed:
             return missing
-        larges = [extent.num_large for extent in node.extents if extent is not None]
-        return max(1, int(missing * larges[0] / sum(larges)))
+        larges = sum(extent.num_large for extent in node.extents if extent is not None)
+        return max(1, int(missing * node.extents[group_id].num_large / larges))
 
     def evict_small(self, group_id: int, count: int, *, before: int | None = None) -> int:
         """Evict ``count`` small pages of one group, the least recently used first (step 5).
@@ -417,7 +418,7 @@ class RadixTrees:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
         if not self._ages.prefix_groups:
             return 0
-        return self.evict_small(0, short[0], before=DEMOTED_BEFORE)
+        return self.evict_small(self._closed, short[self._closed], before=DEMOTED_BEFORE)
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
         """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes
@@ -439,7 +440,7 @@ class RadixTrees:
         """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
         if index:
             self._paths.split(node, node.begin + index * self.tokens_per_page)
-        if group_id == 0:
+        if group_id == self._closed:
             self._remove(node)
             self._ages.strand(node.parent)
         else:
@@ -491,7 +492,7 @@ class RadixTrees:
             assert (node.end - node.begin) % self.tokens_per_page == 0
             assert node.parent is not None and node.parent.end == node.begin
             assert node.parent.children[node.edge] is node
-            assert node.extents[0] is not None, "a node without its full-attention pages"
+            assert node.extents[self._closed] is not None, "a node without its full-attention pages"
             for group_id, extent in enumerate(node.extents):
                 if extent is not None:
                     per_prefix = self.policies[group_id].per_prefix
@@ -508,8 +509,8 @@ class RadixTrees:
                     assert entry is not None and entry <= time, "an evictable node is not queued"
                     shielded = self._ages.is_shielded(node, group_id)
                     assert extent.shielded == shielded
-            below = sum(child.locks[0] for child in node.children.values())
-            assert node.locks[0] >= below, "a locked node under an unlocked one"
+            below = sum(child.locks[self._closed] for child in node.children.values())
+            assert node.locks[self._closed] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages
         assert shared == self.num_shared
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sglang_jenga.layers.full import Full, FullPolicy
+from sglang_jenga.layers.window import WindowPolicy
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
 from sglang_jenga.radix.node import TokenPages
-from sglang_jenga.radix.policy import FullPolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.testing.launcher import shared_launcher, write_model
 
@@ -67,7 +68,7 @@ def plan_of(packings: tuple[int, ...], num_large: int) -> PoolPlan:
     """
     large_page_bytes = math.lcm(*packings)
     groups = tuple(
-        GroupPlan(LayerGroup("full", (i,), large_page_bytes // k), large_page_bytes // k, k)
+        GroupPlan(LayerGroup(Full(), (i,), large_page_bytes // k), large_page_bytes // k, k)
         for i, k in enumerate(packings)
     )
     return PoolPlan(groups, large_page_bytes, num_large)

@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_jenga.plan.planner import smalls_for_request
+from sglang_jenga.layers.base import Load
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.window import Window
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.testing.engines import Run, run_engine
 from sglang_jenga.testing.families import FAMILY_ARGUMENTS
@@ -82,9 +84,7 @@ def measure(name: str, mix: Mix, folder: Path) -> dict[str, Any]:
     stock = run_engine(model, [prompts], prepare=_read_windows, **common)
     jenga = run_engine(model, [prompts], memory_backend="jenga", **common)
     pool_bytes, groups = _pool(jenga, mix)
-    bound = pool_bytes / sum(
-        smalls_for_request(group, total) * group.entry_bytes for group in groups
-    )
+    bound = pool_bytes / sum(group.held(Load(total)) * group.entry_bytes for group in groups)
     held, reached = _concurrency(stock), _concurrency(jenga)
     return {
         "mix": name,
@@ -121,8 +121,8 @@ def _pool(run: Run, mix: Mix) -> tuple[int, list[LayerGroup]]:
         r"jenga plan pool_bytes=(\d+) .*entry_bytes=([\d,]+)", run.log
     ).groups()
     full, *window = (int(entry) for entry in entries.split(","))
-    groups = [LayerGroup("full", (0,), full)]
-    groups += [LayerGroup("window", (1,), entry, window=mix.window) for entry in window]
+    groups = [LayerGroup(Full(), (0,), full)]
+    groups += [LayerGroup(Window(mix.window), (1,), entry) for entry in window]
     return int(pool_bytes), groups
 
 

@@ -176,7 +176,7 @@ def zero_rows() -> Iterator[Row]:
 def copy_rows() -> Iterator[Row]:
     for model in MODELS:
         pool_plan = plan(model)
-        state = next((g for g in pool_plan.groups if g.group.layer_type == "state"), None)
+        state = next((g for g in pool_plan.groups if g.group.kind.name == "state"), None)
         if state is None:
             continue
         entry, stride = state.group.entry_bytes, state.padded_entry_bytes

@@ -101,7 +101,7 @@ class Simulation:
         need = []
         for group_id in self.groups:
             group = self.plan.groups[group_id].group
-            if group.layer_type == "state":
+            if group.kind.name == "state":
                 need.append(0 if request.pages else self.states)
             else:
                 have = (
@@ -195,7 +195,7 @@ class Simulation:
         extents: dict[int, Extent] = {}
         for group_id, ids in enumerate(request.pages):
             # Of a request's states the cache keeps the last.
-            if self.plan.groups[group_id].group.layer_type == "state":
+            if self.plan.groups[group_id].group.kind.name == "state":
                 self.allocator.free(group_id, ids[1:])
                 request.pages[group_id] = ids = ids[:1]
             if ids.size:

@@ -153,7 +153,7 @@ class Unified(Side):
 class Jenga(Side):
     def short_of(self, num_tokens: int) -> bool:
         core = self.allocator.core
-        return not core.fits_now(self.allocator.need(num_tokens))
+        return not core.fits_now(self.allocator.groups.need(num_tokens))
 
     def take(self, req: Any, start: int, end: int) -> None:
         from sglang_jenga.pages.tables import Step

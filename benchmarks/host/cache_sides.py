@@ -121,6 +121,9 @@ def _unified_memory(shape: Shape) -> Any:
 def _jenga(shape: Shape) -> Any:
     import torch
 
+    from sglang_jenga.layers.base import Load
+    from sglang_jenga.layers.full import Full
+    from sglang_jenga.layers.window import Window
     from sglang_jenga.pages.allocator import Allocator
     from sglang_jenga.pages.tables import PageTables
     from sglang_jenga.plan.planner import plan_pool
@@ -132,11 +135,11 @@ def _jenga(shape: Shape) -> Any:
         (tuple(range(begin, end)), (end - begin) * LAYER_ENTRY_BYTES, shape.page_size)
         for begin, end in ((0, LAYERS[0]), (LAYERS[0], sum(LAYERS)))
     )
-    groups = [LayerGroup("full", *full)]
+    groups = [LayerGroup(Full(), *full)]
     if shape.window is not None:
-        groups.append(LayerGroup("window", *windows, shape.window))
+        groups.append(LayerGroup(Window(shape.window), *windows))
     room = shape.num_tokens * sum(group.entry_bytes for group in groups)
-    plan = plan_pool(groups, room, max_request_tokens=shape.page_size)
+    plan = plan_pool(groups, room, largest=Load(shape.page_size))
 
     class NoBytes:
         def register_mapping(self, mapping: Any) -> None: ...

@@ -117,7 +117,7 @@ def _request_bytes(cell: QueueCell) -> int:
     """Of the replayed pool, that a request holds at its end, sharing nothing."""
     total = 0
     for group in cell.geometry.replayed:
-        if group.layer_type == "state":
+        if group.kind.name == "state":
             total += 3 * group.entry_bytes  # its own, and two that it is tracked in
         else:
             total += min(cell.crowd.tokens, group.window or cell.crowd.tokens) * group.entry_bytes

@@ -104,7 +104,7 @@ def bytes_moved(
     tokens = int(counts.sum())
     moved = weights.bytes_read(tokens)
     for group in groups:
-        if group.layer_type == "state":
+        if group.kind.name == "state":
             moved += 2.0 * group.entry_bytes * starts.size  # read and written back
             continue
         seen = starts
@@ -119,7 +119,7 @@ def flops(
 ) -> float:
     total = 2.0 * weights.active_parameters * int(counts.sum())
     for group in groups:
-        if group.layer_type == "state":
+        if group.kind.name == "state":
             continue
         pairs = _pairs(starts + counts, group.window) - _pairs(starts, group.window)
         total += 4.0 * weights.query_width * len(group.layer_ids) * float(pairs.sum())

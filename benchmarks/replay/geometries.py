@@ -59,7 +59,7 @@ class Geometry:
 
     @property
     def has_states(self) -> bool:
-        return self.real.groups[-1].layer_type == "state"
+        return self.real.groups[-1].kind.name == "state"
 
     @cached_property
     def real(self) -> ModelGeometry:
@@ -77,8 +77,8 @@ class Geometry:
         pairs = list(zip(self.real.groups, self.replayed, strict=True))
         scales = {real.entry_bytes / ours.entry_bytes for real, ours in pairs}
         if len(scales) != 1 or any(
-            (real.layer_type, real.window, len(real.layer_ids))
-            != (ours.layer_type, ours.window, len(ours.layer_ids))
+            (real.kind.name, real.window, len(real.layer_ids))
+            != (ours.kind.name, ours.window, len(ours.layer_ids))
             for real, ours in pairs
         ):
             raise ValueError(f"{self.name}: the carrier's layer groups are not the model's")

@@ -33,7 +33,7 @@ class StockMemory:
         full = (stats.full_capacity, stats.full_available_size, stats.full_evictable_size)
         if len(self._groups) == 1:
             return [([0], *full)]
-        if self._groups[1].layer_type == "state":
+        if self._groups[1].kind.name == "state":
             used = stats.mamba_num_used + stats.mamba_available_size + stats.mamba_evictable_size
             states = (used, stats.mamba_available_size, stats.mamba_evictable_size)
             return [([0], *full), ([1], *states)]
@@ -73,7 +73,7 @@ class UnifiedMemory:
     def __init__(self, scheduler: Any, groups: Sequence[LayerGroup], pool_bytes: int) -> None:
         allocator = scheduler.token_to_kv_pool_allocator
         tree = scheduler.tree_cache
-        if groups[1].layer_type == "state":
+        if groups[1].kind.name == "state":
             second, evictable = allocator.mamba_allocator, tree.mamba_evictable_size
         else:
             second, evictable = allocator.swa_attn_allocator, tree.swa_evictable_size
@@ -129,7 +129,7 @@ class JengaMemory:
             held[1] -= left
             cached[1] += left
         if self._tree.supports_mamba():
-            tracked = self._allocator.states_to_give_up() * sizes[-1]
+            tracked = self._allocator.pressure.releasable_states() * sizes[-1]
             held[-1] -= tracked
             cached[-1] += tracked
         padded = self._pool_bytes - core.plan.pool_bytes

@@ -131,7 +131,7 @@ class Recorder:
         table = scheduler.req_to_token_pool.req_to_token.numpy()
         needed = []
         for group in self._groups:
-            if group.layer_type == "state":
+            if group.kind.name == "state":
                 needed.append(len({span.row for span in spans}) * group.entry_bytes)
                 continue
             reach = group.window

@@ -35,14 +35,14 @@ from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables
 from sglang_jenga.plan.planner import PoolTooSmallError
 from sglang_jenga.plan.report import capacity_rows, format_plan
+from sglang_jenga.plan.spec import PoolPlan
 from sglang_jenga.serving import ablation
 from sglang_jenga.serving.allocator import (
-    FULL,
-    JengaStateAllocator,
     JengaSWAAllocator,
     JengaTokenAllocator,
     is_ours,
 )
+from sglang_jenga.serving.groups import ServedGroups
 from sglang_jenga.serving.state_rows import JengaStateRows, StateSlots
 
 logger = logging.getLogger(__name__)
@@ -78,10 +78,15 @@ def config_from_budget(
     return MemoryPoolConfig(
         max_total_num_tokens=tokens,
         full_max_total_num_tokens=tokens if self.is_hybrid_swa else None,
-        swa_max_total_num_tokens=plan.num_slots(1) if self.is_hybrid_swa else None,
+        swa_max_total_num_tokens=_mapped_slots(plan) if self.is_hybrid_swa else None,
         # Read by SGLang's own unified pool only; it carries the budget to init_pools.
         unified_total_bytes=pool_bytes,
     )
+
+
+def _mapped_slots(plan: PoolPlan) -> int:
+    """Slots that SGLang calls swa."""
+    return plan.num_slots(ServedGroups(plan).mapped[0])
 
 
 def handle_max_mamba_cache(
@@ -134,10 +139,7 @@ def init_pools(
         rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
     tables = PageTables(plan, *rows.req_to_token.shape)
     kvcache = _build_kv_pool(self, buffer, geometry, states)
-    if self.is_hybrid_swa:
-        allocator_class = JengaSWAAllocator
-    else:
-        allocator_class = JengaTokenAllocator if states is None else JengaStateAllocator
+    allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
     allocator = allocator_class(
         Allocator(plan, order="packed" if ablation.policy().affinity else "fullest"),
         tables,
@@ -195,27 +197,29 @@ def _build_kv_pool(
     dtype = configurator.kv_cache_dtype
     if configurator.is_hybrid_swa:
         return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
+    layers = configurator.layer_info
+    full, heads = buffer.plan.groups[0].group, geometry.heads[0]
     if states is not None:
-        full = JengaMHAPool(buffer, FULL, geometry.heads[FULL], dtype, enable_alt_stream=alt_stream)
+        pool = JengaMHAPool(buffer, 0, heads, dtype, enable_alt_stream=alt_stream)
         return HybridLinearKVPool(
-            size=full.size,
+            size=pool.size,
             dtype=dtype,
-            page_size=full.page_size,
-            head_num=full.head_num,
-            head_dim=full.head_dim,
-            full_attention_layer_ids=list(geometry.groups[FULL].layer_ids),
+            page_size=pool.page_size,
+            head_num=pool.head_num,
+            head_dim=pool.head_dim,
+            full_attention_layer_ids=list(full.layer_ids),
             device=buffer.device,
             mamba_pool=states,
-            full_kv_pool=full,
-            start_layer=configurator.layer_info.start_layer,
+            full_kv_pool=pool,
+            start_layer=layers.start_layer,
         )
     return JengaMHAPool(
         buffer,
-        FULL,
-        geometry.heads[FULL],
+        0,
+        heads,
         dtype,
-        start_layer=configurator.layer_info.start_layer,
-        end_layer=configurator.layer_info.end_layer,
+        start_layer=layers.start_layer,
+        end_layer=layers.end_layer,
         enable_alt_stream=alt_stream,
     )
 

@@ -13,11 +13,15 @@ from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
 from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 
 from sglang_jenga.boot import window_models
+from sglang_jenga.layers.base import Address, LayerKind, Load
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
-from sglang_jenga.plan.spec import LayerGroup, LayerType, PoolPlan, format_bytes
+from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes
 
 SLOT_BYTES = 64
 """What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
@@ -41,12 +45,10 @@ def geometry_of(configurator: Any) -> Geometry:
     tp = get_parallel().attn_tp_size
     dtype = configurator.kv_cache_dtype
 
-    def group(
-        kind: LayerType, layer_ids: Sequence[int], heads: HeadShape, window: int | None = None
-    ) -> LayerGroup:
+    def group(kind: LayerKind, layer_ids: Sequence[int], heads: HeadShape) -> LayerGroup:
         entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize) or SLOT_BYTES
         page_size = configurator.pool_page_size
-        return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, window, str(dtype))
+        return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, str(dtype))
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
     if configurator.is_hybrid_swa:
@@ -56,23 +58,23 @@ def geometry_of(configurator: Any) -> Geometry:
         # SGLang's window excludes the current token, ours includes it.
         window = configurator.sliding_window_size + 1
         groups = (
-            group("full", layers.full_attention_layer_ids, full),
-            group("window", layers.swa_attention_layer_ids, sliding, window),
+            group(Full(), layers.full_attention_layer_ids, full),
+            group(Window(window), layers.swa_attention_layer_ids, sliding),
         )
         heads = (full, sliding)
     elif configurator.mambaish_config is not None:
         every = configurator.mambaish_config.full_attention_layer_ids
         layer_ids = [layer_id for layer_id in every if layer_id < layers.end_layer]
-        groups, heads = (group("full", layer_ids, full),), (full,)
+        groups, heads = (group(Full(), layer_ids, full),), (full,)
     else:
-        groups, heads = (group("full", range(layers.num_effective_layers), full),), (full,)
+        groups, heads = (group(Full(), range(layers.num_effective_layers), full),), (full,)
     if configurator.mambaish_config is None:
         return Geometry(groups, heads)
     state = StateShape.of(
         configurator.mambaish_config.mamba2_cache_params,
         tuple(configurator._get_mamba_layer_ids_for_req_pool()),
     )
-    states = LayerGroup("state", state.layer_ids, state.entry_bytes, element=state.element)
+    states = LayerGroup(State(), state.layer_ids, state.entry_bytes, element=state.element)
     return Geometry((*groups, states), heads, state)
 
 
@@ -109,7 +111,7 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
         if not group.layer_ids:
             continue
         rows = tokens
-        if group.layer_type == "window" and stock_is_hybrid:
+        if group.kind.address is Address.MAPPED and stock_is_hybrid:
             ratio = get_schedule().swa_full_tokens_ratio
             rows = int(tokens * ratio) // page_size * page_size
         total += (rows + page_size) * group.entry_bytes
@@ -144,9 +146,7 @@ def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
         first = replace(first, entry_bytes=slot_bytes)
     states = states_per_request(geometry)
     try:
-        plan = plan_pool(
-            (first, *others), pool_bytes, max_request_tokens=smallest, max_states=states
-        )
+        plan = plan_pool((first, *others), pool_bytes, largest=Load(smallest, states))
         if not RequestNeed(plan, states).fits(smallest):
             raise PoolTooSmallError(
                 f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
+from sglang_jenga.layers.base import Address, Storage
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 
 
@@ -70,25 +73,31 @@ class JengaSWAPool(SWAKVPool):
     def __init__(
         self,
         buffer: PoolBuffer,
-        heads: tuple[HeadShape, HeadShape],
+        heads: Sequence[HeadShape],
         dtype: torch.dtype,
         *,
         enable_alt_stream: bool = True,
     ) -> None:
-        full, window = (plan.group for plan in buffer.plan.groups[:2])
+        every = (item.group for item in buffer.plan.groups)
+        groups = [group for group in every if group.kind.storage is Storage.KV]
+        if len(groups) != 2 or len(heads) != 2:
+            labels = ", ".join(group.label for group in groups)
+            raise ValueError(
+                "SGLang finds the pages of one group through the slots of another, "
+                f"so of these one is too many: {labels}"
+            )
+        full, window = groups
         self._buffer = buffer
         self.full_kv_pool, self.swa_kv_pool = (
             JengaMHAPool(buffer, group_id, shape, dtype, enable_alt_stream=enable_alt_stream)
             for group_id, shape in enumerate(heads)
         )
         self.layers_mapping: dict[int, tuple[int, bool]] = {}
-        for group, pool, is_window in (
-            (full, self.full_kv_pool, False),
-            (window, self.swa_kv_pool, True),
-        ):
+        for group, pool in ((full, self.full_kv_pool), (window, self.swa_kv_pool)):
             pool.model_layer_ids = group.layer_ids
+            mapped = group.kind.address is Address.MAPPED
             for index, layer_id in enumerate(group.layer_ids):
-                self.layers_mapping[layer_id] = (index, is_window)
+                self.layers_mapping[layer_id] = (index, mapped)
 
         self.size, self.size_swa = self.full_kv_pool.size, self.swa_kv_pool.size
         self.page_size = full.tokens_per_page

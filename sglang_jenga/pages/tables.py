@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from sglang_jenga.layers.base import Address
 from sglang_jenga.plan.spec import PoolPlan
 
 
@@ -22,7 +23,7 @@ class PageTables:
         self.rows = [
             np.zeros((num_rows, pages), dtype=np.int32)
             for item in plan.groups
-            if item.group.layer_type != "state"  # a request's one state is not a table
+            if item.group.kind.address is not Address.REQUEST  # one slot is no table
         ]
 
     def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
@@ -48,12 +49,12 @@ def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
 class Step:
     """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
-    ``pages[i]``: new small pages of a request, the same number in every attention group; arrays,
+    ``pages[i]``: new small pages of a request where a token takes an entry; arrays,
     since a decode step has hundreds of requests. ``fresh``: requests without a row yet, by index;
-    their matched prefix enters the page tables.
+    their matched prefix, which ``prefix_pages(req, group_id)`` names, enters the page tables.
     """
 
-    __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "reqs", "starts")
+    __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "prefix_pages", "reqs", "starts")
 
     def __init__(
         self,
@@ -63,8 +64,10 @@ class Step:
         tokens_per_page: int,
         *,
         fresh: Sequence[int] = (),
+        prefix_pages: Callable[[Any, int], np.ndarray] | None = None,
     ) -> None:
         self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
+        self.prefix_pages = prefix_pages
         self._rows: np.ndarray | None = None
         step = tokens_per_page
         self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)

@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.lengths,
         stock=geometry.stock,
         stock_bytes=pool_bytes,
-        cross_tokens=geometry.cross_tokens,
         states=geometry.states,
     )
     if args.json:
@@ -101,8 +100,6 @@ def _read_config(model: Path) -> dict[str, Any]:
 
 def _load_notes(geometry: ModelGeometry) -> tuple[str, ...]:
     notes = geometry.notes
-    if geometry.cross_tokens:
-        notes += (f"each request also holds {geometry.cross_tokens} encoder tokens",)
     if geometry.states:
         notes += (f"each running request pins {geometry.states} state slot(s) in SGLang",)
     return notes

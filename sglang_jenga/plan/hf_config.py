@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_jenga.layers.registry import kind_of
+from sglang_jenga.layers.state import State
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plan.stock import StockLayout
 
@@ -68,7 +70,6 @@ class ModelGeometry:
     groups: tuple[LayerGroup, ...]
     stock: StockLayout
     context_tokens: int | None = None
-    cross_tokens: int = 0
     states: int = 0
     runs_window_as_full: bool = False
     notes: tuple[str, ...] = ()
@@ -97,6 +98,8 @@ def read_geometry(
             "with K and V heads are planned"
         )
     kinds = _layer_kinds(text, architecture)
+    if any("cross" in of_layer for of_layer in kinds):
+        raise ValueError(f"{architecture}: cross-attention layers are not served yet")
     rows = _row_bytes(text, architecture, tp, _kv_itemsize(text, dtype))
     window = text.get("sliding_window") or text.get("sliding_window_size")
 
@@ -105,15 +108,12 @@ def read_geometry(
         layer_ids = tuple(i for i, of_layer in enumerate(kinds) if kind in of_layer)
         if layer_ids:
             entry_bytes = len(layer_ids) * rows[kind]
-            groups.append(
-                LayerGroup(
-                    kind, layer_ids, entry_bytes, page_size, window if kind == "window" else None
-                )
-            )
+            of_type = kind_of(kind, window) if kind == "window" else kind_of(kind)
+            groups.append(LayerGroup(of_type, layer_ids, entry_bytes, page_size))
     state_ids = tuple(i for i, of_layer in enumerate(kinds) if "state" in of_layer)
     if state_ids:
         entry_bytes = len(state_ids) * _state_bytes(text, architecture, tp)
-        groups.append(LayerGroup("state", state_ids, entry_bytes))
+        groups.append(LayerGroup(State(), state_ids, entry_bytes))
     if not groups:
         raise ValueError(f"{architecture}: no layer of this config keeps KV or state")
 
@@ -124,7 +124,6 @@ def read_geometry(
         tuple(groups),
         _stock_layout(text, architecture, kinds, rows, groups, page_size, states),
         text.get("max_position_embeddings"),
-        _cross_tokens(config) if any("cross" in k for k in kinds) else 0,
         states,
         as_full,
         _notes(architecture, as_full),
@@ -268,12 +267,6 @@ def _per_rank(value: int, tp: int) -> int:
     return value // tp
 
 
-def _cross_tokens(config: Mapping[str, Any]) -> int:
-    vision = config.get("vision_config") or {}
-    patches = (vision.get("image_size", 560) // vision.get("patch_size", 14)) ** 2 + 1
-    return vision.get("max_num_tiles", 4) * patches
-
-
 def _stock_layout(
     text: Mapping[str, Any],
     architecture: str,
@@ -283,7 +276,7 @@ def _stock_layout(
     page_size: int,
     states: int,
 ) -> StockLayout:
-    sizes = {group.layer_type: group for group in groups}
+    sizes = {group.kind.name: group for group in groups}
     counts = {kind: sum(kind in of_layer for of_layer in kinds) for kind in (*rows, "state")}
     if "state" in sizes:
         # MAMBA_CACHE_SIZE_MAX_RUNNING_REQUESTS_RATIO is 3, plus the tracking buffers (0 or 2).

@@ -11,10 +11,11 @@ appears; see `_padded`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import gcd, lcm
 
+from sglang_jenga.layers.base import Load
 from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan, format_bytes
 
 MAX_LARGE_PAGE_BYTES = 64 << 20
@@ -35,17 +36,13 @@ def plan_pool(
     groups: Sequence[LayerGroup],
     pool_bytes: int,
     *,
-    max_request_tokens: int | None = None,
-    max_cross_tokens: int = 0,
-    max_states: int = 1,
+    largest: Load | None = None,
     max_large_page_bytes: int = MAX_LARGE_PAGE_BYTES,
 ) -> PoolPlan:
     """Choose the large page and every group's entry size for a pool of `pool_bytes`.
 
     Args:
-        max_request_tokens: a plan that cannot hold one running request of this length is refused.
-        max_cross_tokens: encoder tokens of that request (groups of type ``cross``).
-        max_states: states that it takes at once (groups of type ``state``).
+        largest: a plan that cannot hold one such running request is refused; None for a token.
         max_large_page_bytes: no larger large page, unless one small page alone needs it or padding
             would pass `MAX_PADDING`.
 
@@ -60,8 +57,8 @@ def plan_pool(
             "pool_bytes and max_large_page_bytes must be positive, got "
             f"{pool_bytes} and {max_large_page_bytes}"
         )
-    if max_request_tokens is not None and max_request_tokens <= 0:
-        raise ValueError(f"max_request_tokens must be positive, got {max_request_tokens}")
+    if largest is not None and largest.tokens <= 0:
+        raise ValueError(f"a request must have tokens, got {largest}")
 
     small_bytes = [raw_small_bytes(group) for group in groups]
     limit = max(*small_bytes, min(max_large_page_bytes, pool_bytes // MIN_LARGE_PAGES))
@@ -75,7 +72,7 @@ def plan_pool(
         for group, count in zip(groups, counts, strict=True)
     )
     plan = PoolPlan(group_plans, large_bytes, pool_bytes // large_bytes)
-    _refuse_too_small(plan, pool_bytes, max_request_tokens or 1, max_cross_tokens, max_states)
+    _refuse_too_small(plan, pool_bytes, largest or Load(1))
     return plan
 
 
@@ -174,7 +171,7 @@ def _cost(
     """
     raw = padded = 0.0
     for group, count in zip(groups, counts, strict=True):
-        smalls = smalls_for_request(group, REFERENCE_TOKENS, cross_tokens=REFERENCE_TOKENS)
+        smalls = group.held(Load(REFERENCE_TOKENS))
         raw += smalls * raw_small_bytes(group)
         padded += smalls * large_bytes / count
     half_filled = sum(large_bytes / 4 for count in counts if count > 1)
@@ -188,10 +185,8 @@ def _worst_padding(groups: Sequence[LayerGroup], large_bytes: int, counts: Seque
     )
 
 
-def _refuse_too_small(
-    plan: PoolPlan, pool_bytes: int, tokens: int, cross_tokens: int, states: int
-) -> None:
-    needed = larges_for_requests(plan, 1, tokens, cross_tokens=cross_tokens, states=states)
+def _refuse_too_small(plan: PoolPlan, pool_bytes: int, load: Load) -> None:
+    needed = larges_for_requests(plan, 1, load)
     if sum(needed) <= plan.num_large:
         return
     parts = ", ".join(
@@ -199,92 +194,49 @@ def _refuse_too_small(
     )
     raise PoolTooSmallError(
         f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "
-        f"{format_bytes(plan.large_page_bytes)}, one request of {tokens} tokens needs "
+        f"{format_bytes(plan.large_page_bytes)}, one request of {load.tokens} tokens needs "
         f"{sum(needed)} ({parts})"
     )
 
 
-def smalls_for_request(
-    group: LayerGroup,
-    num_tokens: int,
-    steady: bool = True,
-    *,
-    cross_tokens: int = 0,
-    states: int = 1,
-) -> int:
-    """Count the small pages of `group` that one request of `num_tokens` tokens holds.
-
-    `steady` is a running decode: a window group holds only what SGLang keeps of it, that is the
-    window rounded up to small pages, and one more small page for the partial one (free_swa_out_of_
-    window_slots). Not steady is a prompt prefilled in one go: its window group holds every token.
-    """
-    if group.layer_type == "state":
-        return states
-    if group.layer_type == "cross":
-        return -(-cross_tokens // group.tokens_per_page)
-    smalls = -(-num_tokens // group.tokens_per_page)
-    if group.window is None or not steady:
-        return smalls
-    # SGLang's window excludes the current token.
-    kept = max(group.window - 1, group.tokens_per_page)
-    return min(smalls, -(-kept // group.tokens_per_page) + 1)
-
-
-def larges_for_requests(
-    plan: PoolPlan, num_requests: int, num_tokens: int, *, cross_tokens: int = 0, states: int = 1
-) -> tuple[int, ...]:
+def larges_for_requests(plan: PoolPlan, num_requests: int, load: Load) -> tuple[int, ...]:
     """Count the large pages each group binds for equal running requests, tails packed together.
 
     Large page 0 belongs to `plan.null_group` for life and only its null small pages are lost, so
     that group counts as if it held them too.
     """
+    smalls = [num_requests * item.group.held(load) for item in plan.groups]
+    smalls[plan.null_group] += plan.null_smalls
     return tuple(
-        -(
-            -(
-                num_requests
-                * smalls_for_request(
-                    item.group, num_tokens, cross_tokens=cross_tokens, states=states
-                )
-                + (plan.null_smalls if group_id == plan.null_group else 0)
-            )
-            // item.smalls_per_large
-        )
-        for group_id, item in enumerate(plan.groups)
+        -(-count // item.smalls_per_large) for count, item in zip(smalls, plan.groups, strict=True)
     )
 
 
-def requests_held(
-    plan: PoolPlan, num_tokens: int, *, cross_tokens: int = 0, states: int = 1
-) -> int:
-    """Count the concurrent running requests of `num_tokens` tokens each that the plan holds.
+def requests_held(plan: PoolPlan, load: Load) -> int:
+    """Count the concurrent running requests of this size that the plan holds. O(log requests)."""
+    if load.tokens <= 0:
+        raise ValueError(f"a request must have tokens, got {load}")
+    most = plan.num_large * max(item.smalls_per_large for item in plan.groups)
+    return most_that_fits(
+        most, lambda count: sum(larges_for_requests(plan, count, load)) <= plan.num_large
+    )
 
-    O(log requests).
-    """
-    if num_tokens <= 0:
-        raise ValueError(f"num_tokens must be positive, got {num_tokens}")
-    low, high = 0, plan.num_large * max(item.smalls_per_large for item in plan.groups)
+
+def most_that_fits(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that fits, 0 if none does; what is less fits as well."""
+    low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        larges = larges_for_requests(
-            plan, middle, num_tokens, cross_tokens=cross_tokens, states=states
-        )
-        if sum(larges) <= plan.num_large:
-            low = middle
-        else:
-            high = middle - 1
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 
-def tokens_held(plan: PoolPlan, num_tokens: int, *, cross_tokens: int = 0, states: int = 1) -> int:
-    """Count the tokens in context when the plan is full of requests of `num_tokens` tokens."""
-    return num_tokens * requests_held(plan, num_tokens, cross_tokens=cross_tokens, states=states)
+def tokens_held(plan: PoolPlan, load: Load) -> int:
+    """Count the tokens in context when the plan is full of such requests."""
+    return load.tokens * requests_held(plan, load)
 
 
-def byte_bound(plan: PoolPlan, num_tokens: int, *, cross_tokens: int = 0, states: int = 1) -> float:
+def byte_bound(plan: PoolPlan, load: Load) -> float:
     """Divide the pool by the unpadded bytes of one such request: no allocator holds more."""
-    request_bytes = sum(
-        raw_small_bytes(item.group)
-        * smalls_for_request(item.group, num_tokens, cross_tokens=cross_tokens, states=states)
-        for item in plan.groups
-    )
+    request_bytes = sum(raw_small_bytes(item.group) * item.group.held(load) for item in plan.groups)
     return plan.pool_bytes / request_bytes

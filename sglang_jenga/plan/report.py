@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sglang_jenga.layers.base import Load
 from sglang_jenga.plan.planner import byte_bound, requests_held
 from sglang_jenga.plan.spec import PoolPlan, format_bytes
 from sglang_jenga.plan.stock import StockLayout, stock_requests
@@ -35,7 +36,6 @@ def capacity_rows(
     *,
     stock: StockLayout | None = None,
     stock_bytes: int | None = None,
-    cross_tokens: int = 0,
     states: int = 1,
 ) -> tuple[CapacityRow, ...]:
     """Count what the plan holds at each length, and what stock SGLang holds in `stock_bytes`.
@@ -45,15 +45,12 @@ def capacity_rows(
     """
     rows = []
     for num_tokens in lengths:
-        load = {"cross_tokens": cross_tokens, "states": states}
-        requests = requests_held(plan, num_tokens, **load)
-        bound = byte_bound(plan, num_tokens, **load)
+        load = Load(num_tokens, states)
+        requests, bound = requests_held(plan, load), byte_bound(plan, load)
         if stock is None:
             rows.append(CapacityRow(num_tokens, requests, bound))
             continue
-        held = stock_requests(
-            stock, stock_bytes or plan.pool_bytes, num_tokens, cross_tokens=cross_tokens
-        )
+        held = stock_requests(stock, stock_bytes or plan.pool_bytes, num_tokens)
         ratio = requests / held if held else None
         rows.append(CapacityRow(num_tokens, requests, bound, held, ratio))
     return tuple(rows)

@@ -10,8 +10,9 @@ included. So it is served exactly if its need fits an empty pool, however the th
 
 from __future__ import annotations
 
-from sglang_jenga.plan.planner import smalls_for_request
-from sglang_jenga.plan.spec import GroupPlan, PoolPlan
+from sglang_jenga.layers.base import Load
+from sglang_jenga.plan.planner import most_that_fits
+from sglang_jenga.plan.spec import PoolPlan
 
 MOST_BEHIND_WINDOW = 32
 """Tokens that a window may leave behind before they are given back. SGLang's default of 128 would
@@ -29,27 +30,14 @@ class RequestNeed:
     def __init__(self, plan: PoolPlan, states: int = 1) -> None:
         self._plan = plan
         self._states = states
-        self._loose = [self._most_loose(item) for item in plan.groups]
-
-    def _most_loose(self, item: GroupPlan) -> int:
-        """Small pages of the request's large pages that can be empty, or cached, and still of no
-        use to another group."""
-        beside = item.smalls_per_large - 1
-        if item.group.layer_type == "window":
-            return 2 * beside  # the oldest large page empties, and the newest fills, bit by bit
-        if item.group.layer_type == "state":
-            return (self._states - 1) * beside  # slots come and go; each may lie in one of its own
-        return 0
 
     def pages(self, tokens: int, *, at_once: int = 0) -> list[int]:
         """``at_once``: tokens of a prompt that is not cut in chunks."""
-        need = []
-        for item, loose in zip(self._plan.groups, self._loose, strict=True):
-            smalls = smalls_for_request(item.group, tokens, states=self._states)
-            if at_once and item.group.layer_type == "window":
-                smalls = max(smalls, -(-at_once // item.group.tokens_per_page))
-            need.append(smalls + loose)
-        return need
+        load = Load(tokens, self._states, at_once)
+        return [
+            item.group.held(load) + item.group.kind.gaps(load, item.smalls_per_large)
+            for item in self._plan.groups
+        ]
 
     def fits(self, tokens: int, *, at_once: int = 0) -> bool:
         """Whether an empty pool holds the request."""
@@ -63,11 +51,4 @@ class RequestNeed:
 
     def longest(self, most: int, *, at_once: int = 0) -> int:
         """Tokens of the longest request that fits, at most ``most``; 0 if none does."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.fits(middle, at_once=at_once):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return most_that_fits(most, lambda tokens: self.fits(tokens, at_once=at_once))

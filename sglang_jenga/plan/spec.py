@@ -1,6 +1,6 @@
 """What a pool is made of: layer groups, and the plan that cuts bytes into large and small pages.
 
-Stdlib only, numbers only: no torch, no SGLang. Everything else (planner, allocator, pool, trees)
+Numbers only: no torch, no SGLang. Everything else (planner, allocator, pool, trees)
 speaks in these terms.
 
 Vocabulary (one meaning each, everywhere in this project):
@@ -14,18 +14,16 @@ Vocabulary (one meaning each, everywhere in this project):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-LayerType = Literal["full", "window", "state", "cross"]
+from sglang_jenga.layers.base import Address, LayerKind, Load
 
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers of one type and one per-token size; they share small-page ids.
+    """Layers of one kind and one per-token size; they share small-page ids.
 
     ``entry_bytes`` is unpadded: the sum over the group's layers of one token's K and V bytes, or of
-    one request's state for a ``state`` group (whose ``tokens_per_page`` is 1). ``window`` is the
-    number of tokens a ``window`` layer sees, the current one included, and None otherwise.
+    one request's state for a kind with a slot per request (whose ``tokens_per_page`` is 1).
     ``element`` names the number format of the bytes: a large page that goes from one format to
     another must be zeroed, because masked rows still enter ``0 * x`` and x may read as NaN.
 
@@ -33,30 +31,36 @@ class LayerGroup:
     rows and trees name them by, and ``entry_bytes`` is what a slot costs.
     """
 
-    layer_type: LayerType
+    kind: LayerKind
     layer_ids: tuple[int, ...]
     entry_bytes: int
     tokens_per_page: int = 1
-    window: int | None = None
     element: str = ""
 
     def __post_init__(self) -> None:
-        if not self.layer_ids and self.layer_type != "full":
-            raise ValueError(f"a {self.layer_type} group needs at least one layer, got none")
+        if not self.layer_ids and self.kind.address is not Address.ROW:
+            raise ValueError(f"a {self.label} group needs at least one layer, got none")
         if self.entry_bytes <= 0 or self.tokens_per_page <= 0:
             raise ValueError(
                 f"entry_bytes and tokens_per_page must be positive, got {self.entry_bytes} and "
                 f"{self.tokens_per_page}"
             )
-        if (self.window is not None) != (self.layer_type == "window"):
-            raise ValueError(f"a {self.layer_type} group cannot have window={self.window}")
-        if self.layer_type == "state" and self.tokens_per_page != 1:
-            raise ValueError("a state group has one entry per small page")
+        if self.kind.address is Address.REQUEST and self.tokens_per_page != 1:
+            raise ValueError(f"a {self.label} group has one entry per small page")
 
     @property
     def label(self) -> str:
         """Name for logs and tables: ``full``, ``window(1024)``, ``state``."""
-        return f"window({self.window})" if self.window is not None else self.layer_type
+        return self.kind.label
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a step reads at most, the current one included; None: all there are."""
+        return getattr(self.kind, "width", None)
+
+    def held(self, load: Load) -> int:
+        """Small pages that one such request holds at most."""
+        return self.kind.held(load, self.tokens_per_page)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,20 +82,17 @@ def stock_pool(layout: StockLayout, pool_bytes: int) -> StockPool:
     return StockPool(full_tokens, window_tokens, states)
 
 
-def stock_requests(
-    layout: StockLayout, pool_bytes: int, num_tokens: int, *, cross_tokens: int = 0
-) -> int:
+def stock_requests(layout: StockLayout, pool_bytes: int, num_tokens: int) -> int:
     """Count the concurrent running requests of `num_tokens` tokens each that stock SGLang holds.
 
-    Encoder tokens take a slot each in the same pool as decoder tokens. The padding sink of each KV
-    buffer is charged here, so that `pool_bytes` is all that is used.
+    The padding sink of each KV buffer is charged here, so that `pool_bytes` is all that is used.
     """
     if num_tokens <= 0:
         raise ValueError(f"num_tokens must be positive, got {num_tokens}")
     page_size = layout.page_size
     sink_bytes = page_size * (layout.token_bytes + layout.window_token_bytes)
     pool = stock_pool(layout, max(0, pool_bytes - sink_bytes))
-    request_tokens = _ceil(num_tokens + cross_tokens, page_size)
+    request_tokens = _ceil(num_tokens, page_size)
     held = []
     if layout.token_bytes:
         held.append(pool.full_tokens // request_tokens)
@@ -110,11 +107,9 @@ def stock_requests(
     return min(held)
 
 
-def stock_tokens(
-    layout: StockLayout, pool_bytes: int, num_tokens: int, *, cross_tokens: int = 0
-) -> int:
+def stock_tokens(layout: StockLayout, pool_bytes: int, num_tokens: int) -> int:
     """Count the tokens in context when stock SGLang is full of such requests."""
-    return num_tokens * stock_requests(layout, pool_bytes, num_tokens, cross_tokens=cross_tokens)
+    return num_tokens * stock_requests(layout, pool_bytes, num_tokens)
 
 
 def _floor(value: int, step: int) -> int:

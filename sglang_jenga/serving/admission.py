@@ -19,6 +19,8 @@ from typing import Any
 
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
 
+from sglang_jenga.plan.planner import most_that_fits
+
 
 class _Round:
     """Common to all models: what has been promised and put off in one round of admission.
@@ -51,7 +53,7 @@ class _Round:
 
     @cached_property
     def _states_to_give_up(self) -> int:
-        return self.allocator.states_to_give_up()  # nothing changes them during a round
+        return self.allocator.pressure.releasable_states()  # nothing changes them during a round
 
     @property
     def states_wanted(self) -> int:
@@ -69,7 +71,8 @@ class _Round:
         wanted = min(extend_input_len, chunk_limit)
         limit: int | None = None
         for exactly in (False, True):
-            self.tree_cache.slide_prompt(self.req, exactly=exactly)
+            if self.tree_cache.windows is not None:
+                self.tree_cache.windows.slide_prompt(self.req, exactly=exactly)
             limit = self._next_chunk(extend_input_len, max_new_tokens, chunk_limit)
             if limit is not None and limit > wanted - self._window_large:
                 break
@@ -167,23 +170,22 @@ class _Round:
         core, page_size = self.allocator.core, self.page_size
         prefix = self.req.prefix_len
         rest = self.allocator.need_of_rest(prefix, prefix + extend + new)
-        if self.req.kv.holds_kv and self.allocator.state_group is not None:
-            rest[self.allocator.state_group] = 0  # it has its states
-        tokens = len(self.allocator.tables.rows)
+        groups = self.allocator.groups
+        if self.req.kv.holds_kv and groups.state is not None:
+            rest[groups.state] = 0  # it has its states
 
         def fits(chunk: int) -> bool:
             pages = -(-chunk // page_size)
             # Every token group has to hold the chunk, the last one while the window is read too.
-            need = [max(pages, count) for count in rest[:tokens]] + rest[tokens:]
+            need = list(rest)
+            for group_id in groups.of_tokens:
+                need[group_id] = max(pages, need[group_id])
             return core.fits_after_evicting(need)
 
         chunk = extend if limit is None else min(extend, limit)
         if not fits(chunk):
-            low, high = 0, 0 if limit is None else (chunk - 1) // page_size
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if fits(middle * page_size) else (low, middle - 1)
-            chunk = low * page_size
+            most = 0 if limit is None else (chunk - 1) // page_size
+            chunk = most_that_fits(most, lambda pages: fits(pages * page_size)) * page_size
         if chunk < extend:
             chunk -= chunk % page_size
             if chunk > self._window_large:
@@ -194,14 +196,9 @@ class _Round:
     def _window_large(self) -> int:
         """Tokens in a large page of windows; 1 without windows. A lone request takes such large
         pages whole and leaves them behind one after the other, so that there are no gaps."""
-        return max(
-            (
-                plan.smalls_per_large * plan.group.tokens_per_page
-                for plan in self.allocator.core.plan.groups
-                if plan.group.layer_type == "window"
-            ),
-            default=1,
-        )
+        plans = [self.allocator.core.plan.groups[group] for group in self.allocator.groups.mapped]
+        sizes = (plan.smalls_per_large * plan.group.tokens_per_page for plan in plans)
+        return max(sizes, default=1)
 
 
 class JengaDenseBudget(_Round, PrefillBudget):
@@ -253,8 +250,8 @@ class JengaSWABudget(_Round, SharedSWAPrefillBudget):
     _in_flight = False  # the prompt asked for holds memory already
 
     @cached_property
-    def _window_growth(self) -> float:
-        """Window tokens that running requests will come to hold by decoding on.
+    def _window_growth(self) -> list[float]:
+        """Window tokens, per window group, that running requests will come to hold by decoding on.
 
         SGLang reserves full tokens for that, window tokens not: in its own fixed window pool they
         are worth little. Here they are most of the bytes.
@@ -274,24 +271,25 @@ class JengaSWABudget(_Round, SharedSWAPrefillBudget):
 
     def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
         allocator, core = self.allocator, self.allocator.core
+        need = allocator.groups.need
         if empty_pool:
             states = allocator.states_per_request
-            return core.fits_empty_pool(allocator.need(full_tokens, swa_tokens, states=states))
+            return core.fits_empty_pool(need(full_tokens, swa_tokens, states))
         states = max(0, self.states_wanted)
         full_tokens += self.total_offset
         swa_tokens += self.swa_offset
 
-        def fits(growth: float) -> bool:
-            need = allocator.need(full_tokens, swa_tokens + growth, states=states)
+        def fits(growth: Sequence[float]) -> bool:
+            smalls = need(full_tokens, [swa_tokens + more for more in growth], states)
             return core.fits_after_evicting(
-                need, beside_shielded=not self._in_flight and not self._alone
+                smalls, beside_shielded=not self._in_flight and not self._alone
             )
 
         # Most rounds of a full server end here, without asking every running request.
-        if fits(0) and fits(self._window_growth):
+        if fits([0] * len(allocator.groups.mapped)) and fits(self._window_growth):
             return True
         if self._slid:
             return False
         self._slid = True
-        self.tree_cache.slide(allocator.decoding, exactly=False)
+        self.tree_cache.windows.slide(allocator.pressure.decoding, exactly=False)
         return fits(self._window_growth)

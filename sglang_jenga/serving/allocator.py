@@ -20,11 +20,12 @@ from sglang.srt.utils.common import is_pin_memory_available
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables, Step
+from sglang_jenga.plan.planner import most_that_fits
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.serving.admission import JengaDenseBudget, JengaStateBudget, JengaSWABudget
+from sglang_jenga.serving.groups import ServedGroups
+from sglang_jenga.serving.pressure import Pressure
 from sglang_jenga.serving.slot_map import SlotMap
-
-FULL, WINDOW = 0, 1  # a group of states comes after the attention groups
 
 
 class _JengaAllocator:
@@ -59,34 +60,26 @@ class _JengaAllocator:
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
         self._step: Step | None = None
-        self.tree_cache: Any = None  # the prefix cache names itself here
-        # Requests of the last decode step; some may have finished since.
-        self.decoding: Sequence[Any] = ()
-        # The request whose prompt has been computed in part, if any.
-        self.prompt_in_flight: Any = None
+        self.groups = ServedGroups(core.plan)
+        self.pressure = Pressure(core)
         self.rounds_stuck = 0  # see scheduling._next_batch
         self.was_asked = False  # whether admission was, in this round
         # The queue in which nobody more could be admitted, and for how many rounds that stands.
         self.refused: tuple[int, str | None] = (0, None)
         self.rounds_refused = 0
-        # Attention groups come first; a state group, if any, is the last one.
-        self._num_groups = len(tables.rows)
-        has_states = len(core.plan.groups) > self._num_groups
-        self.state_group = self._num_groups if has_states else None
+        # Per group whose pages are found through the full ones: where they lie.
+        self.slot_maps = {
+            group_id: SlotMap(
+                core.plan.num_small(self.groups.row), self.page_size, device, self.to_device
+            )
+            for group_id in self.groups.mapped
+        }
         # States that a new request takes: its own and those it is tracked in.
         self.states_per_request = 0
         # Says how many a decode step takes besides; None where it never does.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None
 
     # ---- capacity ---------------------------------------------------------------------------
-
-    def need(self, *tokens: int, states: int = 0) -> list[int]:
-        """Small pages per group: of tokens per attention group (one number means the same for all),
-        and of states, which models without any have no group for."""
-        if len(tokens) == 1:
-            tokens *= self._num_groups
-        pages = [-(-int(count) // self.page_size) for count in tokens]
-        return pages if self.state_group is None else [*pages, states]
 
     @cached_property
     def request_need(self) -> RequestNeed:
@@ -96,11 +89,11 @@ class _JengaAllocator:
         """Small pages per group that a request of ``tokens`` tokens takes beyond those that it
         holds, or has locked, for the first ``held`` of them, a whole number of pages."""
         need = self.request_need.pages(tokens)
-        for group_id, plan in enumerate(self.core.plan.groups[: self._num_groups]):
-            window = plan.group.window
-            begin = 0 if window is None else max(0, held - window + 1)
-            need[group_id] -= -(-held // self.page_size) - begin // self.page_size
-        return [max(0, count) for count in need]
+        kinds = self.groups.kinds
+        return [
+            max(0, count - kind.alive_pages(held, self.page_size))
+            for count, kind in zip(need, kinds, strict=True)
+        ]
 
     def max_new_tokens_for_memory(
         self,
@@ -118,16 +111,11 @@ class _JengaAllocator:
 
     def available_size(self) -> int:
         """Tokens that every group at once could take now, without evicting."""
-        low, high = 0, min(self.core.obtainable(group) for group in range(self._num_groups))
-        if self._num_groups == 1:
-            return high * self.page_size
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.core.fits_now(self.need(middle * self.page_size)):
-                low = middle
-            else:
-                high = middle - 1
-        return low * self.page_size
+        most = min(self.core.obtainable(group) for group in self.groups.of_tokens)
+        if len(self.groups.of_tokens) > 1:
+            need, size = self.groups.need, self.page_size
+            most = most_that_fits(most, lambda pages: self.core.fits_now(need(pages * size)))
+        return most * self.page_size
 
     def group_available(self, group_id: int) -> int:
         """Tokens one group alone could take, the cached pages of other groups given up for it.
@@ -143,44 +131,25 @@ class _JengaAllocator:
         """Tokens' worth of small pages handed out to requests or held by the cache."""
         return (self.core.num_used[group_id] + self.core.num_cached[group_id]) * self.page_size
 
+    def tokens_beside(self, states: int) -> int:
+        """Tokens that fit together with ``states`` more states once everything cached is evicted;
+        -1 if the states alone do not fit. Negative ``states``: that many are about to be given up,
+        which frees large pages only where one state fills one."""
+        large, plans = self.core.large, self.core.plan.groups
+        row, state = self.groups.row, self.groups.state
+        short = states - large.slack[state]
+        if plans[state].smalls_per_large > 1:
+            short = max(0, short)
+        larges = large.num_empty + large.num_idle - -(-short // plans[state].smalls_per_large)
+        if larges < 0:
+            return -1
+        return (large.slack[row] + larges * plans[row].smalls_per_large) * self.page_size
+
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
-        need = self.need(num_tokens)
         if self._step is not None:
-            need = self.need(self._step.num_pages * self.page_size)
-        return self._make_room(tree_cache, need)
-
-    def _make_room(self, tree_cache: Any, need: Sequence[int], *, to_run: bool = True) -> bool:
-        """Free what costs least to lose until ``need`` fits: slid-out pages, then cached prefixes,
-        then the last few slid-out pages, and if it is needed ``to_run``, states that requests are
-        tracked in, before SGLang retracts one.
-
-        Tokens that nothing can hit any more go before another large page is taken for new ones: it
-        may be wanted for a state.
-        """
-        if tree_cache is not None and tree_cache.supports_mamba():
-            tree_cache.trees.evict_stranded(self.core.smalls_missing(need))
-        if self.core.fits_now(need) or tree_cache is None:
-            return self.core.fits_now(need)
-        for exactly in (False, True):
-            tree_cache.slide(self.decoding, exactly=exactly)
-            tree_cache.slide_prompt(self.prompt_in_flight, exactly=exactly)
-            if tree_cache.supports_prefix_sharing():
-                tree_cache.evict_to_fit(need)
-            if self.core.fits_now(need):
-                return True
-        if to_run and tree_cache.supports_mamba():
-            for _ in tree_cache.states.give_up(self.decoding):
-                tree_cache.evict_to_fit(need)
-                if self.core.fits_now(need):
-                    return True
-        return False
-
-    def states_to_give_up(self) -> int:
-        """States that decoding requests are tracked in, and can go on without."""
-        if self.tree_cache is None or not self.tree_cache.supports_mamba():
-            return 0
-        return self.tree_cache.states.given_up(self.decoding)
+            num_tokens = self._step.num_pages * self.page_size
+        return self.pressure.make_room(self.groups.need(num_tokens))
 
     def check_decode_capacity(
         self,
@@ -192,19 +161,19 @@ class _JengaAllocator:
     ) -> bool:
         """Whether the next decode step fits; False makes SGLang retract a request and ask again."""
         if requests is not None:
-            self.decoding = requests
+            self.pressure.decoding = requests
             states = self.states_of_step(requests) if self.states_of_step is not None else 0
             if states:
-                need = self.need(num_tokens + self._tokens_ahead, states=states)
-                if self._make_room(tree_cache, need, to_run=False):
+                need = self.groups.need(num_tokens + self._tokens_ahead, states=states)
+                if self.pressure.make_room(need, to_run=False):
                     return True  # else a request would be retracted so that another is tracked
-        return self._make_room(tree_cache, self.need(num_tokens))
+        return self.pressure.make_room(self.groups.need(num_tokens))
 
     @property
     def _tokens_ahead(self) -> int:
         """Tokens that the next decode step takes at most. States that requests are only tracked in
         leave so many free, for they come back a step late."""
-        return len(self.decoding) * self.page_size
+        return len(self.pressure.decoding) * self.page_size
 
     # ---- allocation -------------------------------------------------------------------------
 
@@ -244,17 +213,14 @@ class _JengaAllocator:
                 "an allocation outside of SGLang's batch allocation functions has no request to "
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
-        demand = [step.pages] * self._num_groups
-        if self.state_group is not None:
-            demand.append(np.zeros_like(step.pages))
-        ids = self.core.alloc(step.rows, demand)
+        ids = self.core.alloc(step.rows, self.groups.demand(step))
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         self._enter_prefixes(step)
-        slots = [self._enter(group_id, step, ids[group_id]) for group_id in range(self._num_groups)]
-        assert slots[FULL].size == num_tokens
-        return self._publish(slots[FULL], ids)
+        slots = [self._enter(group, step, ids[group]) for group in self.groups.of_tokens]
+        assert slots[self.groups.row].size == num_tokens
+        return self._publish(slots[self.groups.row], ids)
 
     def alloc_states(self, count: int, *, to_run: bool) -> np.ndarray | None:
         """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
@@ -266,18 +232,20 @@ class _JengaAllocator:
         tokens = 0 if to_run else self._tokens_ahead
         if to_run and self._step is not None:
             tokens = self._step.num_pages * self.page_size
-        if not self._make_room(self.tree_cache, self.need(tokens, states=count), to_run=to_run):
+        need = self.groups.need(tokens, states=count)
+        if not self.pressure.make_room(need, to_run=to_run):
             return None
-        none, each = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.int64)
-        ids = self.core.alloc([None] * count, [none] * self._num_groups + [each])
+        demand = [np.zeros(count, dtype=np.int64) for _ in need]
+        demand[self.groups.state] += 1
+        ids = self.core.alloc([None] * count, demand)
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
-        return ids[-1]
+        return ids[self.groups.state]
 
     def _enter_prefixes(self, step: Step) -> None:
         for index in step.fresh:
             if step.starts[index]:
                 for group_id, table in enumerate(self.tables.rows):
-                    pages = self.prefix_pages(step.reqs[index], group_id)
+                    pages = step.prefix_pages(step.reqs[index], group_id)
                     table[step.rows[index], : pages.size] = pages
 
     def _enter(self, group_id: int, step: Step, ids: np.ndarray) -> np.ndarray:
@@ -297,14 +265,17 @@ class _JengaAllocator:
                 parts.append(self.tables.slots(group_id, row, start, end))
         return np.concatenate(parts) if per_page > 1 else ids
 
-    def prefix_pages(self, req: Any, group_id: int) -> np.ndarray:
-        """Small ids of the request's matched prefix; the tree cache knows them."""
-        return self.tree_cache.trees.pages_to(req.last_node, group_id)
-
     def _publish(self, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
         """The step's slots on the device, and what the kernels need to find those of other groups;
         ``ids``: the step's new small pages per group."""
-        return self.to_device(slots)
+        for group_id, slot_map in self.slot_maps.items():
+            slot_map.pair(ids[self.groups.row], ids[group_id])
+        if not self.slot_maps:
+            return self.to_device(slots)
+        first, *others = self.slot_maps.values()
+        for slot_map in others:
+            slot_map.upload()
+        return first.upload(beside=slots)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -320,6 +291,14 @@ class _JengaAllocator:
             pages = self.tables.pages(group_id, row, start, end)
             self.core.free(group_id, pages.astype(np.int64))
 
+    def free_behind(self, group_id: int, row: int, start: int, end: int) -> None:
+        """A request gives up its own pages of ``[start, end)`` in one group, but not the full ones
+        of the same tokens."""
+        if end > start:
+            full = self.tables.pages(self.groups.row, row, start, end)
+            self.slot_maps[group_id].part(full.astype(np.int64))
+            self.free_row_pages(group_id, row, start, end)
+
     def free(self, free_index: torch.Tensor) -> None:
         """SGLang's roll-back of a failed allocation: the step's pages go back.
 
@@ -330,7 +309,7 @@ class _JengaAllocator:
             raise RuntimeError("slots are freed by row position under --memory-backend jenga")
         for row, start, end, _ in step.spans():
             first = -(-start // self.page_size) * self.page_size
-            for group_id in range(self._num_groups):
+            for group_id in self.groups.of_tokens:
                 self.free_row_pages(group_id, row, first, end)
 
     def free_group_begin(self) -> None:
@@ -360,69 +339,35 @@ class _JengaAllocator:
 
 
 class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
-    """Models with one attention group. Holds what stock SGLang holds, in the same bytes."""
-
-    def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
-        self._setup(core, tables, kvcache, **kwargs)
-        self.size = self.max_tokens
-
-    def create_prefill_budget(
-        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> JengaDenseBudget:
-        return JengaDenseBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-
-
-class JengaStateAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
-    """Models with full attention and recurrent states, which compete for the same large pages."""
+    """SGLang's face of models without mapped groups: full attention, and perhaps states."""
 
     def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
         self._setup(core, tables, kvcache, **kwargs)
 
     @property
     def size(self) -> int:
-        """Tokens held and tokens that could be taken now: the split between KV and states moves."""
-        return self.available_size() + self.group_allocated(FULL)
-
-    def tokens_beside(self, states: int) -> int:
-        """Tokens that could be had beside so many more states, if everything cached went for them;
-        -1 if not even the states can be had. Fewer than none: so many are given up, which empties
-        large pages where each of them fills one."""
-        large, (full, state) = self.core.large, self.core.plan.groups
-        short = states - large.slack[self.state_group]
-        if state.smalls_per_large > 1:
-            short = max(0, short)
-        larges = large.num_empty + large.num_idle - -(-short // state.smalls_per_large)
-        if larges < 0:
-            return -1
-        return (large.slack[FULL] + larges * full.smalls_per_large) * self.page_size
+        """Tokens; with states, those held and those that could be taken now: the split moves."""
+        if self.groups.state is None:
+            return self.max_tokens
+        return self.available_size() + self.group_allocated(self.groups.row)
 
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> JengaStateBudget:
-        return JengaStateBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+    ) -> JengaDenseBudget:
+        budget = JengaDenseBudget if self.groups.state is None else JengaStateBudget
+        return budget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
-    """Models with full and window layers. Row slots are full slots; kernels find the window slot of
-    a token through ``full_to_swa_index_mapping``, one tensor for life (CUDA graphs capture it)."""
+    """SGLang's face of models with mapped groups. Row slots are full slots; kernels find the window
+    slot of a token through ``full_to_swa_index_mapping``, one tensor for life (CUDA graphs capture
+    it)."""
 
     def __init__(self, core: Allocator, tables: PageTables, kvcache: Any, **kwargs: Any) -> None:
         self._setup(core, tables, kvcache, **kwargs)
-        self.slot_map = SlotMap(
-            core.plan.num_small(FULL), self.page_size, self.device, self.to_device
-        )
-        self.full_to_swa_index_mapping = self.slot_map.tensor
-        kvcache.register_mapping(self.slot_map.tensor)
-
-    def _publish(self, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
-        self.slot_map.pair(ids[FULL], ids[WINDOW])
-        return self.slot_map.upload(beside=slots)
-
-    def free_behind_window(self, row: int, start: int, end: int) -> None:
-        """A request gives up its own window pages of ``[start, end)``, but not the full ones."""
-        if end > start:
-            self.slot_map.part(self.tables.pages(FULL, row, start, end).astype(np.int64))
-            self.free_row_pages(WINDOW, row, start, end)
+        first = next(iter(self.slot_maps.values()))
+        self.full_to_swa_index_mapping = first.tensor
+        kvcache.register_mapping(first.tensor)
 
     def create_prefill_budget(
         self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
@@ -430,18 +375,19 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
         return JengaSWABudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def full_available_size(self) -> int:
-        return self.group_available(FULL)
+        return self.group_available(self.groups.row)
 
     def swa_available_size(self) -> int:
-        return self.group_available(WINDOW)
+        return min(self.group_available(group) for group in self.groups.mapped)
 
     def swa_capacity_and_available(
         self, *, full_capacity: int, swa_capacity: int
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """The split moves, so a group's capacity is what it has plus what it could still get."""
+        swa = max(self.groups.mapped, key=self.group_allocated)
         return tuple(
             (self.group_available(group) + self.group_allocated(group), self.group_available(group))
-            for group in (FULL, WINDOW)
+            for group in (self.groups.row, swa)
         )
 
     @property
@@ -454,7 +400,7 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
 
     @property
     def size_swa(self) -> int:
-        return self.core.plan.num_slots(WINDOW) - self.page_size
+        return self.core.plan.num_slots(self.groups.mapped[0]) - self.page_size
 
 
 def is_ours(allocator: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -27,19 +27,22 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.runtime_context import get_exec
 
 from sglang_jenga.pages.tables import expand
 from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPages
-from sglang_jenga.radix.policy import policy_of
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.ablation import policy
-from sglang_jenga.serving.allocator import FULL, WINDOW
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
-from sglang_jenga.serving.state_caching import EndStates, TrackedStates
-from sglang_jenga.serving.windows import Windows
+from sglang_jenga.serving.pressure import Need, Pressure, Price
+from sglang_jenga.serving.state_caching import (
+    EndStates,
+    StrandedTokens,
+    TrackedStates,
+    TrackingSlots,
+)
+from sglang_jenga.serving.windows import BehindWindows, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +60,15 @@ class JengaRadixCache(BasePrefixCache):
         self.core = self.allocator.core
         self.tables = self.allocator.tables
         part = policy()
-        groups = [item.group for item in self.core.plan.groups]
-        self.state_group = self.allocator.state_group
+        self.groups = self.allocator.groups
         self.states: EndStates | TrackedStates | None = None
-        if self.state_group is not None:
+        if self.groups.state is not None:
             tracked = params.enable_mamba_extra_buffer
             rows = self.req_to_token_pool
             self.states = TrackedStates(rows, self.page_size) if tracked else EndStates(rows)
         self.events = self._event_publisher(params)
         self.trees = RadixTrees(
-            [policy_of(group.layer_type, group.window) for group in groups],
+            [kind.policy for kind in self.groups.kinds],
             self.page_size,
             self.core,
             observer=self.events,
@@ -79,9 +81,14 @@ class JengaRadixCache(BasePrefixCache):
             most_on_path=self._most_states_on_path(),
         )
         self.windows: Windows | None = None
-        if params.sliding_window_size is not None:
-            self.windows = Windows(self, keep=part.keep_behind_window and not self.disable)
-        self.allocator.tree_cache = self
+        if self.groups.mapped:
+            self.windows = Windows(
+                self.allocator,
+                self.trees,
+                keep=part.keep_behind_window and not self.disable,
+                shared=not self.disable,
+            )
+        self._add_releases(self.allocator.pressure)
         # Requests that are to find nothing cached, and those that once were.
         self._without_hit: WeakSet[Any] = WeakSet()
         self._began_anew: WeakSet[Any] = WeakSet()
@@ -91,14 +98,28 @@ class JengaRadixCache(BasePrefixCache):
         if params.enable_metrics:
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
-        self.misses = MissReport([group.label for group in groups], metric_labels)
+        self.misses = MissReport([kind.label for kind in self.groups.kinds], metric_labels)
+
+    def _add_releases(self, pressure: Pressure) -> None:
+        """What this server can give up when memory is short; see `Price`."""
+        if self.states is not None:
+            pressure.add(Price.UNREACHABLE, StrandedTokens(self.trees, self.core))
+        for price, exactly in ((Price.BEHIND_WINDOWS, False), (Price.LAST_BEHIND_WINDOWS, True)):
+            if self.windows is not None:
+                pressure.add(price, BehindWindows(self.windows, pressure, exactly=exactly))
+            if not self.disable and (self.windows is not None or not exactly):
+                # Once more after the last tokens behind windows: they may complete large pages.
+                pressure.add(max(price, Price.CACHED), self)
+        if self.states is not None:
+            pressure.add(Price.TRACKED, TrackingSlots(self, pressure))
 
     def _worth_of_state(self) -> int:
         """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
         if self.states is None:
             return 0
         plans = self.core.plan.groups
-        return plans[self.state_group].padded_entry_bytes // plans[FULL].padded_entry_bytes
+        state, row = plans[self.groups.state], plans[self.groups.row]
+        return state.padded_entry_bytes // row.padded_entry_bytes
 
     def _most_states_on_path(self) -> int | None:
         """What --mamba-max-states-per-path says; None for any number."""
@@ -179,8 +200,12 @@ class JengaRadixCache(BasePrefixCache):
         """
         if req.kv.holds_mamba:
             return
-        extent = node.extents[self.state_group]
+        extent = node.extents[self.groups.state]
         req.kv.mamba_cow_src_index = None if extent is None else torch.from_numpy(extent.ids)
+
+    def prefix_pages(self, req: Any, group_id: int) -> np.ndarray:
+        """Small ids of the request's matched prefix."""
+        return self.trees.pages_to(req.last_node, group_id)
 
     def touch_prefix(self, key: RadixKey) -> None:
         """A waiting request will want this prefix: refresh what it would hit."""
@@ -188,7 +213,7 @@ class JengaRadixCache(BasePrefixCache):
             self.trees.match(_namespace(key), _tokens(key.token_ids, len(key)))
 
     def path_device_indices(self, node: Node) -> torch.Tensor:
-        pages = self.trees.pages_to(node, FULL)
+        pages = self.trees.pages_to(node, self.groups.row)
         return self.allocator.to_device(expand(pages, self.page_size))
 
     # ---- checkpoint -------------------------------------------------------------------------
@@ -228,7 +253,7 @@ class JengaRadixCache(BasePrefixCache):
         states = None if self.states is None else self.states.take(req, end, leaves=leaves)
         offers: list[TokenPages | PrefixPages] = [
             TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
-            for group_id, begin in enumerate(self._own_from(kv))
+            for group_id, begin in self._own_from(kv)
         ]
         if states is not None:
             offers.append(states)
@@ -248,78 +273,68 @@ class JengaRadixCache(BasePrefixCache):
         if not leaves:
             # It runs on a state of its own, so the cached one may go while it runs. Before the old
             # lock goes: otherwise the shared part would be evictable for a moment.
-            apart = () if self.states is None else (self.state_group,)
+            apart = () if self.states is None else (self.groups.state,)
             lock = self.trees.lock(node, without=apart)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
         if lock is not None and self.windows is not None:
             self.windows.watch(req)
-        if any(declined[: len(self.tables.rows)]) and not leaves:
+        if not leaves and any(declined[group_id] for group_id in self.groups.of_tokens):
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
 
-    def _own_from(self, kv: Any) -> list[int]:
-        """Per group the position from which on the request's row holds pages of its own."""
-        begins = [kv.cache_protected_len]
-        if self.supports_swa():
-            slid = kv.get_evicted_seqlen(ComponentType.SWA)
-            begins.append(max(kv.cache_protected_len, slid))
-        return begins
+    def _own_from(self, kv: Any) -> Iterator[tuple[int, int]]:
+        """Per token group the position from which on the request's row holds pages of its own."""
+        for group_id in self.groups.of_tokens:
+            slid = 0
+            if group_id in self.groups.mapped:
+                slid = kv.get_evicted_seqlen(self.groups.cursor(group_id))
+            yield group_id, max(kv.cache_protected_len, slid)
 
     def _repoint_row(self, row: int, node: Node, start: int) -> None:
         """The row's positions from ``start`` on now lie in the tree's pages, not in the request's
         own copies."""
         first = start // self.page_size
-        pages = [
-            self.trees.pages_to(node, group_id)[first:] for group_id in range(len(self.tables.rows))
-        ]
-        for group_id, ids in enumerate(pages):
+        pages = {
+            group_id: self.trees.pages_to(node, group_id)[first:]
+            for group_id in self.groups.of_tokens
+        }
+        for group_id, ids in pages.items():
             self.tables.rows[group_id][row, first : first + ids.size] = ids
-        if self.supports_swa():
-            self.allocator.slot_map.upload()  # before a step could read the row with the old map
-        slots = self.allocator.to_device(expand(pages[FULL], self.page_size))
+        for slot_map in self.allocator.slot_maps.values():
+            slot_map.upload()  # before a step could read the row with the old map
+        slots = self.allocator.to_device(expand(pages[self.groups.row], self.page_size))
         self.req_to_token_pool.write((row, slice(start, node.end)), slots.to(torch.int32))
 
     def changed(self, node: Node, group_id: int) -> None:
-        """The trees have got or lost window pages of tokens that they have the full pages of."""
-        if group_id != WINDOW:
+        """The trees have got or lost pages of tokens that they have the full pages of."""
+        slot_map = self.allocator.slot_maps.get(group_id)
+        if slot_map is None:
             return
-        window, full = node.extents[WINDOW], node.extents[FULL].ids
-        if window is None:
-            self.allocator.slot_map.part(full)
+        own, full = node.extents[group_id], node.extents[self.groups.row].ids
+        if own is None:
+            slot_map.part(full)
         else:
-            self.allocator.slot_map.pair(full, window.ids)
+            slot_map.pair(full, own.ids)
 
     # ---- release ----------------------------------------------------------------------------
 
     def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
-        row = kv.req_pool_idx
-        dead_begin = dead_end = 0
-        if self.supports_swa():
-            dead_begin = kv.swa_dead_lo(self.page_size)
-            dead_end = max(dead_begin, kv.get_evicted_seqlen(ComponentType.SWA))
+        row, free = kv.req_pool_idx, self.allocator.free_row_pages
+        dead_begin = kv.swa_dead_lo(self.page_size)
         for start, end in coalesce_ranges(ranges):
             start = max(start, kv.cache_protected_len)  # what lies before is the trees'
-            self.allocator.free_row_pages(FULL, row, start, end)
-            if self.supports_swa():
-                # Without the part whose window pages slid out already.
-                self.allocator.free_row_pages(WINDOW, row, start, min(end, dead_begin))
-                self.allocator.free_row_pages(WINDOW, row, max(start, dead_end), end)
+            free(self.groups.row, row, start, end)
+            for group_id in self.groups.mapped:
+                # Without the part whose pages slid out already.
+                slid = kv.get_evicted_seqlen(self.groups.cursor(group_id))
+                free(group_id, row, start, min(end, dead_begin))
+                free(group_id, row, max(start, dead_begin, slid), end)
 
     def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
         """The token at ``pre_len`` and later ones cannot see all of the request's window pages."""
         self.windows.leave(req, pre_len, eviction_interval)
-
-    def slide(self, reqs: Iterable[Any], *, exactly: bool) -> None:
-        """Give back what windows of decoding requests have left behind, if there are windows."""
-        if self.windows is not None:
-            self.windows.slide(reqs, exactly=exactly)
-
-    def slide_prompt(self, req: Any, *, exactly: bool) -> None:
-        """The same of a prompt that comes in chunks; None if there is no such prompt."""
-        if self.windows is not None and req is not None:
-            self.windows.slide_prompt(req, exactly=exactly)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
         self.core.forget(req.kv.req_pool_idx)
@@ -347,6 +362,11 @@ class JengaRadixCache(BasePrefixCache):
         """Give up all that no running request needs."""
         for group_id, cached in enumerate(self.core.num_cached):
             self.trees.evict_small(group_id, cached)
+
+    def free(self, until: Need) -> bool:
+        """A release: cached prefixes."""
+        self.evict_to_fit(until.smalls)
+        return until.met
 
     def evict_to_fit(self, need: Sequence[int]) -> None:
         """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
@@ -384,18 +404,12 @@ class JengaRadixCache(BasePrefixCache):
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
         started = time.perf_counter()
-        tokens = (params.num_tokens, params.swa_num_tokens)[: len(self.tables.rows)]
-        wanted = self.allocator.need(*tokens, states=params.mamba_num)
         evicted = [
-            self.trees.evict_small(group_id, count) * self.page_size
-            for group_id, count in enumerate(wanted)
+            self.trees.evict_small(group_id, count)
+            for group_id, count in enumerate(self.groups.wanted(params))
         ]
-        self.update_eviction_metrics(sum(evicted), started)
-        return EvictResult(
-            num_tokens_evicted=evicted[FULL],
-            swa_num_tokens_evicted=evicted[WINDOW] if self.supports_swa() else 0,
-            mamba_num_evicted=0 if self.states is None else evicted[-1] // self.page_size,
-        )
+        self.update_eviction_metrics(sum(evicted) * self.page_size, started)
+        return self.groups.evicted(evicted)
 
     def reset(self) -> None:
         """Drop every cached prefix. SGLang calls it only while no request runs."""
@@ -412,7 +426,7 @@ class JengaRadixCache(BasePrefixCache):
     # ---- sizes, in tokens -------------------------------------------------------------------
 
     def supports_swa(self) -> bool:
-        return self.sliding_window_size is not None
+        return bool(self.groups.mapped)
 
     def supports_mamba(self) -> bool:
         return self.states is not None
@@ -420,51 +434,48 @@ class JengaRadixCache(BasePrefixCache):
     def supports_prefix_sharing(self) -> bool:
         return not self.disable
 
-    def _evictable(self, group_id: int) -> int:
-        return self.core.num_cached[group_id] * self.page_size
-
-    def _protected(self, group_id: int) -> int:
-        return self.trees.num_pages[group_id] * self.page_size - self._evictable(group_id)
+    @property
+    def _protected(self) -> list[int]:
+        """Small pages per group that running requests have locked."""
+        counts = zip(self.trees.num_pages, self.core.num_cached, strict=True)
+        return [pages - cached for pages, cached in counts]
 
     def evictable_size(self) -> int:
-        return self._evictable(FULL)
+        return self.core.num_cached[self.groups.row] * self.page_size
 
     def full_evictable_size(self) -> int:
-        return self._evictable(FULL)
+        return self.evictable_size()
 
     def swa_evictable_size(self) -> int:
-        return self._evictable(WINDOW) if self.supports_swa() else 0
+        return self.groups.of_mapped(self.core.num_cached)
 
     def protected_size(self) -> int:
-        return self._protected(FULL)
+        return self._protected[self.groups.row] * self.page_size
 
     def full_protected_size(self) -> int:
-        return self._protected(FULL)
+        return self.protected_size()
 
     def swa_protected_size(self) -> int:
-        return self._protected(WINDOW) if self.supports_swa() else 0
+        return self.groups.of_mapped(self._protected)
 
     def mamba_evictable_size(self) -> int:
         """In states."""
-        return 0 if self.states is None else self.core.num_cached[self.state_group]
+        return self.groups.of_states(self.core.num_cached)
 
     def mamba_protected_size(self) -> int:
         """In states."""
-        if self.states is None:
-            return 0
-        return self.trees.num_pages[self.state_group] - self.mamba_evictable_size()
+        return self.groups.of_states(self._protected)
 
     def total_size(self) -> int:
-        return self.trees.num_pages[FULL] * self.page_size
+        return self.trees.num_pages[self.groups.row] * self.page_size
 
     def sanity_check(self) -> None:
         self.trees.check()
         self.core.check(self.trees.extents())
-        if self.supports_swa():
+        for group_id, slot_map in self.allocator.slot_maps.items():
             for node in self.trees.nodes():
-                full, window = node.extents[FULL].ids, node.extents[WINDOW]
-                beside = np.zeros_like(full) if window is None else window.ids
-                self.allocator.slot_map.check(full, beside)
+                full, own = node.extents[self.groups.row].ids, node.extents[group_id]
+                slot_map.check(full, np.zeros_like(full) if own is None else own.ids)
 
     def pretty_print(self) -> None:
         print(self.available_and_evictable_str())

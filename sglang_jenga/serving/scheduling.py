@@ -164,7 +164,15 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     starts = np.array(batch.prefix_lens, dtype=np.int64)
     ends = starts + np.array(batch.extend_lens, dtype=np.int64)
     fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
-    with allocator.allocating(Step(batch.reqs, starts, ends, allocator.page_size, fresh=fresh)):
+    step = Step(
+        batch.reqs,
+        starts,
+        ends,
+        allocator.page_size,
+        fresh=fresh,
+        prefix_pages=batch.tree_cache.prefix_pages,
+    )
+    with allocator.allocating(step):
         return original(batch)
 
 
@@ -173,7 +181,7 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
     if not is_ours(allocator):
         return original(batch, token_per_req)
     starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
-    allocator.decoding = batch.reqs
+    allocator.pressure.decoding = batch.reqs
     if batch.tree_cache.supports_mamba():
         batch.tree_cache.states.before_decode(batch.reqs)
     step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
@@ -193,7 +201,7 @@ def maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
 def update_running_batch(original: Callable[..., Any], self: Any, batch: Any) -> Any:
     allocator = self.token_to_kv_pool_allocator
     if is_ours(allocator):
-        allocator.prompt_in_flight = self.chunked_req
+        allocator.pressure.prompt_in_flight = self.chunked_req
     return original(self, batch)
 
 
@@ -208,7 +216,7 @@ def retract_decode(original: Callable[[Any], tuple], self: Any) -> tuple:
     retracted, ratio, aborted = original(self)
     if self.reqs:
         return retracted, ratio, aborted
-    alone = allocator.prompt_in_flight is None
+    alone = allocator.pressure.prompt_in_flight is None
     again = []
     for req in aborted:
         if req in reasons:

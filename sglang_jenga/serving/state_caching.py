@@ -17,7 +17,10 @@ from typing import Any
 
 from sglang.srt.runtime_context import mamba_checkpoint_grid, mamba_track_grid
 
+from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix.node import Match, PrefixPages
+from sglang_jenga.radix.tree import RadixTrees
+from sglang_jenga.serving.pressure import Need, Pressure
 
 LEAST_BRANCH = 64
 """Tokens that a state at a branch point must save whoever hits it to be worth its bytes."""
@@ -52,11 +55,11 @@ class EndStates:
         self._rows.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
         return {length: int(slots)}
 
-    def given_up(self, reqs: Iterable[Any]) -> int:
+    def num_releasable(self, reqs: Iterable[Any]) -> int:
         """None of these requests has a state that it can go on without."""
         return 0
 
-    def give_up(self, reqs: Iterable[Any]) -> Iterator[None]:
+    def release_tracking(self, reqs: Iterable[Any]) -> Iterator[None]:
         yield from ()
 
     def before_decode(self, reqs: Iterable[Any]) -> None:
@@ -144,11 +147,11 @@ class TrackedStates:
                 other = self._rows.get_mamba_ping_pong_other_idx(kv.mamba_last_track_idx)
                 kv.mamba_next_track_idx = other
 
-    def given_up(self, reqs: Iterable[Any]) -> int:
-        """States that `give_up` would give up."""
+    def num_releasable(self, reqs: Iterable[Any]) -> int:
+        """States that `release_tracking` would give up."""
         return sum(1 for _ in self._places(reqs))
 
-    def give_up(self, reqs: Iterable[Any]) -> Iterator[None]:
+    def release_tracking(self, reqs: Iterable[Any]) -> Iterator[None]:
         """Give up states that decoding requests are tracked in, one per iteration, those first that
         would save the fewest tokens. They are tracked again at their next boundary."""
         for _, req, place in sorted(self._places(reqs), key=lambda item: item[0]):
@@ -175,3 +178,33 @@ class TrackedStates:
         """Length at which SGLang shall track a state because requests part there."""
         length = match.agreed - match.agreed % self._grid
         return length if length > match.node.end else None
+
+
+class StrandedTokens:
+    """A release: tokens that no state behind them can make a hit."""
+
+    def __init__(self, trees: RadixTrees, core: Allocator) -> None:
+        self._trees, self._core = trees, core
+
+    def free(self, until: Need) -> bool:
+        self._trees.evict_stranded(self._core.smalls_missing(until.smalls))
+        return until.met
+
+
+class TrackingSlots:
+    """A release: states that decoding requests are tracked in, one after the other, each with the
+    cached states that share its large page."""
+
+    def __init__(self, cache: Any, pressure: Pressure) -> None:
+        self._cache, self._pressure = cache, pressure
+
+    def free(self, until: Need) -> bool:
+        if until.to_run:
+            for _ in self._cache.states.release_tracking(self._pressure.decoding):
+                self._cache.evict_to_fit(until.smalls)
+                if until.met:
+                    return True
+        return until.met
+
+    def num_releasable(self) -> int:
+        return self._cache.states.num_releasable(self._pressure.decoding)

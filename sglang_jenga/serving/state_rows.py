@@ -23,7 +23,7 @@ class StateSlots:
 
     def __init__(self, allocator: Any, size: int) -> None:
         self._allocator = allocator
-        self._group_id = allocator.state_group
+        self._group_id = allocator.groups.state
         self.size = size
 
     def available_size(self) -> int:

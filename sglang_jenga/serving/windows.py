@@ -1,30 +1,43 @@
-"""What sliding windows leave behind: unlocked, given back, and counted before it is.
+"""What sliding layers leave behind: unlocked, given back, and counted before it is.
 
-A request holds window pages of two kinds: those of its prefix, which the trees own and it has
-locked, and its own. As it decodes, its window leaves both behind.
+A request holds pages of a sliding group of two kinds: those of its prefix, which the trees own and
+it has locked, and its own. As it decodes, its window leaves both behind.
 
     of the prefix   unlocked every so many tokens, and evictable then
     its own         stay until memory is short (`slide`), or the request ends and the trees get
                     them: a later branch may hit behind the window
+
+What is dead says the group's kind; SGLang's record of the request keeps how far it has given up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from sglang.srt.environ import envs
-from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
+from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.plan.request_need import MOST_BEHIND_WINDOW
 from sglang_jenga.radix.node import PathLock
-from sglang_jenga.radix.policy import Prefix
-from sglang_jenga.serving.allocator import WINDOW
+from sglang_jenga.radix.policy import LayerPolicy, Prefix
+from sglang_jenga.radix.tree import RadixTrees
+from sglang_jenga.serving.pressure import Need, Pressure
 
 FEW_DUE = 64
+
+
+class _Group(NamedTuple):
+    """A sliding group; ``cursor``: under which name SGLang keeps how far it has been given up.
+    ``lock_interval``: tokens of a lock that are given up at once."""
+
+    group_id: int
+    kind: LayerKind
+    policy: LayerPolicy
+    cursor: ComponentType
+    lock_interval: int
 
 
 def _next_position(req: Any) -> int:
@@ -33,31 +46,42 @@ def _next_position(req: Any) -> int:
     return min(req.seqlen - 1, req.kv.kv_allocated_len)
 
 
-def _locked_from(req: Any) -> int | None:
-    """First position of what a request has locked of its prefix's windows, if there is any."""
-    ranges = req.lock.ranges[WINDOW] if req.lock is not None else ()
+def _locked_from(req: Any, group_id: int) -> int | None:
+    """First position of what a request has locked last of its prefix in a group, if anything."""
+    ranges = req.lock.ranges[group_id] if req.lock is not None else ()
     return ranges[-1][0] if ranges and ranges[-1][0] < ranges[-1][1] else None
 
 
 class Windows:
-    """The windows of all running requests of one `JengaRadixCache`.
+    """The sliding groups of all running requests of one server.
 
     ``keep``: own pages behind a window stay until memory is short; else they go at once.
+    ``shared``: the trees get what requests leave, so what a hit at a request's last whole page
+    reads stays as well.
     """
 
-    def __init__(self, cache: Any, *, keep: bool) -> None:
-        self._cache = cache
-        self._trees, self._allocator = cache.trees, cache.allocator
-        self._size = cache.sliding_window_size  # tokens that a token sees before itself
-        self._keep = keep
+    def __init__(self, allocator: Any, trees: RadixTrees, *, keep: bool, shared: bool) -> None:
+        self._trees, self._allocator = trees, allocator
+        self._page_size = allocator.page_size
+        self._keep, self._shared = keep, shared
         interval = envs.SGLANG_SWA_EVICTION_INTERVAL.get()
         self._interval = max(1, min(MOST_BEHIND_WINDOW, interval))
-        # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long window.
-        # Less than a page cannot be cut.
-        self._lock_interval = max(self._interval, self._size // 16, cache.page_size)
+        groups = allocator.groups
+        self._groups = [
+            _Group(
+                group_id,
+                groups.kinds[group_id],
+                trees.policies[group_id],
+                groups.cursor(group_id),
+                # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long
+                # window. Less than a page cannot be cut.
+                max(self._interval, groups.kinds[group_id].width // 16, self._page_size),
+            )
+            for group_id in groups.mapped
+        ]
         # Requests by the decode step in which their lock can be cut, with the lock that is meant;
-        # one entry per lock, and at most twice as many as there are locks still held, and a few.
-        self._due: list[tuple[int, int, Any, PathLock]] = []
+        # one entry per lock and group, and at most twice as many as are still held, and a few.
+        self._due: list[tuple[int, int, Any, PathLock, _Group]] = []
         self._most_due = FEW_DUE
         self._decode_steps = self._num_watched = 0
 
@@ -70,9 +94,10 @@ class Windows:
 
     def leave(self, req: Any, pre_len: int, interval: int) -> None:
         """The token at ``pre_len`` and later ones cannot see all of a request's pages."""
-        if not self._keep:
-            self._free_behind(req, pre_len, interval)
-        self._advance_lock(req, pre_len, self._lock_interval)
+        for group in self._groups:
+            if not self._keep:
+                self._free_behind(req, group, pre_len, interval)
+            self._advance_lock(req, group, pre_len, group.lock_interval)
 
     def step(self) -> bool:
         """`leave` of a whole decode step; False if SGLang has to ask for each request.
@@ -84,35 +109,40 @@ class Windows:
             return False
         self._decode_steps += 1
         while self._due and self._due[0][0] <= self._decode_steps:
-            _, _, req, lock = heappop(self._due)
+            _, _, req, lock, group = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
-                self._advance_lock(req, _next_position(req), self._lock_interval)
+                self._advance_lock(req, group, _next_position(req), group.lock_interval)
                 if req.lock is lock:
-                    self.watch(req)
+                    self._watch(req, group)
         return True
 
     def watch(self, req: Any) -> None:
-        """Note in which decode step the window will have left so much of the lock behind that it is
+        """Note in which decode step a window will have left so much of the lock behind that it is
         worth a call. A request decodes one token a step, or waits, and is then looked at too early.
         """
-        begin = _locked_from(req) if self._keep else None
+        if self._keep:
+            for group in self._groups:
+                self._watch(req, group)
+
+    def _watch(self, req: Any, group: _Group) -> None:
+        begin = _locked_from(req, group.group_id)
         if begin is None:
             return
         if len(self._due) >= self._most_due:  # prompts that never decode leave theirs behind
             self._due = [entry for entry in self._due if entry[2].lock is entry[3]]
             heapify(self._due)
             self._most_due = 2 * len(self._due) + FEW_DUE
-        behind = _next_position(req) - self._size - begin
-        due = self._decode_steps + max(1, self._lock_interval - behind)
+        behind = _dead_end(group.kind, _next_position(req)) - begin
+        due = self._decode_steps + max(1, group.lock_interval - behind)
         self._num_watched += 1
-        heappush(self._due, (due, self._num_watched, req, req.lock))
+        heappush(self._due, (due, self._num_watched, req, req.lock, group))
 
-    def _advance_lock(self, req: Any, pre_len: int, interval: int) -> None:
+    def _advance_lock(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
         """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
-        begin = _locked_from(req)
-        if begin is None or pre_len - self._size - begin < interval:
+        begin = _locked_from(req, group.group_id)
+        if begin is None or _dead_end(group.kind, pre_len) - begin < interval:
             return
-        lock = self._trees.advance(req.lock, WINDOW, pre_len)
+        lock = self._trees.advance(req.lock, group.group_id, pre_len)
         if lock is not req.lock:  # else it is watched already
             req.lock = lock
             self.watch(req)
@@ -123,15 +153,19 @@ class Windows:
         """Give back what the windows of decoding requests have left behind: to the last page, or
         (cheaper, and usually enough) where at least the interval has gathered."""
         interval = 1 if exactly else self._interval
-        reach = self._cache.swa_retain_window + interval
+        groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
-            if req.kv.holds_kv and req.decode_batch_idx >= 1:
-                pre_len = req.seqlen - 1
+            kv = req.kv
+            if not kv.holds_kv or req.decode_batch_idx < 1:
+                continue
+            pre_len = req.seqlen - 1
+            for group, dead_of, cursor in groups:
                 # Most have nothing to give; asked of all of them, that must cost nothing.
-                if pre_len - reach >= req.kv.get_evicted_seqlen(ComponentType.SWA):
-                    self._free_behind(req, pre_len, interval)
-                self._advance_lock(req, pre_len, 1 if exactly else self._lock_interval)
+                dead = dead_of(pre_len)
+                if dead is not None and dead[1] - interval >= kv.get_evicted_seqlen(cursor):
+                    self._free_behind(req, group, pre_len, interval)
+                self._advance_lock(req, group, pre_len, 1 if exactly else group.lock_interval)
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
@@ -140,47 +174,73 @@ class Windows:
         one in flight."""
         if not req.kv.holds_kv:
             return
-        if exactly or self._cache.disable or req.skip_radix_cache_insert:
-            self._free_behind(req, req.prefix_len, 1)
-        if exactly:
-            self._advance_lock(req, req.prefix_len, 1)
+        for group in self._groups:
+            if exactly or not self._shared or req.skip_radix_cache_insert:
+                self._free_behind(req, group, req.prefix_len, 1)
+            if exactly:
+                self._advance_lock(req, group, req.prefix_len, 1)
 
-    def _free_behind(self, req: Any, pre_len: int, interval: int) -> None:
-        row, page_size = req.kv.req_pool_idx, self._cache.page_size
-        own_from = req.kv.swa_dead_lo(page_size)
-        read = self._trees.policies[WINDOW].update_last_access(Prefix(pre_len))
-
-        def free_segment(slots: torch.Tensor, *, start_pos: int) -> None:
-            # The device's copy of the slots serves only to say how many.
-            self._allocator.free_behind_window(row, start_pos, start_pos + slots.numel())
-
-        free_swa_out_of_window_slots(
-            req,
-            pre_len,
-            sliding_window_size=self._cache.swa_retain_window,
-            page_size=page_size,
-            req_to_token_pool=self._cache.req_to_token_pool,
-            token_to_kv_pool_allocator=self._allocator,
-            supports_prefix_sharing=self._cache.supports_prefix_sharing(),
-            retain_floor=min((begin for begin, end in read if end > own_from), default=pre_len),
-            free_segment=free_segment,
-            eviction_interval=interval,
-        )
+    def _free_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
+        """Free a request's own pages that are dead at ``pre_len``, if at least ``interval`` tokens
+        are. Own pages before the dead ones that are still read are the trees' first: SGLang keeps
+        one position per request, up to which all is given up or the trees'."""
+        kv, size = req.kv, self._page_size
+        if not kv.holds_kv:
+            return
+        dead, given_up = group.kind.dead(pre_len), kv.get_evicted_seqlen(group.cursor)
+        if dead is None or dead[1] < given_up + interval:
+            return
+        own = kv.swa_dead_lo(size)
+        begin = max(given_up, own)
+        kv.set_evicted_seqlen(group.cursor, begin)
+        end = dead[1]
+        if self._shared:
+            kept = group.kind.kept_behind(pre_len, size)
+            read = group.policy.update_last_access(Prefix(pre_len))
+            floor = min((first for first, last in read if last > own), default=pre_len)
+            end = 0 if kept is None else min(kept[1], floor)
+        end -= end % size
+        if end > begin:
+            self._allocator.free_behind(group.group_id, kv.req_pool_idx, begin, end)
+            kv.set_evicted_seqlen(group.cursor, end)
 
     # ---- still to come ----------------------------------------------------------------------
 
-    def growth(self, reqs: Iterable[Any], tokens_left: Callable[[Any], float]) -> float:
-        """Window tokens, at most, that running requests come to hold beyond those of now.
+    def growth(self, reqs: Iterable[Any], tokens_left: Callable[[Any], float]) -> list[float]:
+        """Per sliding group the tokens, at most, that running requests come to hold beyond those of
+        now.
 
         A request whose window is full gives one token back for each that it decodes, unless others
         hold that one as well: then the last of them does. Both sums are bounds, so is the lesser.
         """
+        left = [(req, tokens_left(req)) for req in reqs]
+        return [self._growth(group, left) for group in self._groups]
+
+    def _growth(self, group: _Group, left: Iterable[tuple[Any, float]]) -> float:
         alone = among = 0.0
-        for req in reqs:
-            tokens, unfilled = tokens_left(req), max(0, self._size + 1 - req.kv.kv_allocated_len)
+        for req, tokens in left:
+            unfilled = group.kind.growth(req.kv.kv_allocated_len, tokens)
             locked = 0
-            for begin, end in () if req.lock is None else req.lock.ranges[WINDOW]:
+            for begin, end in () if req.lock is None else req.lock.ranges[group.group_id]:
                 locked += end - begin
             alone += min(tokens, unfilled + locked)
-            among += min(tokens, unfilled)
-        return min(alone, among + self._trees.num_shared[WINDOW])
+            among += unfilled
+        return min(alone, among + self._trees.num_shared[group.group_id])
+
+
+def _dead_end(kind: LayerKind, length: int) -> int:
+    dead = kind.dead(length)
+    return 0 if dead is None else dead[1]
+
+
+class BehindWindows:
+    """A release: what running requests' windows have left behind."""
+
+    def __init__(self, windows: Windows, pressure: Pressure, *, exactly: bool) -> None:
+        self._windows, self._pressure, self._exactly = windows, pressure, exactly
+
+    def free(self, until: Need) -> bool:
+        self._windows.slide(self._pressure.decoding, exactly=self._exactly)
+        if self._pressure.prompt_in_flight is not None:
+            self._windows.slide_prompt(self._pressure.prompt_in_flight, exactly=self._exactly)
+        return until.met

@@ -17,12 +17,15 @@ from benchmarks.replay.occupancy import Occupancy
 from benchmarks.replay.plans import max_page_plan
 from benchmarks.replay.requests import Request, Workload
 from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
+from sglang_jenga.layers.window import Window
 from sglang_jenga.plan.planner import MAX_LARGE_PAGE_BYTES, plan_pool
 from sglang_jenga.plan.spec import LayerGroup
 
-FULL = LayerGroup("full", (1, 3), 100)
-WINDOW = LayerGroup("window", (0,), 50, window=4)
-STATE = LayerGroup("state", (2,), 1000)
+FULL = LayerGroup(Full(), (1, 3), 100)
+WINDOW = LayerGroup(Window(4), (0,), 50)
+STATE = LayerGroup(State(), (2,), 1000)
 # One request decodes behind 9 tokens, another's prompt of 3 tokens is prefilled.
 STARTS, COUNTS = np.array([9, 0]), np.array([1, 3])
 

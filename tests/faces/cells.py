@@ -34,6 +34,11 @@ MODELS = {
         4: Shape(full=3, window_k=2, window=8, num_large=20),
         16: Shape(full=3, window_k=2, window=20, num_large=10),
     },
+    "chunks": {
+        1: Shape(full=3, window_k=2, window=8, sliding="chunked", num_large=60),
+        4: Shape(full=3, window_k=2, window=10, sliding="chunked", num_large=20),
+        16: Shape(full=3, window_k=2, window=32, sliding="chunked", num_large=10),
+    },
     "states": {
         1: Shape(full=12, state_k=1, num_large=16),
         4: Shape(full=3, state_k=1, num_large=16),

@@ -56,7 +56,7 @@ def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
         if group.window is not None and settings.chunk is not None:
             held = min(tokens, group.window + slack)
         pages = -(-held // page_size)
-        if group.layer_type == "state":
+        if group.kind.name == "state":
             pages = pools.allocator.states_per_request * k
         if group_id == pools.plan.null_group:
             pages += pools.plan.null_smalls

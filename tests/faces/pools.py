@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.registry import kind_of
+from sglang_jenga.layers.state import State
 from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
 from sglang_jenga.testing.context import Settings
 
@@ -28,6 +32,7 @@ class Shape(NamedTuple):
     window_k: int | None = None
     window: int = 8
     state_k: int | None = None
+    sliding: str = "window"  # the kind of the layers with a window
     num_large: int = 64
     num_rows: int = 8
     context: int = 256
@@ -42,19 +47,18 @@ class Shape(NamedTuple):
 
     def plan(self, page_size: int) -> PoolPlan:
         """The pool's plan; its entries are whole numbers of 8-byte words, two at least."""
-        kinds: list[tuple[str, int]] = [("full", self.full)]
+        kinds: list[tuple[LayerKind, int]] = [(Full(), self.full)]
         if self.window_k is not None:
-            kinds.append(("window", self.window_k))
+            kinds.append((kind_of(self.sliding, self.window), self.window_k))
         if self.state_k is not None:
-            kinds.append(("state", self.state_k))
+            kinds.append((State(), self.state_k))
         large_bytes = math.lcm(*(k for _, k in kinds)) * page_size * _GRAIN
         groups = []
         for layer, (kind, k) in enumerate(kinds):
-            tokens = 1 if kind == "state" else page_size
+            tokens = 1 if kind == State() else page_size
             entry = large_bytes // k // tokens
-            window = self.window if kind == "window" else None
             # Another element: a large page that a state had is zeroed before KV lies there.
-            group = LayerGroup(kind, (layer,), entry, tokens, window, element=str(kind == "state"))
+            group = LayerGroup(kind, (layer,), entry, tokens, element=str(kind == State()))
             groups.append(GroupPlan(group, entry, k))
         return PoolPlan(tuple(groups), large_bytes, self.num_large)
 
@@ -96,7 +100,6 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
     from sglang_jenga.pages.allocator import Allocator
     from sglang_jenga.pages.tables import PageTables
     from sglang_jenga.serving.allocator import (
-        JengaStateAllocator,
         JengaSWAAllocator,
         JengaTokenAllocator,
     )
@@ -112,10 +115,7 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
         rows = _state_rows(shape, settings, states)
     else:
         rows = ReqToTokenPool(shape.num_rows, shape.context, "cpu", enable_memory_saver=False)
-    if shape.has_windows:
-        allocator_class = JengaSWAAllocator
-    else:
-        allocator_class = JengaStateAllocator if shape.has_states else JengaTokenAllocator
+    allocator_class = JengaSWAAllocator if shape.has_windows else JengaTokenAllocator
     allocator = allocator_class(
         Allocator(plan),
         PageTables(plan, *rows.req_to_token.shape),

@@ -85,7 +85,7 @@ def _pages(pools: Pools, reqs: list[Any]) -> None:
         held = [node.extents[group_id] for node in pools.cache.trees.nodes()]
         ids = [int(i) for extent in held if extent is not None for i in extent.ids]
         for req in reqs:
-            if item.group.layer_type == "state":
+            if item.group.kind.name == "state":
                 ids += _states(req)
             else:
                 ids += [int(i) for i in _own_pages(pools, req, group_id)]
@@ -159,7 +159,7 @@ def _slot_map(pools: Pools, reqs: list[Any]) -> None:
     """Whoever holds a full slot and the window slot of the same token finds it by the map; a full
     slot without a window slot leads into the null page. What has changed since the last forward is
     on the device before the next one."""
-    slot_map, page_size = pools.allocator.slot_map, pools.cache.page_size
+    slot_map, page_size = pools.allocator.slot_maps[WINDOW], pools.cache.page_size
     mapping = expand(slot_map.window_page, page_size)
     found = slot_map.tensor[:-1].numpy()
     late = (mapping != found) & (np.maximum(mapping, found) >= page_size)

@@ -80,6 +80,7 @@ class SymbolicModel:
         self._words = pools.buffer.bytes.numpy().view(np.int64)
         self._entry_words = [group.padded_entry_bytes // 8 for group in pools.plan.groups]
         self._window = pools.cache.sliding_window_size
+        self._chunked = pools.plan.groups[-1].group.label.startswith("chunked")
         self._lines: dict[str, Line] = {}
         self._known: dict[int, str] = {}
         self.forwards = 0
@@ -145,7 +146,9 @@ class SymbolicModel:
         expected = np.array(line.prefixes[1 : end + 1])
         self._check(0, req, slots, expected, 0)
         if self._window is not None:
-            first = max(0, start - self._window)
+            # The first token of this forward reads most of what lies before it.
+            chunk = start % (self._window + 1)
+            first = start - chunk if self._chunked else max(0, start - self._window)
             seen = self._window_slots(slots[first:])
             self._check(1, req, seen, expected[first:], first)
 

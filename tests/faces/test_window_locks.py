@@ -45,7 +45,7 @@ def test_a_request_that_has_locked_nothing_and_slides_when_memory_is_short(shape
     with Rig(shape, settings) as rig:
         rig.submit(answer([0], 5), 60, cached=cached)
         rig.turn(20)
-        rig.pools.cache.slide(rig.pools.allocator.decoding, exactly=False)
+        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=False)
         turns_with_few_due(rig, 30)
         rig.run()
         rig.check_nothing_lost()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from sglang_jenga.kernels.attention import PagedPlan, plan_full, plan_window
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import expand
@@ -42,10 +44,10 @@ def serve(
     pool never shows it NaN, so there it is large numbers.
     """
     groups = [
-        LayerGroup(kind, tuple(range(layers)), heads.entry_bytes(layers, 2), page_size, window)
-        for kind, layers, heads, window in (
-            ("full", NUM_LAYERS[0], HEADS[0], None),
-            ("window", NUM_LAYERS[1], HEADS[1], WINDOW),
+        LayerGroup(kind, tuple(range(layers)), heads.entry_bytes(layers, 2), page_size)
+        for kind, layers, heads in (
+            (Full(), NUM_LAYERS[0], HEADS[0]),
+            (Window(WINDOW), NUM_LAYERS[1], HEADS[1]),
         )
     ]
     tokens = 2 * int(np.sum(-(-kv_lens // page_size) + 2) * page_size)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.plan.planner import plan_pool
 from sglang_jenga.plan.spec import LayerGroup
@@ -39,8 +41,8 @@ def test_token_major_is_the_pools_own_layout():
     """Byte for byte where PoolBuffer puts a group that shares its bytes."""
     heads = HeadShape(GROUP.num_kv_heads, GROUP.dim, GROUP.dim)
     groups = [
-        LayerGroup("full", (0, 1, 2), heads.entry_bytes(3, 4), PAGE_SIZE),
-        LayerGroup("window", (3, 4, 5), heads.entry_bytes(3, 4), PAGE_SIZE, 8),
+        LayerGroup(Full(), (0, 1, 2), heads.entry_bytes(3, 4), PAGE_SIZE),
+        LayerGroup(Window(8), (3, 4, 5), heads.entry_bytes(3, 4), PAGE_SIZE),
     ]
     pool = PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
     pages = pool.plan.num_small(0)

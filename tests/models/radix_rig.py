@@ -12,10 +12,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
+from sglang_jenga.layers.full import FullPolicy
+from sglang_jenga.layers.state import StatePolicy
+from sglang_jenga.layers.window import WindowPolicy
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix import eviction
 from sglang_jenga.radix.node import PathLock
-from sglang_jenga.radix.policy import FullPolicy, StatePolicy, WindowPolicy
 from sglang_jenga.radix.tree import RadixTrees
 from tests.conftest import plan_of
 from tests.models.age_model import AgeModel

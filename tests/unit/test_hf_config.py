@@ -43,7 +43,6 @@ GROUPS = {
         "full": (4, 4 * 8 * 256 * 2),
         "state": (28, 28 * (8192 * 3 * 2 + 8192 * 16 * 4)),
     },
-    "llama-3.2-11b-vision": {"full": (32, 32 * 8 * 256 * 2), "cross": (8, 8 * 8 * 256 * 2)},
 }
 DENSE = {
     "architectures": ["LlamaForCausalLM"],
@@ -85,7 +84,8 @@ def test_groups_of_real_models_have_the_sizes_worked_out_by_hand(model):
 
 
 def test_every_fixture_is_in_the_table():
-    assert {path.stem for path in CONFIGS.glob("*.json")} == set(GROUPS)
+    refused = {"llama-3.2-11b-vision"}
+    assert {path.stem for path in CONFIGS.glob("*.json")} - refused == set(GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,6 @@ def test_every_fixture_is_in_the_table():
         ("nemotron-h-8b", "full", (7, 18, 29)),
         ("lfm2-1.2b", "full", (2, 5, 8)),
         ("jamba-1.5-mini", "full", (4, 12, 20)),
-        ("llama-3.2-11b-vision", "cross", (3, 8, 13)),
     ],
 )
 def test_layer_ids_are_those_of_the_model(model, label, first_layers):
@@ -223,10 +222,6 @@ def test_jamba_says_that_sglang_lacks_it():
     assert "has no Jamba" in geometry_of("jamba-1.5-mini").notes[0]
 
 
-def test_largest_image_of_mllama_is_four_tiles_of_1601_patches():
-    assert geometry_of("llama-3.2-11b-vision").cross_tokens == 4 * 1601
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -268,13 +263,6 @@ def test_stock_stores_every_layer_of_these_as_full(model):
 
     assert geometry.stock.token_bytes == sum(group.entry_bytes for group in geometry.groups)
     assert geometry.stock.window is None
-
-
-def test_stock_charges_mllama_all_40_layers_for_image_tokens_too():
-    stock = geometry_of("llama-3.2-11b-vision").stock
-
-    assert stock.token_bytes == 40 * 4096
-    assert stock_requests(stock, POOL, 1596, cross_tokens=6404) == POOL // (8000 * 40 * 4096)
 
 
 def test_stock_window_pool_holds_four_fifths_of_the_tokens():

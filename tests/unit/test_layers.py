@@ -28,20 +28,25 @@ def layer(third_party: str = "", layers: str = "") -> Layer:
 # A folder is a layer. A row of its own for a module wins over its folder's.
 LAYERS = {
     # Arithmetic: what the command line needs, on machines with neither torch nor SGLang.
-    "plan": layer(),
+    "plan": layer(layers="layers"),
+    # One file per layer type: its rule. Of the trees it knows what they ask of a policy.
+    "layers": layer(layers="radix.policy"),
+    "radix.policy": layer(),
     # Bookkeeping of pages: ids and numbers, never bytes or requests.
-    "pages": layer("numpy numba", "plan"),
+    "pages": layer("numpy numba", "plan layers"),
     # What is reusable: token keys and opaque ids.
-    "radix": layer("numpy"),
+    "radix": layer("numpy", "radix.policy"),
     # Bytes and views of them.
-    "memory": layer("torch sglang", "plan"),
+    "memory": layer("torch sglang", "plan layers"),
     "kernels": layer("torch triton numpy"),
     # What SGLang's scheduler talks to.
-    "serving": layer("torch sglang numpy prometheus_client", "plan pages radix memory"),
+    "serving": layer(
+        "torch sglang numpy prometheus_client", "plan layers pages radix radix.policy memory"
+    ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "boot": layer("sglang psutil", "plan"),
     # And what is built under the flag, in the processes that do.
-    "boot.geometry": layer("torch sglang", "boot plan memory"),
+    "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
     "boot.construction": layer("torch sglang", "boot boot.geometry plan pages memory serving"),
     # The machine without a GPU. `import torch` itself imports the first.

@@ -1,7 +1,7 @@
 """Reasons for what was not hit, by example."""
 
+from sglang_jenga.layers.state import StatePolicy
 from sglang_jenga.radix.node import Match, Miss, Node, Run
-from sglang_jenga.radix.policy import StatePolicy
 from sglang_jenga.serving.misses import NEVER_SEEN, MissReport
 from tests.conftest import World, fork, tokens
 

@@ -8,6 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_jenga.layers.base import Load
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
+from sglang_jenga.layers.window import Window
 from sglang_jenga.plan.hf_config import read_geometry
 from sglang_jenga.plan.planner import (
     MAX_LARGE_PAGE_BYTES,
@@ -18,7 +22,6 @@ from sglang_jenga.plan.planner import (
     plan_pool,
     raw_small_bytes,
     requests_held,
-    smalls_for_request,
     tokens_held,
 )
 from sglang_jenga.plan.report import capacity_rows, format_plan
@@ -43,7 +46,6 @@ EXACT = [
     ("nemotron-h-8b", 6234 * 16 * KIB, (6234, 1)),
     ("lfm2-1.2b", 240 * KIB, (20, 3)),
     ("jamba-1.5-mini", 980 * 16 * KIB, (980, 1)),
-    ("llama-3.2-11b-vision", 128 * KIB, (1, 4)),
 ]
 # model, page size, least common multiple (never used), most padding of any group
 PADDED = [
@@ -61,15 +63,15 @@ def groups_of(model, page_size=1, tp=1):
 
 
 def full(entry_bytes, tokens_per_page=1):
-    return LayerGroup("full", (0,), entry_bytes, tokens_per_page)
+    return LayerGroup(Full(), (0,), entry_bytes, tokens_per_page)
 
 
 def window(entry_bytes, tokens=1024, tokens_per_page=1):
-    return LayerGroup("window", (1,), entry_bytes, tokens_per_page, tokens)
+    return LayerGroup(Window(tokens), (1,), entry_bytes, tokens_per_page)
 
 
 def state(entry_bytes):
-    return LayerGroup("state", (2,), entry_bytes)
+    return LayerGroup(State(), (2,), entry_bytes)
 
 
 def assert_cut_is_sound(plan):
@@ -111,8 +113,8 @@ def test_no_real_model_loses_over_an_eighth_of_the_byte_bound(model, tp, page_si
 
     assert_cut_is_sound(plan)
     assert max(item.padding_fraction for item in plan.groups) <= MAX_PADDING
-    held = requests_held(plan, 1024, cross_tokens=6404)
-    assert held >= int(0.875 * byte_bound(plan, 1024, cross_tokens=6404)) - 1
+    held = requests_held(plan, Load(1024))
+    assert held >= int(0.875 * byte_bound(plan, Load(1024))) - 1
 
 
 def test_padded_kv_entries_keep_the_alignment_of_the_raw_entry():
@@ -147,7 +149,7 @@ def test_pool_too_small_says_what_one_request_needs():
     groups = [full(64 * KIB), window(320 * KIB)]
 
     with pytest.raises(PoolTooSmallError) as refusal:
-        plan_pool(groups, 300 * MIB, max_request_tokens=8192)
+        plan_pool(groups, 300 * MIB, largest=Load(8192))
 
     # full: (8192 + 5 null small pages) / 5, window: the last 1024 tokens, one per large page
     assert str(refusal.value) == (
@@ -159,11 +161,11 @@ def test_pool_too_small_says_what_one_request_needs():
 def test_pool_of_exactly_one_request_is_accepted():
     groups = [full(64 * KIB), window(320 * KIB)]
 
-    plan = plan_pool(groups, 2664 * 320 * KIB, max_request_tokens=8192)
+    plan = plan_pool(groups, 2664 * 320 * KIB, largest=Load(8192))
 
-    assert requests_held(plan, 8192) == 1
+    assert requests_held(plan, Load(8192)) == 1
     with pytest.raises(PoolTooSmallError, match="holds 2663 large pages"):
-        plan_pool(groups, 2664 * 320 * KIB - 1, max_request_tokens=8192)
+        plan_pool(groups, 2664 * 320 * KIB - 1, largest=Load(8192))
 
 
 @pytest.mark.parametrize("pool_bytes", [1, 4095])
@@ -177,13 +179,13 @@ def test_pool_below_one_large_page_is_refused_even_without_a_request_length(pool
     [
         (([], GIB), "groups must not be empty"),
         (([full(64)], 0), "must be positive, got 0"),
-        (([full(64)], GIB, -1), "max_request_tokens must be positive, got -1"),
+        (([full(64)], GIB, -1), "a request must have tokens, got Load"),
     ],
 )
 def test_bad_arguments_are_named(arguments, words):
     groups, pool_bytes, *tokens = arguments
     with pytest.raises(ValueError, match=words):
-        plan_pool(groups, pool_bytes, max_request_tokens=tokens[0] if tokens else None)
+        plan_pool(groups, pool_bytes, largest=Load(*tokens) if tokens else None)
 
 
 @pytest.mark.parametrize(
@@ -200,36 +202,33 @@ def test_bad_arguments_are_named(arguments, words):
 def test_running_window_holds_its_window_and_a_partial_page(tokens, tokens_per_page, smalls):
     group = window(64, 1024, tokens_per_page)
 
-    assert smalls_for_request(group, tokens) == smalls
-    assert smalls_for_request(group, tokens, steady=False) == ceil(tokens / tokens_per_page)
+    assert group.held(Load(tokens)) == smalls
+    assert group.held(Load(tokens, at_once=tokens)) == ceil(tokens / tokens_per_page)
 
 
-def test_other_groups_hold_every_token_one_state_or_the_image():
-    cross = LayerGroup("cross", (3,), 64, 16)
-
-    assert smalls_for_request(full(64, 16), 33) == 3
-    assert smalls_for_request(state(64), 33) == 1
-    assert smalls_for_request(state(64), 33, states=3) == 3
-    assert smalls_for_request(cross, 33, cross_tokens=6404) == 401
+def test_other_groups_hold_every_token_or_the_states_of_a_request():
+    assert full(64, 16).held(Load(33)) == 3
+    assert state(64).held(Load(33)) == 1
+    assert state(64).held(Load(33, states=3)) == 3
 
 
 def test_only_the_null_smalls_of_large_page_0_are_lost():
     plan = plan_pool([full(64 * KIB), window(320 * KIB)], 4 * 320 * KIB)
 
     assert (plan.null_group, plan.null_smalls) == (0, 5)
-    assert larges_for_requests(plan, 1, 5) == (2, 5)
+    assert larges_for_requests(plan, 1, Load(5)) == (2, 5)
     lone = plan_pool([full(KIB)], 10 * KIB)
-    assert requests_held(lone, 3) == 3
+    assert requests_held(lone, Load(3)) == 3
 
 
 @pytest.mark.parametrize("model", [model for model, _, _ in EXACT])
 def test_capacity_stays_under_the_byte_bound_and_falls_with_length(model):
     plan = plan_pool(groups_of(model, 16), POOL)
-    held = [requests_held(plan, tokens, cross_tokens=6404) for tokens in (512, 1024, 8192, 65536)]
+    held = [requests_held(plan, Load(tokens)) for tokens in (512, 1024, 8192, 65536)]
 
     assert held == sorted(held, reverse=True)
-    assert held[1] <= byte_bound(plan, 1024, cross_tokens=6404)
-    assert tokens_held(plan, 1024, cross_tokens=6404) == 1024 * held[1]
+    assert held[1] <= byte_bound(plan, Load(1024))
+    assert tokens_held(plan, Load(1024)) == 1024 * held[1]
 
 
 def entries(unit):
@@ -264,12 +263,12 @@ def test_every_plan_is_sound_bounded_and_the_same_twice(groups, pool_bytes):
 @given(group_lists(), st.integers(GIB, 4 * GIB), st.integers(1, 20000))
 def test_capacity_is_the_largest_count_that_fits(groups, pool_bytes, tokens):
     plan = plan_pool(groups, pool_bytes)
-    held = requests_held(plan, tokens)
+    held = requests_held(plan, Load(tokens))
 
-    assert sum(larges_for_requests(plan, held, tokens)) <= plan.num_large or held == 0
-    assert sum(larges_for_requests(plan, held + 1, tokens)) > plan.num_large
-    assert held <= byte_bound(plan, tokens)
-    assert requests_held(plan, tokens + 1) <= held
+    assert sum(larges_for_requests(plan, held, Load(tokens))) <= plan.num_large or held == 0
+    assert sum(larges_for_requests(plan, held + 1, Load(tokens))) > plan.num_large
+    assert held <= byte_bound(plan, Load(tokens))
+    assert requests_held(plan, Load(tokens + 1)) <= held
 
 
 def test_report_shows_groups_capacity_and_notes():

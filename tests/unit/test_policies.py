@@ -1,22 +1,15 @@
 """Policies by example and against brute force, as a user who writes one would check his own."""
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_jenga.layers.chunked import ChunkedPolicy
+from sglang_jenga.layers.full import FullPolicy
+from sglang_jenga.layers.state import StatePolicy
+from sglang_jenga.layers.window import Window, WindowPolicy
 from sglang_jenga.radix import policy
-from sglang_jenga.radix.policy import (
-    FullPolicy,
-    ImagePolicy,
-    LayerPolicy,
-    Prefix,
-    StatePolicy,
-    WindowPolicy,
-    policy_of,
-    register_policy,
-)
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, register_policy
 from tests.conftest import World, fork, tokens
 
 
@@ -31,27 +24,24 @@ def ranges_of(positions):
     return found
 
 
-def needed_by_full(length, images):
+def needed_by_full(length):
     return set(range(length))
 
 
 def needed_by_window(reach):
-    return lambda length, images: set(range(max(0, length - reach), length))
+    return lambda length: set(range(max(0, length - reach), length))
 
 
-def needed_by_state(length, images):
-    return {length - 1}
-
-
-def needed_by_image(length, images):
-    return {p for begin, end in images if begin < length for p in range(begin, end)}
+def needed_by_chunk(width):
+    return lambda length: set(range(length - length % width, length))
 
 
 CASES = [
     (FullPolicy(), needed_by_full),
     (WindowPolicy(0), needed_by_window(0)),
     (WindowPolicy(3), needed_by_window(3)),
-    (ImagePolicy(), needed_by_image),
+    (ChunkedPolicy(1), needed_by_chunk(1)),
+    (ChunkedPolicy(4), needed_by_chunk(4)),
 ]
 
 
@@ -59,15 +49,12 @@ CASES = [
     case=st.sampled_from(CASES),
     cached=st.sets(st.integers(0, 15)),
     limit=st.integers(1, 16),
-    cuts=st.sets(st.integers(0, 16), max_size=6),
 )
-def test_the_possible_prefix_is_the_longest_whose_needs_are_all_cached(case, cached, limit, cuts):
+def test_the_possible_prefix_is_the_longest_whose_needs_are_all_cached(case, cached, limit):
     layer, needs = case
-    images = tuple(itertools.pairwise(sorted(cuts)))[::2]
-    valid = [0] + [n for n in range(1, limit + 1) if needs(n, images) <= cached]
-    # Images are atoms that may reach beyond the prefix; every other type sees the prefix only.
-    seen = cached if isinstance(layer, ImagePolicy) else {p for p in cached if p < limit}
-    found = layer.get_possible_prefix(Prefix(limit, images), ranges_of(seen))
+    valid = [0] + [n for n in range(1, limit + 1) if needs(n) <= cached]
+    seen = {p for p in cached if p < limit}
+    found = layer.get_possible_prefix(Prefix(limit), ranges_of(seen))
     assert found == max(valid)
 
 
@@ -81,29 +68,13 @@ def test_a_state_hits_at_the_longest_length_that_has_one(lengths, limit):
 @given(case=st.sampled_from(CASES), length=st.integers(1, 16))
 def test_what_a_step_reads_is_what_a_hit_needs(case, length):
     layer, needs = case
-    images = ((2, 5), (9, 12))
-    read = {p for r in layer.update_last_access(Prefix(length, images)) for p in range(*r)}
-    assert read == needs(length, images)
-
-
-def test_all_pages_of_an_image_share_one_rank_and_images_differ():
-    layer, prefix = ImagePolicy(seed=1), Prefix(40, ((0, 8), (8, 16), (20, 28)))
-    ranks = [[layer.set_prefix_length(prefix, (p, p + 4)) for p in (b, b + 4)] for b in (0, 8, 20)]
-    assert all(first == second for first, second in ranks)
-    assert len({first for first, _ in ranks}) == 3
-    again = ImagePolicy(seed=1).set_prefix_length(prefix, (0, 4))
-    assert again == ranks[0][0], "ranks of one server must agree"
+    read = {p for r in layer.update_last_access(Prefix(length)) for p in range(*r)}
+    assert read == needs(length)
 
 
 def test_token_types_rank_pages_by_prefix_length():
-    for layer in (FullPolicy(), WindowPolicy(3), StatePolicy()):
+    for layer in (FullPolicy(), WindowPolicy(3), ChunkedPolicy(4), StatePolicy()):
         assert layer.set_prefix_length(Prefix(40), (4, 8)) == 8
-
-
-def test_every_layer_type_has_a_policy():
-    made = [type(policy_of(name, 8)) for name in ("full", "window", "state", "cross", "vision")]
-    assert made == [FullPolicy, WindowPolicy, StatePolicy, ImagePolicy, ImagePolicy]
-    assert policy_of("window", 8) == WindowPolicy(7)
 
 
 # ---- one's own ------------------------------------------------------------------------------
@@ -118,9 +89,10 @@ class Everything(LayerPolicy):
 
 
 def test_a_registered_policy_runs_the_groups_of_its_type(monkeypatch):
-    monkeypatch.setattr(policy, "_FACTORIES", dict(policy._FACTORIES))
+    monkeypatch.setattr(policy, "_exchanged", {})
+    assert Window(8).policy == WindowPolicy(7)
     register_policy("window", lambda window: Everything())
-    assert isinstance(policy_of("window", 8), Everything)
+    assert isinstance(Window(8).policy, Everything)
     with pytest.raises(ValueError, match="unknown layer type 'windows', expected full or window"):
         register_policy("windows", lambda window: Everything())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.plan.planner import plan_pool
@@ -19,15 +21,14 @@ def buffer_of(page_size: int, dtype: torch.dtype, other: torch.dtype | None = No
     other = other or dtype
     groups = [
         LayerGroup(
-            "full", (0, 3), FULL.entry_bytes(2, dtype.itemsize), page_size, element=str(dtype)
+            Full(), (0, 3), FULL.entry_bytes(2, dtype.itemsize), page_size, element=str(dtype)
         ),
         LayerGroup(
-            "window",
+            Window(8),
             (1, 2, 4),
             WINDOW.entry_bytes(3, other.itemsize),
             page_size,
-            8,
-            str(other),
+            element=str(other),
         ),
     ]
     return PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
@@ -73,7 +74,7 @@ def test_every_byte_of_an_entry_belongs_to_a_layer():
 
 
 def test_a_lone_group_has_the_layout_of_stock_sglang():
-    plan = plan_pool([LayerGroup("full", (0, 1), FULL.entry_bytes(2, 4), 16)], 1 << 20)
+    plan = plan_pool([LayerGroup(Full(), (0, 1), FULL.entry_bytes(2, 4), 16)], 1 << 20)
     keys, values = PoolBuffer(plan, "cpu", enable_memory_saver=False).layer_views(
         0, FULL, torch.float32
     )
@@ -112,7 +113,7 @@ def test_pages_that_stay_in_their_format_keep_their_bytes():
 
 
 def test_an_entry_that_does_not_fit_the_format_is_refused():
-    plan = plan_pool([LayerGroup("full", (0,), 6)], 600)
+    plan = plan_pool([LayerGroup(Full(), (0,), 6)], 600)
     buffer = PoolBuffer(plan, "cpu", enable_memory_saver=False)
 
     with pytest.raises(ValueError, match="no multiple"):

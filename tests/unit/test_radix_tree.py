@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 
+from sglang_jenga.layers.full import FullPolicy
+from sglang_jenga.layers.state import StatePolicy
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.books import USED_BY_REQUEST
 from sglang_jenga.radix.node import TokenPages
-from sglang_jenga.radix.policy import FullPolicy, StatePolicy
 from sglang_jenga.radix.tree import RadixTrees
 from tests.conftest import World, fork, plan_of, tokens
 

@@ -5,6 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
+from sglang_jenga.layers.window import Window
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import GroupPlan, LayerGroup, PoolPlan
@@ -15,13 +19,13 @@ LARGE_BYTES = 60
 def plan_of(smalls, num_large, tokens_per_page=1, window=None, states=False):
     """A full group, a window group if there is a window, a state group if there are states;
     ``smalls`` are their small pages per large page."""
-    groups = [("full", None, tokens_per_page)]
-    groups += [("window", window, tokens_per_page)] * (window is not None)
-    groups += [("state", None, 1)] * states
+    groups: list[tuple[LayerKind, int]] = [(Full(), tokens_per_page)]
+    groups += [(Window(window), tokens_per_page)] * (window is not None)
+    groups += [(State(), 1)] * states
     plans = []
-    for (kind, reach, per_page), k in zip(groups, smalls, strict=True):
+    for (kind, per_page), k in zip(groups, smalls, strict=True):
         entry = LARGE_BYTES // k // per_page
-        plans.append(GroupPlan(LayerGroup(kind, (0,), entry, per_page, reach), entry, k))
+        plans.append(GroupPlan(LayerGroup(kind, (0,), entry, per_page), entry, k))
     return PoolPlan(tuple(plans), LARGE_BYTES, num_large)
 
 
@@ -30,7 +34,7 @@ def served_alone(plan, tokens, states, chunk):
     it, in chunks, and behind every step its window is given back to the last page."""
     allocator = Allocator(plan)
     per_page = plan.groups[0].group.tokens_per_page
-    windows = [item.group.window for item in plan.groups if item.group.layer_type != "state"]
+    windows = [item.group.window for item in plan.groups if item.group.kind.name != "state"]
     held = [np.zeros(0, dtype=np.int64) for _ in windows]
     if len(plan.groups) > len(windows):
         need = [[0]] * len(windows) + [[states]]

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.memory.state import JengaStatePool, StateShape
 from sglang_jenga.pages.allocator import Allocator
@@ -29,8 +31,8 @@ def params(conv=((12, 3), (5, 3)), temporal=(4, 8, 6), conv_dtype=torch.bfloat16
 def pool_of(page_size: int = 1, megabytes: int = 1, **kwargs) -> tuple[PoolBuffer, JengaStatePool]:
     shape = StateShape.of(params(**kwargs), LAYERS)
     groups = [
-        LayerGroup("full", (2,), HEADS.entry_bytes(1, 2), page_size, element="bfloat16"),
-        LayerGroup("state", shape.layer_ids, shape.entry_bytes, element=shape.element),
+        LayerGroup(Full(), (2,), HEADS.entry_bytes(1, 2), page_size, element="bfloat16"),
+        LayerGroup(State(), shape.layer_ids, shape.entry_bytes, element=shape.element),
     ]
     plan = plan_pool(groups, megabytes << 20)
     buffer = PoolBuffer(plan, "cpu", enable_memory_saver=False)

@@ -1,0 +1,92 @@
+"""A plan's layer groups in SGLang's three words: full, swa, mamba.
+
+SGLang knows one kind of token slots (full), slots found through those (swa), and one slot per
+request (mamba). Groups say how they are addressed; only here are the two turned into each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+
+from sglang_jenga.layers.base import Address, LayerKind
+from sglang_jenga.plan.spec import PoolPlan
+
+_CURSORS = (ComponentType.SWA, ComponentType.AUXILIARY_SWA)
+
+
+class ServedGroups:
+    """The groups of a pool by address. Ids are positions in the plan.
+
+    ``row``: the group whose slots SGLang's rows name. ``mapped``: those found through its slots.
+    ``state``: the one with a slot per request, None if there is none.
+    """
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.kinds: list[LayerKind] = [item.group.kind for item in plan.groups]
+        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        by_address: dict[Address, list[int]] = {address: [] for address in Address}
+        for group_id, kind in enumerate(self.kinds):
+            by_address[kind.address].append(group_id)
+        rows, requests = by_address[Address.ROW], by_address[Address.REQUEST]
+        if len(rows) != 1 or len(requests) > 1:
+            labels = ", ".join(kind.label for kind in self.kinds)
+            raise ValueError(f"one group of full slots and at most one of states, got {labels}")
+        self.row = rows[0]
+        self.mapped = tuple(by_address[Address.MAPPED])
+        self.state = requests[0] if requests else None
+        # What a row's positions have pages in.
+        self.of_tokens = tuple(g for g in range(len(self.kinds)) if g != self.state)
+        self._asks = [type(kind).step is not LayerKind.step for kind in self.kinds]
+
+    def need(
+        self, tokens: float, mapped: float | Sequence[float] | None = None, states: int = 0
+    ) -> list[int]:
+        """Small pages per group: of ``tokens``, of ``mapped`` tokens in the groups found through
+        them (a number for each, or one for all; the same ``tokens`` if None), and of states, which
+        models without any have no group for."""
+        own = tokens if mapped is None else mapped
+        each = list(own) if isinstance(own, Sequence) else [own] * len(self.mapped)
+        counts = {self.row: tokens, **dict(zip(self.mapped, each, strict=True))}
+        return [
+            states if group_id == self.state else -(-int(counts[group_id]) // self.tokens_per_page)
+            for group_id in range(len(self.kinds))
+        ]
+
+    def demand(self, step: Any) -> list[np.ndarray]:
+        """New small pages of each request of a step, per group."""
+        return [
+            kind.step(step.starts, step.ends, self.tokens_per_page) if asks else step.pages
+            for kind, asks in zip(self.kinds, self._asks, strict=True)
+        ]
+
+    # ---- SGLang's words ---------------------------------------------------------------------
+
+    def wanted(self, params: EvictParams) -> list[int]:
+        """Small pages per group that SGLang asks to evict."""
+        return self.need(params.num_tokens, params.swa_num_tokens, params.mamba_num)
+
+    def evicted(self, smalls: Sequence[int]) -> EvictResult:
+        """What has been evicted, small pages per group, in SGLang's words."""
+        return EvictResult(
+            num_tokens_evicted=smalls[self.row] * self.tokens_per_page,
+            swa_num_tokens_evicted=self.of_mapped(smalls),
+            mamba_num_evicted=self.of_states(smalls),
+        )
+
+    def of_mapped(self, smalls: Sequence[int]) -> int:
+        """Tokens that SGLang calls swa: of the mapped group that has the most, 0 without any."""
+        return max((smalls[group] for group in self.mapped), default=0) * self.tokens_per_page
+
+    def of_states(self, smalls: Sequence[int]) -> int:
+        """States, 0 without any."""
+        return 0 if self.state is None else smalls[self.state]
+
+    def cursor(self, group_id: int) -> ComponentType:
+        """Under which of its names SGLang keeps how far a request has given up a mapped group's
+        tokens."""
+        return _CURSORS[self.mapped.index(group_id)]
