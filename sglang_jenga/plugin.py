@@ -18,7 +18,7 @@ import logging
 from typing import Any
 
 from sglang_jenga import __version__
-from sglang_jenga.boot import flags, hook_table, hooks, refusal, validate, window_models
+from sglang_jenga.boot import flags, hook_table, hooks, rebinding, refusal, validate, window_models
 from sglang_jenga.cpu import sgl_kernel
 
 SUPPORTED_SGLANG = "0.5.23"
@@ -34,13 +34,12 @@ def load() -> None:
     LOAD_ERROR = _version_problem()
     try:
         hooks.register(hook_table.FLAG)
+        rebinding.rebind(hook_table.ENGINE)
     except hooks.HookError as error:
         LOAD_ERROR = LOAD_ERROR or str(error)
         if flags.from_environment() == "jenga":
             # Nothing of ours will be asked again; the flag on a command line is now unknown.
             flags.stop(LOAD_ERROR)
-    else:
-        flags.install_engine_argument()
     try:
         if LOAD_ERROR is None:
             _load_extras()
@@ -63,6 +62,8 @@ def _version_problem() -> str | None:
 
 def _load_extras() -> None:
     sgl_kernel.complete()
+    if sgl_kernel.cpu_engine_requested():
+        rebinding.rebind(hook_table.CPU_RESOLUTION)
 
 
 def activate() -> None:
@@ -75,6 +76,7 @@ def activate() -> None:
     try:
         from sglang_jenga.boot import construction
 
+        hooks.check(hook_table.CALLS)
         hooks.apply(hook_table.SCHEDULER)
     except (ImportError, hooks.HookError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
@@ -106,9 +108,8 @@ def resolve_once(original: Any, server_args: Any) -> None:
 
 def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "scheduler" and sgl_kernel.cpu_engine_requested():
-        from sglang_jenga.cpu import state_operators
-
-        state_operators.install()  # with the flag or without: stock SGLang needs them as well
+        # With the flag or without: stock SGLang needs them as well.
+        rebinding.rebind(hook_table.CPU_SCHEDULER)
     if not flags.is_on(server_args):
         return
     # Only a scheduler builds pools; patching the others would cost them the imports.
