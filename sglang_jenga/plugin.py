@@ -17,11 +17,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from sglang_jenga import __version__
 from sglang_jenga.boot import flags, hook_table, hooks, rebinding, refusal, validate, window_models
 from sglang_jenga.cpu import sgl_kernel
 
-SUPPORTED_SGLANG = "0.5.23"
+CHECKED_SGLANG = "0.5.23"
+SGLANG_RANGE = ">=0.5.23,<0.5.24"
+"""As in pyproject.toml: post-releases and builds of the same source are let in."""
 LOAD_ERROR: str | None = None
 
 _logger = logging.getLogger(__name__)
@@ -52,12 +56,25 @@ def load() -> None:
 def _version_problem() -> str | None:
     from sglang.version import __version__ as found
 
-    if found == SUPPORTED_SGLANG:
+    if SpecifierSet(SGLANG_RANGE).contains(found, prereleases=True):
         return None
     return (
-        f"sglang-jenga {__version__} works with SGLang {SUPPORTED_SGLANG} only, "
+        f"sglang-jenga {__version__} works with SGLang {SGLANG_RANGE} only, "
         f"and this is SGLang {found}"
     )
+
+
+def _warn_of_unchecked_version() -> None:
+    from sglang.version import __version__ as found
+
+    if found != CHECKED_SGLANG:
+        _logger.warning(
+            "sglang-jenga %s was tested with SGLang %s, and this is SGLang %s: every function that "
+            "it hooks has the parameters it was written for, what they do was not compared",
+            __version__,
+            CHECKED_SGLANG,
+            found,
+        )
 
 
 def _load_extras() -> None:
@@ -96,6 +113,7 @@ def resolve_once(original: Any, server_args: Any) -> None:
         if not flags.is_on(server_args):
             return original(server_args)
         activate()
+        _warn_of_unchecked_version()
         validate.before_resolution(server_args)
         original(server_args)
         validate.after_resolution(server_args)

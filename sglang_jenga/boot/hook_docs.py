@@ -21,8 +21,9 @@ that names the target, what was expected and what was found.
 
 ## How to move
 
-1. Install the new SGLang in an environment of its own, and change `SGLANG` in `.ci/setup.sh`, the
-   range in `pyproject.toml`, and `CHECKED_SGLANG` in `sglang_jenga/plugin.py`.
+1. Install the new SGLang in an environment of its own. Change `SGLANG` and `RANGE` in
+   `.ci/setup.sh`, the range in `pyproject.toml`, and `CHECKED_SGLANG` and `SGLANG_RANGE` in
+   `sglang_jenga/plugin.py`.
 2. `make test ARGS="tests/boot/test_hook_table.py tests/unit/test_parents.py"`. The first says which
    row no longer fits, the second which attribute a parent's constructor sets that ours lacks.
 3. For each row that fails, read the target in the new SGLang, then the function of ours. Change the
