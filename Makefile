@@ -37,6 +37,10 @@ test-fast: setup ## the tests that start no server
 lint: setup ## ruff check and ruff format --check
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
 
+.PHONY: docs
+docs: setup ## write the pages that come from the code
+	@$(run) -m sglang_jenga.boot.hook_docs
+
 .PHONY: clean
 clean: ## remove .venv, caches and build output of this checkout; the shared SGLang stays
 	rm -rf .venv .cache build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -9,7 +9,8 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
-SGLANG=0.5.23
+SGLANG=0.5.23 # what is installed where there is none
+RANGE='>=0.5.23,<0.5.24' # what an environment may have
 PYTHON_NEEDED='sys.version_info >= (3, 10)'
 RECORD=.venv/base-python
 STAMP=.venv/project-installed
@@ -17,10 +18,12 @@ STAMP=.venv/project-installed
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-has_sglang() { # PYTHON: is SGLang of our version installed there?
-    [ -x "$1" ] && "$1" - "$SGLANG" <<'PY' 2>/dev/null
+has_sglang() { # PYTHON: is a SGLang that we work with installed there?
+    [ -x "$1" ] && "$1" - "$RANGE" <<'PY' 2>/dev/null
 import importlib.metadata, sys
-sys.exit(importlib.metadata.version("sglang") != sys.argv[1])
+from packaging.specifiers import SpecifierSet
+found = importlib.metadata.version("sglang")
+sys.exit(not SpecifierSet(sys.argv[1]).contains(found, prereleases=True))
 PY
 }
 
@@ -59,7 +62,7 @@ shared_base() {
 }
 
 install_sglang() { # PYTHON VENV
-    say "no active environment has SGLang $SGLANG"
+    say "no active environment has SGLang $RANGE"
     say "installing it, once for all checkouts, to $2 (11 GB, several minutes)"
     say "pip's complaints about other packages' versions below are harmless"
     # Both may find the remains of an interrupted installation, and go on from there.

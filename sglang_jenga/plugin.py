@@ -17,11 +17,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from sglang_jenga import __version__
-from sglang_jenga.boot import flags, hook_table, hooks, refusal, validate, window_models
+from sglang_jenga.boot import flags, hook_table, hooks, rebinding, refusal, validate, window_models
 from sglang_jenga.cpu import sgl_kernel
 
-SUPPORTED_SGLANG = "0.5.23"
+CHECKED_SGLANG = "0.5.23"
+SGLANG_RANGE = ">=0.5.23,<0.5.24"
+"""As in pyproject.toml: post-releases and builds of the same source are let in."""
 LOAD_ERROR: str | None = None
 
 _logger = logging.getLogger(__name__)
@@ -34,13 +38,12 @@ def load() -> None:
     LOAD_ERROR = _version_problem()
     try:
         hooks.register(hook_table.FLAG)
+        rebinding.rebind(hook_table.ENGINE)
     except hooks.HookError as error:
         LOAD_ERROR = LOAD_ERROR or str(error)
         if flags.from_environment() == "jenga":
             # Nothing of ours will be asked again; the flag on a command line is now unknown.
             flags.stop(LOAD_ERROR)
-    else:
-        flags.install_engine_argument()
     try:
         if LOAD_ERROR is None:
             _load_extras()
@@ -53,16 +56,31 @@ def load() -> None:
 def _version_problem() -> str | None:
     from sglang.version import __version__ as found
 
-    if found == SUPPORTED_SGLANG:
+    if SpecifierSet(SGLANG_RANGE).contains(found, prereleases=True):
         return None
     return (
-        f"sglang-jenga {__version__} works with SGLang {SUPPORTED_SGLANG} only, "
+        f"sglang-jenga {__version__} works with SGLang {SGLANG_RANGE} only, "
         f"and this is SGLang {found}"
     )
 
 
+def _warn_of_unchecked_version() -> None:
+    from sglang.version import __version__ as found
+
+    if found != CHECKED_SGLANG:
+        _logger.warning(
+            "sglang-jenga %s was tested with SGLang %s, and this is SGLang %s: every function that "
+            "it hooks has the parameters it was written for, what they do was not compared",
+            __version__,
+            CHECKED_SGLANG,
+            found,
+        )
+
+
 def _load_extras() -> None:
     sgl_kernel.complete()
+    if sgl_kernel.cpu_engine_requested():
+        rebinding.rebind(hook_table.CPU_RESOLUTION)
 
 
 def activate() -> None:
@@ -75,6 +93,7 @@ def activate() -> None:
     try:
         from sglang_jenga.boot import construction
 
+        hooks.check(hook_table.CALLS)
         hooks.apply(hook_table.SCHEDULER)
     except (ImportError, hooks.HookError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
@@ -94,6 +113,7 @@ def resolve_once(original: Any, server_args: Any) -> None:
         if not flags.is_on(server_args):
             return original(server_args)
         activate()
+        _warn_of_unchecked_version()
         validate.before_resolution(server_args)
         original(server_args)
         validate.after_resolution(server_args)
@@ -106,9 +126,8 @@ def resolve_once(original: Any, server_args: Any) -> None:
 
 def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "scheduler" and sgl_kernel.cpu_engine_requested():
-        from sglang_jenga.cpu import state_operators
-
-        state_operators.install()  # with the flag or without: stock SGLang needs them as well
+        # With the flag or without: stock SGLang needs them as well.
+        rebinding.rebind(hook_table.CPU_SCHEDULER)
     if not flags.is_on(server_args):
         return
     # Only a scheduler builds pools; patching the others would cost them the imports.

@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga.boot import flags, refusal
+from sglang_jenga.boot import flags, hook_table, refusal
 from sglang_jenga.boot.geometry import (
     Geometry,
     asked_bytes,
@@ -28,6 +28,8 @@ from sglang_jenga.boot.geometry import (
     plan_for,
     states_per_request,
 )
+from sglang_jenga.boot.hooks import HookError
+from sglang_jenga.boot.rebinding import rebind
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.memory.kv import JengaMHAPool, JengaSWAPool
 from sglang_jenga.memory.state import JengaStatePool
@@ -165,12 +167,12 @@ def init_pools(
 
 
 def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: int) -> Any:
-    from sglang.srt.layers.attention.mamba import causal_conv1d
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 
-    # The compiled convolution takes a slot's stride for granted; the Triton one asks for it.
-    assert hasattr(causal_conv1d, "_HAS_CONV1D_KERNEL")
-    causal_conv1d._HAS_CONV1D_KERNEL = False
+    try:
+        rebind(hook_table.STATES)
+    except HookError as error:
+        refusal.leave(error)
     context_len = configurator.model_config.context_len
     tracked = get_exec().mamba.enable_mamba_extra_buffer
     return JengaStateRows(

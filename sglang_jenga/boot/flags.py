@@ -96,20 +96,18 @@ def show_flag(resolved: dict[str, Any], server_args: Any) -> dict[str, Any]:
     return resolved
 
 
-def install_engine_argument() -> None:
+def engine_is_imported() -> bool:
+    """`Engine.__init__` loads plugins, so whoever builds an engine has its module by now. The rest,
+    the server's own processes, are spared the import."""
+    return "sglang.srt.entrypoints.engine" in sys.modules
+
+
+def record_with_backend(
+    build_record: Any, *args: Any, memory_backend: str | None = None, **kwargs: Any
+) -> Any:
     """Make `sgl.Engine` accept ``memory_backend=``, through its attribute meant for forks."""
-    # `Engine.__init__` loads plugins, so whoever builds one has this module by now. The rest, the
-    # server's own processes, are spared the import.
-    engine = sys.modules.get("sglang.srt.entrypoints.engine")
-    if engine is None:
-        return
-    build_record = engine.Engine.server_args_class
-
-    def record_with_backend(*args: Any, memory_backend: str | None = None, **kwargs: Any) -> Any:
-        server_args = build_record(*args, **kwargs)
-        server_args._memory_backend = (
-            from_environment() if memory_backend is None else checked(memory_backend, "Engine")
-        )
-        return server_args
-
-    engine.Engine.server_args_class = staticmethod(record_with_backend)
+    server_args = build_record(*args, **kwargs)
+    server_args._memory_backend = (
+        from_environment() if memory_backend is None else checked(memory_backend, "Engine")
+    )
+    return server_args

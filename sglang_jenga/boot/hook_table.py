@@ -1,16 +1,16 @@
-"""Every function of SGLang that this package patches, by the moment at which it does.
+"""Every name of SGLang that this package touches, by the moment at which it does.
 
-    FLAG         every process, when SGLang loads its plugins
-    LAUNCHER     whoever waits for schedulers           (flag only, as all below)
-    CONTROLLER   the data parallel controller
-    SCHEDULER    launcher and schedulers, before anything is built
-
-Functions of ours are named, not imported: most processes need few of them, and no torch.
+`TABLE` lists the moments; the rows for the CPU engine stand in `cpu_table`. Functions of ours are
+named, not imported: most processes need few of them, and no torch.
 """
 
 from __future__ import annotations
 
-from sglang_jenga.boot.hooks import Hook
+from typing import NamedTuple
+
+from sglang_jenga.boot.cpu_table import CPU_ATTENTION, CPU_RESOLUTION, CPU_SCHEDULER
+from sglang_jenga.boot.hooks import Call, Hook
+from sglang_jenga.boot.rebinding import Rebinding
 
 _OURS = "sglang_jenga"
 _SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -22,7 +22,8 @@ _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWei
 _BATCH = "sglang.srt.managers.schedule_batch"
 _ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _ALLOCATION = "sglang.srt.mem_cache.allocation"
-_TORCH_NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+_REGISTRY = "sglang.srt.mem_cache.registry"
+_OVERRIDES = "sglang.srt.arg_groups"
 
 FLAG = (
     Hook(
@@ -38,6 +39,7 @@ FLAG = (
         "(cls, args)",
         f"{_OURS}.boot.flags:read_flag",
         "the flag's value travels with the record of arguments",
+        "that the record still takes attributes which are no fields, and pickles them",
     ),
     Hook(
         f"{_SERVER_ARGS}.resolved_dict",
@@ -52,6 +54,7 @@ FLAG = (
         "(self)",
         f"{_OURS}.plugin:resolve_once",
         "refuse what is not served, patch the launcher",
+        "that a launcher resolves its record once, before it starts anything",
     ),
     Hook(
         "sglang.srt.runtime_context.publish",
@@ -59,6 +62,18 @@ FLAG = (
         "(server_args, *, role, hf_config, ranks)",
         f"{_OURS}.plugin:before_publish",
         "patch a scheduler before it builds anything",
+        "that a scheduler publishes its record before it imports models; the names of the roles",
+    ),
+)
+ENGINE = (
+    Rebinding(
+        "sglang.srt.entrypoints.engine.Engine.server_args_class",
+        "around",
+        "class",
+        f"{_OURS}.boot.flags:record_with_backend",
+        "`sgl.Engine(memory_backend=...)`",
+        "that `Engine.__init__` builds its record through this attribute, after it loads plugins",
+        where=f"{_OURS}.boot.flags:engine_is_imported",
     ),
 )
 LAUNCHER = (
@@ -68,6 +83,7 @@ LAUNCHER = (
         "(scheduler_pipe_readers, scheduler_procs)",
         f"{_OURS}.boot.refusal:wait_for_schedulers",
         "a scheduler's refusal reaches the user as one line",
+        "what the launcher says of a scheduler that ended with status 1",
     ),
 )
 CONTROLLER = (
@@ -87,6 +103,7 @@ _MODEL = (
         "(server_args)",
         f"{_OURS}.boot.validate:post_capture_sizing",
         "the pool has one size for life",
+        "whether another place resizes pools after graph capture",
     ),
     Hook(
         f"{_MODEL_CONFIG}.is_hybrid_swa_model",
@@ -94,6 +111,7 @@ _MODEL = (
         "(model_architectures, hf_text_config)",
         f"{_OURS}.boot.window_models:is_hybrid",
         "models with windows that SGLang stores as full KV",
+        "which models SGLang counts as hybrid by now",
     ),
     Hook(
         f"{_MODEL_CONFIG}.get_hybrid_layer_ids",
@@ -110,6 +128,7 @@ CONSTRUCTION = (
         "(self, budget_bytes, *, cap_tokens)",
         f"{_OURS}.boot.construction:config_from_budget",
         "one pool in bytes instead of fixed parts",
+        "the fields of `MemoryPoolConfig` and who reads them",
     ),
     Hook(
         f"{_CONFIGURATOR}._handle_max_mamba_cache",
@@ -117,6 +136,7 @@ CONSTRUCTION = (
         "(self, total_rest_memory)",
         f"{_OURS}.boot.construction:handle_max_mamba_cache",
         "no share of the memory is set aside for states",
+        "whether the budget is still cut here",
     ),
     Hook(
         f"{_CONFIGURATOR}.resolve_max_num_reqs",
@@ -124,6 +144,7 @@ CONSTRUCTION = (
         "(self, token_capacity)",
         f"{_OURS}.boot.construction:resolve_max_num_reqs",
         "memory, not a number of state slots, bounds the running requests",
+        "that `mambaish_config` alone makes SGLang cap them",
     ),
     Hook(
         f"{_CONFIGURATOR}._init_pools",
@@ -131,6 +152,7 @@ CONSTRUCTION = (
         "(self, *, sizes, req_to_token_pool, token_to_kv_pool_allocator)",
         f"{_OURS}.boot.construction:init_pools",
         "our pools and allocator",
+        "the fields of `_InitializedPools`; the arguments of `HybridLinearKVPool` and row pools",
     ),
     Hook(
         f"{_CONFIGURATOR}.configure",
@@ -147,6 +169,7 @@ ROUNDS = (
         "(self, prefill_delayer_single_pass, running_batch)",
         f"{_OURS}.serving.scheduling:next_prefill",
         "a round of admission",
+        "`batch_is_full`, and who resets it where there are windows",
     ),
     Hook(
         f"{_ADDER}.__init__",
@@ -158,6 +181,7 @@ ROUNDS = (
         "prefill_tile_block_m)",
         f"{_OURS}.serving.scheduling:begin_round",
         "what the round has promised so far",
+        "that `memory_budget` is set in this constructor",
     ),
     Hook(
         f"{_ADDER}.add_chunked_req",
@@ -165,6 +189,7 @@ ROUNDS = (
         "(self, req)",
         f"{_OURS}.serving.scheduling:ask_for_chunk",
         "room for the next chunk of a prompt",
+        "that the budget is asked in here, and cuts the chunk",
     ),
     Hook(
         f"{_ADDER}.add_one_req",
@@ -172,6 +197,7 @@ ROUNDS = (
         "(self, req, has_chunked_req, truncation_align_size)",
         f"{_OURS}.serving.scheduling:ask_for_request",
         "room for a new request, all groups at once",
+        "that the budget is asked in here, before anything is locked",
     ),
     Hook(
         f"{_SCHEDULER}.get_next_batch_to_run",
@@ -179,6 +205,7 @@ ROUNDS = (
         "(self, running_batch, last_batch)",
         f"{_OURS}.serving.scheduling:next_batch",
         "nobody waits for ever",
+        "the plan's fields `batch_to_run` and `running_batch`; `release_req`; how an abort is sent",
     ),
     Hook(
         f"{_SCHEDULER}.update_running_batch",
@@ -186,6 +213,7 @@ ROUNDS = (
         "(self, batch)",
         f"{_OURS}.serving.scheduling:update_running_batch",
         "room for a decode step",
+        "that `check_decode_mem` and retraction are reached from here",
     ),
     Hook(
         f"{_BATCH}.ScheduleBatch.retract_decode",
@@ -193,6 +221,7 @@ ROUNDS = (
         "(self)",
         f"{_OURS}.serving.scheduling:retract_decode",
         "the last request is not aborted while memory can still be had",
+        "the triple that it returns; `to_finish`",
     ),
     Hook(
         f"{_BATCH}.ScheduleBatch.maybe_evict_swa",
@@ -200,6 +229,7 @@ ROUNDS = (
         "(self)",
         f"{_OURS}.serving.scheduling:maybe_evict_swa",
         "what lies behind windows is given back",
+        "`swa_evicted_seqlen`, and who else frees behind windows",
     ),
     Hook(
         f"{_CHECKER}._check_kv_page_invariants",
@@ -207,6 +237,7 @@ ROUNDS = (
         "(self)",
         f"{_OURS}.serving.scheduling:check_page_invariants",
         "SGLang's sanity check, on our pages",
+        "`_requests_owning_rows`, `kv_committed_len` and `kv_allocated_len`",
     ),
     Hook(
         f"{_ALLOCATION}.alloc_for_extend",
@@ -214,6 +245,7 @@ ROUNDS = (
         "(batch)",
         f"{_OURS}.serving.scheduling:alloc_for_extend",
         "one allocation for a step of prompts, from what the host knows",
+        "which fields of the batch are on the host: `prefix_lens`, `extend_lens`, `kv.holds_kv`",
     ),
     Hook(
         f"{_ALLOCATION}.alloc_for_decode_default",
@@ -221,6 +253,7 @@ ROUNDS = (
         "(batch, token_per_req)",
         f"{_OURS}.serving.scheduling:alloc_for_decode",
         "one allocation for a decode step, from what the host knows",
+        "`kv.kv_allocated_len`; that one call serves one step",
     ),
 )
 REQUESTS = (
@@ -230,6 +263,7 @@ REQUESTS = (
         "(self, req, recv_req)",
         f"{_OURS}.boot.request_rules:validate_beams",
         "beam search is refused with status 400",
+        "that a reason which it returns becomes status 400",
     ),
 )
 WEIGHTS = (
@@ -240,6 +274,7 @@ WEIGHTS = (
         "hisparse_coordinator, offload_kv)",
         f"{_OURS}.serving.weight_changes:retract_all",
         "nobody resumes an answer from KV of old weights",
+        "who else retracts everybody; what a pause keeps",
     ),
     Hook(
         f"{_UPDATER}.flush_cache_after_weight_update",
@@ -247,25 +282,65 @@ WEIGHTS = (
         "(self, recv_req, success, message)",
         f"{_OURS}.serving.weight_changes:drop_answers",
         "the same for requests retracted before",
-    ),
-)
-CPU_ATTENTION = (
-    Hook(
-        f"{_TORCH_NATIVE}.init_forward_metadata",
-        "before",
-        "(self, forward_batch)",
-        f"{_OURS}.cpu.window_attention:forget_rows",
-        "rows of window layers are translated once a forward",
-    ),
-    *(
-        Hook(
-            f"{_TORCH_NATIVE}.{method}",
-            "around",
-            "(self, q, k, v, layer, forward_batch, save_kv_cache)",
-            f"{_OURS}.cpu.window_attention:read_window_rows",
-            "SGLang reads window layers at the slots of full ones",
-        )
-        for method in ("forward_extend", "forward_decode")
+        "whether weights can change by another way",
     ),
 )
 SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *CPU_ATTENTION)
+STATES = (
+    Rebinding(
+        "sglang.srt.layers.attention.mamba.causal_conv1d._HAS_CONV1D_KERNEL",
+        "replace",
+        "bool",
+        False,
+        "the compiled convolution takes a slot's stride for granted; the Triton one asks for it",
+        "that False still chooses Triton's kernels, in prefill and in decode",
+    ),
+)
+CALLS = (
+    Call(
+        f"{_REGISTRY}.register_radix_cache_backend",
+        "(name, factory)",
+        f"{_OURS}.boot.construction:register_cache_backend",
+        "the radix cache `jenga`, which the flag declares: without this plugin SGLang stops at it",
+        "the fields of `TreeCacheBuildContext`; that an unknown name still stops SGLang",
+    ),
+    Call(
+        f"{_OVERRIDES}.resolution_hooks.register_resolution_hook",
+        "(name)",
+        f"{_OURS}.boot.validate:register_model_check",
+        "models are refused as soon as SGLang knows which one it is",
+        "that `handle_model_specific_adjustments` is still a step of the resolution",
+    ),
+    Call(
+        f"{_OVERRIDES}.model_override_base.register_model_override_predicate",
+        "(predicate)",
+        f"{_OURS}.boot.window_models:register_overrides",
+        "SGLang forces --disable-hybrid-swa-memory on models whose windows we store",
+        "that predicates run after the models' own overrides",
+    ),
+    Call(
+        f"{_OVERRIDES}.overrides.declare_resolution",
+        "(server_args, source, **fields)",
+        f"{_OURS}.boot.validate:before_resolution",
+        "what the flag decides is set the way SGLang sets it",
+    ),
+)
+
+
+class Moment(NamedTuple):
+    """Rows that are applied together; ``when`` completes "applied ..."."""
+
+    when: str
+    rows: tuple[Hook | Rebinding | Call, ...]
+
+
+TABLE = (
+    Moment("in every process, when SGLang loads its plugins", (*FLAG, *ENGINE)),
+    Moment("under the flag, by whoever waits for schedulers", LAUNCHER),
+    Moment("under the flag, by the data parallel controller", CONTROLLER),
+    Moment("under the flag, by launcher and schedulers, before anything is built", SCHEDULER),
+    Moment("under the flag, at the same moment, through SGLang's own registries", CALLS),
+    Moment("under the flag, where a model has states", STATES),
+    Moment("on the CPU engine, by every process that resolves a configuration", CPU_RESOLUTION),
+    Moment("on the CPU engine, by schedulers", CPU_SCHEDULER),
+)

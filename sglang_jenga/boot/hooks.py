@@ -1,8 +1,8 @@
-"""How this package enters SGLang: one table entry per patched function, checked before it is used.
+"""How this package enters SGLang: one row per name that it touches, checked before it is used.
 
-The entries stand in `hook_table`. SGLang's ``HookRegistry`` logs and swallows every failure, so
-both ends are checked here: the target is still the function we were written for, and afterwards the
-patch is really on.
+The rows stand in `hook_table`. SGLang's ``HookRegistry`` logs and swallows every failure, so both
+ends are checked here: the target is still the function we were written for, and afterwards the
+patch is really on. `rebinding` has the rows that the registry cannot serve.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Hook(NamedTuple):
     ``expected_signature`` is the target's parameter list without annotations and defaults, as
     written in a ``def``: ``"(self, *, sizes, req_to_token_pool)"``. ``function``, or the name
     ``"module:function"`` of one, gets the target's arguments after ``original`` (kind ``around``)
-    or after ``result`` (kind ``after``). ``why`` says what it is there for.
+    or after ``result`` (kind ``after``). ``why`` says what it is there for, ``look`` what a new
+    SGLang may change that the parameter list does not show.
     """
 
     target: str
@@ -32,11 +33,37 @@ class Hook(NamedTuple):
     expected_signature: str
     function: Callable[..., Any] | str
     why: str = ""
+    look: str = ""
 
     def resolved(self) -> Callable[..., Any]:
         """The function, imported if need be."""
         named = isinstance(self.function, str)
         return pkgutil.resolve_name(self.function) if named else self.function
+
+
+class Call(NamedTuple):
+    """A function of SGLang through which this package registers something; ``function`` calls it.
+
+    Nothing is patched. The row is there so that a changed parameter list is told in one line.
+    """
+
+    target: str
+    expected_signature: str
+    function: str
+    why: str
+    look: str = ""
+
+
+class Subclass(NamedTuple):
+    """A class of SGLang that one of ours extends, and so depends on beyond its signatures.
+
+    ``constructs``: ours runs the parent's constructor; otherwise it sets the attributes by hand.
+    """
+
+    target: str
+    ours: str
+    why: str
+    constructs: bool = True
 
 
 class HookError(RuntimeError):
@@ -50,6 +77,13 @@ def register(hooks: Sequence[Hook]) -> None:
         raise HookError("; ".join(problems))
     for hook in hooks:
         HookRegistry.register(hook.target, hook.resolved(), HookType(hook.kind), source=_SOURCE)
+
+
+def check(calls: Sequence[Call]) -> None:
+    """See that SGLang still takes what we are about to register."""
+    problems = [problem for call in calls if (problem := _mismatch(call))]
+    if problems:
+        raise HookError("; ".join(problems))
 
 
 def apply(hooks: Sequence[Hook]) -> None:
@@ -87,7 +121,18 @@ def signature_of(target: str) -> str:
     return str(inspect.Signature([parameter.replace(**bare) for parameter in parameters]))
 
 
-def _mismatch(hook: Hook) -> str | None:
+def describe(target: str) -> str:
+    """Say what a dotted name holds: a parameter list, ``class``, or the type of anything else."""
+    value = pkgutil.resolve_name(target)
+    if inspect.isclass(value):
+        return "class"
+    try:
+        return signature_of(target)
+    except (TypeError, ValueError):  # not callable, or written in C
+        return type(value).__name__
+
+
+def _mismatch(hook: Hook | Call) -> str | None:
     """Describe how the target differs from what `hook` expects, or return None."""
     try:
         found = signature_of(hook.target)

@@ -100,10 +100,9 @@ def install_if_needed() -> None:
 
 
 def complete() -> None:
-    """Define the CPU operators that a `sgl_kernel` with a library of its own lacks, and let SGLang
-    accept what they can do and its own cannot.
+    """Define the CPU operators that a `sgl_kernel` with a library of its own lacks.
 
-    The first is for a machine with a GPU on which the CPU engine is asked for: the CUDA library
+    That is for a machine with a GPU on which the CPU engine is asked for: the CUDA library
     loads, the last resort is not reached. For plugin load time; too heavy for `import torch`.
     """
     if not cpu_engine_requested():
@@ -112,9 +111,6 @@ def complete() -> None:
     if importlib.util.find_spec("sgl_kernel") is not None:
         importlib.import_module("sgl_kernel")
         define_missing_operators()
-        from sglang_jenga.cpu import state_operators
-
-        state_operators.allow_extra_buffer()
 
 
 def define_missing_operators() -> list[str]:

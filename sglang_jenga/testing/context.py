@@ -35,9 +35,9 @@ def _context() -> Any:
     from sglang.srt.arg_groups.overrides import model_config_of
     from sglang.srt.server_args import ServerArgs
 
-    from sglang_jenga.cpu import repairs
+    from sglang_jenga.boot import cpu_table, rebinding
 
-    repairs.stay_on_the_cpu()
+    rebinding.rebind(cpu_table.CPU_DEVICE)
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model("llama", folder)
         server_args = ServerArgs(model_path=str(model), **CPU_ARGUMENTS)

@@ -74,13 +74,15 @@ def preload() -> None:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from sglang_jenga.cpu import sgl_kernel, state_operators
+    from sglang_jenga.cpu import sgl_kernel
 
     sgl_kernel.install_if_needed()  # torch may have been imported before the variable was set
     import sglang.srt.entrypoints.engine
     import sglang.srt.managers.scheduler
 
-    state_operators.install()  # FalconMamba cannot even be imported without
+    from sglang_jenga.boot import hook_table, rebinding
+
+    rebinding.rebind(hook_table.CPU_SCHEDULER)  # FalconMamba cannot even be imported without
     import sglang.srt.models.registry  # noqa: F401
 
 

@@ -367,7 +367,7 @@ def test_other_sglang_version_stops_under_the_flag(llama):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "sglang-jenga: --memory-backend jenga cannot start: sglang-jenga 0.1.0 works with "
-        "SGLang 0.5.23 only, and this is SGLang 0.5.24"
+        "SGLang >=0.5.23,<0.5.24 only, and this is SGLang 0.5.24"
     )
     assert "Traceback" not in done.stderr
 
@@ -377,7 +377,7 @@ def test_other_sglang_version_only_warns_without_the_flag():
     done = run_python("-c", OTHER_VERSION, "--help")
 
     assert done.returncode == 0
-    assert "works with SGLang 0.5.23 only" in done.stderr
+    assert "works with SGLang >=0.5.23,<0.5.24 only" in done.stderr
 
 
 CHILD = """

@@ -57,7 +57,9 @@ LAYERS = {
         "triton",
         "boot cpu cpu.sgl_kernel plan memory kernels",
     ),
-    "plugin": layer("sglang", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"),
+    "plugin": layer(
+        "sglang packaging", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
+    ),
 }
 
 
