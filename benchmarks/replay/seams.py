@@ -17,7 +17,7 @@ from sglang.srt.managers.scheduler import run_scheduler_process
 from benchmarks.replay import kernels, plans
 from benchmarks.replay.driver import Driver, Stuck
 from sglang_jenga.boot.hooks import Hook, apply
-from sglang_jenga.serving.allocator import FULL
+from sglang_jenga.layers.base import Address
 from sglang_jenga.serving.cache import JengaRadixCache
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -98,9 +98,9 @@ def _hooks(driver: Driver, outcome: Path) -> tuple[Hook, ...]:
             driver.recorder.evicted_tokens += num_evicted
 
     def evict(original: Any, self: Any, extent: Any) -> None:
-        if extent.group_id == FULL:
-            tokens_per_page = self.plan.groups[FULL].group.tokens_per_page
-            driver.recorder.evicted_tokens += extent.size * tokens_per_page
+        group = self.plan.groups[extent.group_id].group
+        if group.kind.address is Address.ROW:
+            driver.recorder.evicted_tokens += extent.size * group.tokens_per_page
         original(self, extent)
 
     return (
