@@ -52,6 +52,7 @@ LAYERS = {
         "triton",
         "boot cpu cpu.sgl_kernel plan memory kernels",
     ),
+    "testing.server_reading": layer("sglang", "boot boot.boot_check boot.geometry plan plugin"),
     "plugin": layer("sglang", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"),
 }
 
