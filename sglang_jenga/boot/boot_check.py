@@ -7,6 +7,7 @@ in the launcher, by the functions that the scheduler will make it with once the 
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import model_config_of
@@ -18,6 +19,7 @@ from sglang.srt.model_executor.model_runner_components.load_model_utils import (
 )
 from sglang.srt.runtime_context import create_context, get_model, get_schedule, use_context
 
+from sglang_jenga.boot import window_models
 from sglang_jenga.boot.flags import Refused
 from sglang_jenga.boot.geometry import asked_bytes, geometry_of, plan_for
 from sglang_jenga.plan.planner import PoolTooSmallError
@@ -42,7 +44,7 @@ def require_room(server_args: Any) -> None:
         model = model_config_of(server_args)
         if get_model().kv_cache_dtype == "auto" and model.quantization is not None:
             return  # the weights may bring a format for KV
-        foreseen = _Foreseen(model)
+        foreseen = Foreseen(model)
         if foreseen.is_hybrid_swa and foreseen.sliding_window_size is None:
             return  # only the model's code knows its window
         geometry = geometry_of(foreseen)
@@ -59,14 +61,18 @@ def require_room(server_args: Any) -> None:
             raise Refused(str(error)) from None
 
 
-class _Foreseen:
+class Foreseen:
     """What SGLang's ``KVCacheConfigurator`` will say of a model without a draft or a pipeline."""
 
     def __init__(self, model: Any) -> None:
         self.model_config = model
         self.is_hybrid_swa = model.is_hybrid_swa
+        # Most models say which layers a stage of theirs has. Without one to ask, SGLang counts the
+        # loops of one that does twice.
+        loops = "NanbeigeForCausalLM" in model.hf_config.architectures
+        stage = SimpleNamespace(start_layer=0, end_layer=model.num_hidden_layers) if loops else None
         self.layer_info = resolve_layer_indices(
-            model=None, model_config=model, is_draft_worker=False
+            model=stage, model_config=model, is_draft_worker=False
         )
         _, self.kv_cache_dtype = configure_kv_cache_dtype(
             server_args_kv_cache_dtype=get_model().kv_cache_dtype,
@@ -76,8 +82,12 @@ class _Foreseen:
             is_dflash=False,
             speculative_draft_attention_backend="",
         )
-        # The model's code may say one token less; a request this short does not fill a window.
-        self.sliding_window_size = resolve_sliding_window_size(None, model)
+        # What the model's code will say is in the table. Of others it may say one token less; a
+        # request this short does not fill a window.
+        window = window_models.stored_window(model) if model.is_hybrid_swa else None
+        self.sliding_window_size = (
+            resolve_sliding_window_size(None, model) if window is None else window - 1
+        )
         self.pool_page_size = get_schedule().page_size
         self.mambaish_config = mambaish_config(model)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-KV_CACHE_DTYPES = ("auto", "bf16", "bfloat16", "fp8_e5m2", "fp8_e4m3")
+from sglang_jenga.plan import layer_rules
+from sglang_jenga.plan.kv_format import KV_CACHE_DTYPES
+
 DEVICES = ("cuda", "cpu")
 
 
@@ -32,12 +34,8 @@ class FlagRule(NamedTuple):
 
     def line(self, config: Any) -> str:
         """What, why, and which flag to drop."""
-        flag, value = "--" + self.field.replace("_", "-"), getattr(config, self.field)
-        shown = "" if value is True else f" {value}"
-        return (
-            f"--memory-backend jenga does not work with {flag}{shown}: {self.why}; "
-            f"drop {flag} or --memory-backend"
-        )
+        flag = "--" + self.field.replace("_", "-")
+        return layer_rules.flag_refusal(flag, self.why, value=getattr(config, self.field))
 
 
 _OFF = (False, None)

@@ -6,7 +6,6 @@ The only reader of SGLang's ModelConfig for the pool; the planner does the arith
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
@@ -15,17 +14,15 @@ from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 from sglang_jenga.boot import window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
 from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
-from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
+from sglang_jenga.plan.layer_rules import SLOT_BYTES, row_of, with_slots
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes
 
-SLOT_BYTES = 64
-"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
-takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
 SMALLEST_REQUEST = 16
 """Tokens, prompt and answer together, of a request that any pool must be able to hold."""
 
@@ -55,11 +52,12 @@ def geometry_of(configurator: Any) -> Geometry:
         sliding = HeadShape(
             model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
         )
+        row = row_of(model.hf_config.architectures)
         # SGLang's window excludes the current token, ours includes it.
         window = configurator.sliding_window_size + 1
         groups = (
             group(Full(), layers.full_attention_layer_ids, full),
-            group(Window(window), layers.swa_attention_layer_ids, sliding),
+            group(kind_of(row.sliding, window), layers.swa_attention_layer_ids, sliding),
         )
         heads = (full, sliding)
     elif configurator.mambaish_config is not None:
@@ -138,15 +136,13 @@ def states_per_request(geometry: Geometry) -> int:
 
 def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
     """The pool's plan, or one line that says what the smallest request would need."""
-    first, *others = geometry.groups
+    first = geometry.groups[0]
     # SGLang admits a request while more than its tokens and a page are free.
     smallest = SMALLEST_REQUEST + first.tokens_per_page + 1
-    if not first.layer_ids:  # slot numbers are of 32 bits
-        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
-        first = replace(first, entry_bytes=slot_bytes)
+    groups = with_slots(geometry.groups, pool_bytes)
     states = states_per_request(geometry)
     try:
-        plan = plan_pool((first, *others), pool_bytes, largest=Load(smallest, states))
+        plan = plan_pool(groups, pool_bytes, largest=Load(smallest, states))
         if not RequestNeed(plan, states).fits(smallest):
             raise PoolTooSmallError(
                 f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from sglang_jenga.boot import window_models
+from sglang_jenga.plan import layer_rules
+from sglang_jenga.plan.hf_config import ranks_refusal
+from sglang_jenga.plan.model_row import WINDOWS_ONLY
+
 ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
 # Of these, the ones whose kernels take V rows narrower than K rows.
 ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
@@ -24,24 +29,35 @@ class ModelRule(NamedTuple):
 
 
 MODEL_RULES = (
-    ModelRule(lambda model: _has_extra_cache(model), "it caches more per token than K and V"),
-    ModelRule(lambda model: _is_mla(model), "MLA layers are not carried yet"),
-    ModelRule(lambda model: model.is_encoder_decoder, "cross-attention is not carried yet"),
-    ModelRule(
-        lambda model: _has_windows_only(model),
-        "all its attention layers are window layers, and the pool needs a full one",
-    ),
+    ModelRule(lambda model: _has_extra_cache(model), layer_rules.EXTRA_CACHE),
+    ModelRule(lambda model: _is_mla(model), layer_rules.MLA),
+    ModelRule(lambda model: model.is_encoder_decoder, layer_rules.CROSS),
+    ModelRule(lambda model: _has_windows_only(model), WINDOWS_ONLY),
+    ModelRule(lambda model: _has_unknown_states(model), layer_rules.UNTRIED_STATES),
 )
+"""What SGLang says of models that the table of models does not name."""
 
 
 def refused_lines(model: Any) -> list[str]:
     """At most one line: a model with a reason is refused, other reasons follow from it."""
-    name = model.hf_config.architectures[0]
-    reasons = [rule.why for rule in MODEL_RULES if rule.applies(model)]
-    return [
-        f"--memory-backend jenga does not serve {name}: {why}; drop --memory-backend"
-        for why in reasons[:1]
-    ]
+    architectures = model.hf_config.architectures
+    try:
+        row = layer_rules.row_of(architectures)
+        reasons = [row.why_refused(window_models.reader(model.hf_text_config))]
+    except ValueError as error:  # a config that the table cannot read
+        reasons = [str(error)]
+    reasons += [rule.why for rule in MODEL_RULES if rule.applies(model)]
+    return [layer_rules.refusal(architectures[0], why) for why in reasons if why][:1]
+
+
+def ranks_lines(model: Any, tp: int) -> list[str]:
+    """A line if SGLang's layers cannot be shared by so many ranks. It asserts that, with a trace,
+    once the model is built; its CPU engine pads heads instead."""
+    architectures = model.hf_config.architectures
+    row = layer_rules.row_of(architectures)
+    read = window_models.reader(model.hf_text_config)
+    line = ranks_refusal(architectures[0], row, read, tp)
+    return [line] if line else []
 
 
 def backend_lines(prefill: str | None, decode: str | None, model: Any) -> list[str]:
@@ -82,6 +98,10 @@ def _is_mla(model: Any) -> bool:
 
 def _has_windows_only(model: Any) -> bool:
     return model.is_hybrid_swa and not model.full_attention_layer_ids
+
+
+def _has_unknown_states(model: Any) -> bool:
+    return has_state(model) and layer_rules.row_of(model.hf_config.architectures).state is None
 
 
 def _has_extra_cache(model: Any) -> bool:

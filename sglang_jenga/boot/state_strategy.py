@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from sglang_jenga.boot.flag_rules import FlagRule, broken_lines
+from sglang_jenga.plan.layer_rules import PAGES_WITHOUT_TRACKING
 
 _logger = logging.getLogger(__name__)
 
@@ -24,8 +25,7 @@ def refused_lines(server_args: Any, model: Any) -> list[str]:
         served, why = ("auto", "no_buffer"), f"SGLang tracks no states inside prompts of {name}"
         rules.append(FlagRule("mamba_radix_cache_strategy", served, why))
     if not tracks or config.mamba_radix_cache_strategy == "no_buffer":
-        why = "without tracking, a cached state is that of one very token"
-        rules.append(FlagRule("page_size", (None, 1), why))
+        rules.append(FlagRule("page_size", (None, 1), PAGES_WITHOUT_TRACKING))
     return broken_lines(config, tuple(rules))
 
 

@@ -31,12 +31,17 @@ def register_model_check() -> None:
     """Refuse models as soon as SGLang knows which one it is, before it adjusts anything to it."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.runtime_context import get_platform
 
     @register_resolution_hook("handle_model_specific_adjustments")
     def jenga_serves_the_model(server_args: Any, previous: Callable[[Any], None]) -> None:
         if is_on(server_args):
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
+            config = resolving_view(server_args)
+            if get_platform().is_cuda:  # the CPU engine pads heads
+                ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)
+                _require(model_rules.ranks_lines(model, ranks))
             if model_rules.has_state(model):
                 _require(_state_kernels(resolving_view(server_args)))
                 _require(state_strategy.refused_lines(server_args, model))

@@ -1,15 +1,19 @@
 """Window models that stock SGLang stores as if every layer were full.
 
 Under the flag they become hybrid: their window layers get pages of their own and give them back
-when the window has passed. Which layers those are must be the rule of SGLang's model code, because
-that is what the attention layers were built with; the config's own list may say it otherwise.
+when the window has passed. Which layers those are is in the table of models (`layer_rules`), by the
+rules of SGLang's model code: that is what the attention layers were built with, and the config's
+own list may say it otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from sglang_jenga.plan import layer_rules
+from sglang_jenga.plan.layer_lists import Read
 
 _logger = logging.getLogger(__name__)
 _enabled = False
@@ -17,41 +21,6 @@ _enabled = False
 
 Kinds = list[bool | None]
 """Per layer whether it has a window; None for a layer without attention."""
-
-
-def _every_second(config: Any) -> Kinds:
-    has_window = getattr(config, "sliding_window", None) is not None
-    return [has_window and layer % 2 == 0 for layer in range(config.num_hidden_layers)]
-
-
-def _by_layer_types(config: Any) -> Kinds:
-    types = getattr(config, "layer_types", None) or ()
-    is_window = [kind == "sliding_attention" for kind in types[: config.num_hidden_layers]]
-    return is_window if len(is_window) == config.num_hidden_layers else []
-
-
-def _by_pattern(config: Any) -> Kinds:
-    pattern = getattr(config, "sliding_window_pattern", None)
-    if not pattern or not isinstance(pattern, str):
-        return []
-    return [(layer + 1) % len(pattern) != 0 for layer in range(config.num_hidden_layers)]
-
-
-def _beside_states(config: Any) -> Kinds:
-    kinds = {"attn": False, "swa": True}
-    return [kinds.get(kind) for kind in config.layer_types]
-
-
-# Olmo-3 arrives under the name Olmo2ForCausalLM, and Olmo-2 proper has no layer types.
-WINDOW_RULES: dict[str, Callable[[Any], Kinds]] = {
-    "Gemma2ForCausalLM": _every_second,
-    "Gemma3ForCausalLM": _by_layer_types,
-    "Gemma3ForConditionalGeneration": _by_layer_types,
-    "Olmo2ForCausalLM": _by_layer_types,
-    "Exaone4ForCausalLM": _by_pattern,
-    "Cohere2ForCausalLM": _by_layer_types,
-    "JetNemotronForCausalLM": _beside_states,
-}
 
 
 def enable(on: bool) -> None:
@@ -63,22 +32,47 @@ def enable(on: bool) -> None:
     _enabled = on
 
 
-def window_layers(architectures: list[str], text_config: Any) -> Kinds | None:
+def reader(config: Any) -> Read:
+    """How the table of models reads a config object of transformers."""
+    return lambda name: getattr(config, name, None)
+
+
+def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kinds | None:
     """Say per layer whether it has a window, or None if this model is not ours to change."""
-    rule = next((WINDOW_RULES[arch] for arch in architectures if arch in WINDOW_RULES), None)
-    if not _enabled or rule is None or text_config is None:
+    if not _enabled or text_config is None or not _is_ours(architectures or ()):
         return None
-    is_window = rule(text_config)
-    return is_window if any(is_window) else None
+    layers = layer_rules.row_of(architectures).stored_layers(reader(text_config))
+    if not any("window" in kinds for kinds in layers):
+        return None
+    return [True if "window" in kinds else False if "full" in kinds else None for kinds in layers]
 
 
-def is_hybrid(original: Any, model_architectures: list[str], hf_text_config: Any = None) -> bool:
+def _is_ours(architectures: Sequence[str]) -> bool:
+    """Whether the table may have windows for a model that SGLang has none for."""
+    row = layer_rules.row_of(architectures)
+    return row.layers is not None and not row.refused and not row.stock_stores_windows
+
+
+def stored_window(model: Any) -> int | None:
+    """Tokens that the window group of this ``ModelConfig`` will hold, None if only the model's code
+    knows."""
+    architectures = model.hf_config.architectures
+    if not layer_rules.has_row(architectures):
+        return None
+    return layer_rules.row_of(architectures).window.stored(reader(model.hf_text_config))
+
+
+def is_hybrid(
+    original: Callable[..., bool], model_architectures: list[str], hf_text_config: Any = None
+) -> bool:
     if window_layers(model_architectures, hf_text_config) is not None:
         return True
     return original(model_architectures, hf_text_config)
 
 
-def layer_ids(original: Any, model_architectures: list[str], hf_text_config: Any) -> tuple:
+def layer_ids(
+    original: Callable[..., tuple], model_architectures: list[str], hf_text_config: Any
+) -> tuple:
     is_window = window_layers(model_architectures, hf_text_config)
     if is_window is None:
         return original(model_architectures, hf_text_config)
@@ -92,9 +86,12 @@ def register_overrides() -> None:
     from sglang.srt.arg_groups.model_override_base import register_model_override_predicate
 
     # Predicates run after the models' own overrides, and the last writer wins.
-    @register_model_override_predicate(WINDOW_RULES.__contains__)
+    @register_model_override_predicate(lambda architecture: _is_ours([architecture]))
     def jenga_stores_windows(server_args: Any, hf_config: Any) -> dict[str, bool]:
         if not _enabled or server_args.disable_hybrid_swa_memory:
+            return {}
+        text_config = getattr(hf_config, "text_config", None) or hf_config
+        if window_layers(hf_config.architectures, text_config) is None:
             return {}
         # SGLang has just logged the opposite.
         _logger.info("jenga stores the window layers of %s as such", hf_config.architectures[0])

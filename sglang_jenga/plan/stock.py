@@ -70,6 +70,8 @@ def stock_pool(layout: StockLayout, pool_bytes: int) -> StockPool:
         budget = pool_bytes * MAMBA_FULL_MEMORY_RATIO / (1 + MAMBA_FULL_MEMORY_RATIO)
         states = max(0, int((budget - layout.state_bytes) // layout.state_bytes))
         pool_bytes = max(0, pool_bytes - (states + 1) * layout.state_bytes)
+    if not (layout.token_bytes or layout.window_token_bytes):
+        return StockPool(0, 0, states)
     if not layout.window_token_bytes:
         return StockPool(_floor(pool_bytes // layout.token_bytes, layout.page_size), 0, states)
     if not layout.token_bytes:

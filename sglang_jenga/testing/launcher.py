@@ -31,6 +31,10 @@ TINY = {
 }
 
 
+OMITTED = object()
+"""Stands for a field of `TINY` that a config must not have."""
+
+
 class Outcome(NamedTuple):
     """``end`` is "resolved" or the exception's name; ``text`` what it said or exited with."""
 
@@ -49,6 +53,7 @@ def write_model(folder: Path, architecture: str, model_type: str, **config: Any)
     """Write a config.json, and no weights: nothing here may get as far as loading them."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"architectures": [architecture], "model_type": model_type, **TINY, **config}
+    content = {name: value for name, value in content.items() if value is not OMITTED}
     (folder / "config.json").write_text(json.dumps(content))
     return str(folder)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sglang_jenga import __version__
+from sglang_jenga.plan import cli
 from sglang_jenga.plan.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,7 @@ def test_plan_prints_groups_capacity_and_stock():
     assert (done.returncode, done.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0] == "Gemma3ForConditionalGeneration, page size 1, one of 1 rank(s)"
+    assert lines[1] == "served: yes"
     assert "pool 40.00 GiB: 20164 large pages of 2.03 MiB" in lines
     assert "full 10 80.00 KiB 1 80.00 KiB 26 0.00 %" in lines
     assert "window(1024) 52 416.00 KiB 1 416.00 KiB 5 0.00 %" in lines
@@ -60,13 +63,81 @@ def test_a_folder_with_a_config_is_enough(tmp_path, capsys):
     assert planned(capsys, str(tmp_path))["architecture"] == "Gemma3ForConditionalGeneration"
 
 
+REFUSED = {
+    "jamba-1.5-mini": "SGLang 0.5.23 has no code for it",
+    "lfm2-1.2b": "--page-size 64: without tracking, a cached state is that of one very token",
+    "llama-3.2-11b-vision": "cross-attention is not carried yet",
+}
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
-def test_every_fixture_prints(path, capsys):
-    if path.stem == "llama-3.2-11b-vision":
-        pytest.skip("not served")
+def test_every_fixture_prints_what_it_holds_or_why_it_is_not_served(path, capsys):
     assert main(["plan", str(path), "--page-size", "64"]) == 0
     out = capsys.readouterr().out
-    assert "null pages:" in out and "ratio" in out
+    if path.stem in REFUSED:
+        assert "served: no, --memory-backend jenga does not" in out
+        assert REFUSED[path.stem] in out
+        assert "tokens/request" not in out
+    else:
+        assert "served: yes" in out
+        assert "null pages:" in out and "ratio" in out
+
+
+def test_a_refusal_is_json_too(capsys):
+    plan = planned(capsys, str(CONFIGS / "llama-3.2-11b-vision.json"))
+
+    assert plan["served"] is False
+    assert "cross-attention is not carried yet" in plan["refused"]
+    assert plan.keys() == {"architecture", "served", "refused"}
+
+
+def test_lengths_beyond_the_context_are_left_out_and_said(capsys):
+    gemma2 = str(CONFIGS / "gemma-2-9b.json")
+
+    plan = planned(capsys, gemma2)
+    assert [row["num_tokens"] for row in plan["capacity"]] == [1024, 8192]
+    assert "no request is longer than the model's context of 8192 tokens" in plan["notes"]
+    plan = planned(capsys, gemma2, "--lengths", "32k")
+    assert [row["num_tokens"] for row in plan["capacity"]] == [8192]
+
+
+def test_a_model_of_the_hub_is_answered_with_what_to_download(capsys):
+    assert main(["plan", "google/gemma-3-27b-it"]) == 2
+    err = capsys.readouterr().err
+    assert "hf download google/gemma-3-27b-it --include '*config.json'" in err
+    assert err.count("\n") == 1
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout == f"sglang-jenga {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("plan",)])
+def test_help_has_an_example(command):
+    text = run(*command, "--help").stdout
+
+    assert "examples:\n" in text
+    assert "sglang-jenga plan" in text.split("examples:\n")[1]
+
+
+def test_examples_of_the_help_are_command_lines_that_parse(capsys):
+    lines = [line.split() for line in cli._PLAN_EXAMPLES.splitlines() if "sglang-jenga" in line]
+    assert len(lines) >= 3
+    for _, *arguments in lines:
+        cli._parser().parse_args(arguments)
+
+
+def test_a_reader_who_leaves_early_is_no_error():
+    command = f"{sys.executable} -m sglang_jenga.plan.cli plan {GEMMA} --json | true"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; sleep_in() {{ sleep 1; }}; {command}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -87,7 +158,7 @@ def test_fp8_halves_the_entries(capsys):
 
 def test_what_a_request_holds_besides_tokens_is_said(capsys):
     assert main(["plan", str(CONFIGS / "falcon-h1-7b.json")]) == 0
-    assert "pins 3 state slot(s)" in capsys.readouterr().out
+    assert "pins 2 state slot(s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -121,8 +192,9 @@ def test_errors_are_one_line_and_exit_2(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}', "MLA latents"),
+        ("{}", "config.json lacks architectures"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "must hold a JSON object, got list"),
     ],
 )

@@ -22,7 +22,8 @@ GROUPS = {
         "window(1024)": (52, 52 * 2 * 16 * 128 * 2),
     },
     "gpt-oss-20b": {"full": (12, 12 * 8 * 128 * 2), "window(128)": (12, 12 * 8 * 128 * 2)},
-    "ministral-8b": {"full": (9, 9 * 8 * 256 * 2), "window(32768)": (27, 27 * 8 * 256 * 2)},
+    # SGLang's layers see one token more than the config says
+    "ministral-8b": {"full": (9, 9 * 8 * 256 * 2), "window(32769)": (27, 27 * 8 * 256 * 2)},
     # conv: 3 columns of (4096 values + 2 * 16 * 128 keys) channels; delta-rule state in fp32
     "qwen3-next-80b-a3b": {
         "full": (12, 12 * 2 * 512 * 2),
@@ -51,6 +52,8 @@ DENSE = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"]}
+NEMOTRON = {"architectures": ["NemotronHForCausalLM"]}
 GEMMA4 = {
     "architectures": ["Gemma4ForConditionalGeneration"],
     "text_config": {
@@ -131,18 +134,20 @@ def test_ranks_share_heads_as_sglang_does(model, tp, entries_per_rank):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored", "itemsize"),
+    ("flags", "stored", "itemsize"),
     [
-        ("auto", "bfloat16", 2),
-        ("auto", "float32", 2),
-        ("auto", None, 2),
-        ("fp8_e4m3", "bfloat16", 1),
-        ("fp8_e5m2", "bfloat16", 1),
-        ("fp32", "bfloat16", 4),
+        ({}, "bfloat16", 2),
+        ({}, "float32", 2),
+        ({}, None, 2),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "bfloat16", 1),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "bfloat16", 1),
+        ({"kv_cache_dtype": "bf16", "dtype": "float32"}, "float32", 2),
+        ({"dtype": "float32"}, "bfloat16", 4),
+        ({"dtype": "half"}, "float32", 2),
     ],
 )
-def test_entry_follows_the_kv_dtype(dtype, stored, itemsize):
-    geometry = read_geometry({**DENSE, "torch_dtype": stored}, dtype=dtype)
+def test_entry_follows_the_kv_dtype_then_the_dtype(flags, stored, itemsize):
+    geometry = read_geometry({**DENSE, "torch_dtype": stored}, **flags)
 
     assert geometry.groups[0].entry_bytes == 4 * 4 * 256 * itemsize
 
@@ -150,7 +155,10 @@ def test_entry_follows_the_kv_dtype(dtype, stored, itemsize):
 def test_states_do_not_follow_the_kv_dtype_but_mamba_ssm_dtype():
     config = config_of("nemotron-h-8b")
 
-    assert read_geometry(config, dtype="fp8_e4m3").groups[1] == read_geometry(config).groups[1]
+    assert (
+        read_geometry(config, kv_cache_dtype="fp8_e4m3").groups[1]
+        == read_geometry(config).groups[1]
+    )
     half = read_geometry({**config, "mamba_ssm_dtype": "bfloat16"}).groups[1]
     assert half.entry_bytes == 24 * (10240 * 3 * 2 + 128 * 64 * 128 * 2)
 
@@ -166,12 +174,10 @@ def test_gemma_4_has_other_heads_in_full_layers():
     assert geometry.stock.window_token_bytes == 10 * 4 * 512 * 2
 
 
-def test_layers_that_share_kv_store_none_but_stock_pays_for_them():
+def test_layers_that_share_kv_have_rows_that_nobody_writes_as_in_sglang():
     config = {**GEMMA4, "text_config": {**GEMMA4["text_config"], "num_kv_shared_layers": 6}}
-    geometry = read_geometry(config)
 
-    assert [group.layer_ids for group in geometry.groups] == [(5,), (0, 1, 2, 3, 4)]
-    assert geometry.stock.window_token_bytes == 10 * 4 * 512 * 2
+    assert read_geometry(config).groups == read_geometry(GEMMA4).groups
 
 
 @pytest.mark.parametrize(
@@ -185,10 +191,16 @@ def test_layers_that_share_kv_store_none_but_stock_pays_for_them():
         ("MistralForCausalLM", {"sliding_window": None}, (0, 1, 2, 3, 4, 5, 6, 7)),
         ("MistralForCausalLM", {"sliding_window": 4096}, (0, 1, 2, 3, 4, 5, 6, 7)),
         ("Gemma3ForCausalLM", {"sliding_window_pattern": 2}, (1, 3, 5, 7)),
+        # SGLang stores in full what it has no code for.
         (
             "SomethingNewForCausalLM",
             {"layer_types": ["full_attention", "sliding_attention"] * 4, "sliding_window": 64},
-            (0, 2, 4, 6),
+            (0, 1, 2, 3, 4, 5, 6, 7),
+        ),
+        (
+            "SomethingNewForCausalLM",
+            {"is_hybrid_swa": True, "hybrid_layer_pattern": [1, 0] * 4, "sliding_window": 64},
+            (1, 3, 5, 7),
         ),
         ("SomethingNewForCausalLM", {"sliding_window": 64}, (0, 1, 2, 3, 4, 5, 6, 7)),
         (
@@ -208,30 +220,41 @@ def test_layer_mix_of_other_families(architecture, extra, full_layers):
     assert read_geometry(config).groups[0].layer_ids == full_layers
 
 
-@pytest.mark.parametrize(
-    ("model", "as_full"), [("ministral-8b", True), ("gemma-3-27b", False), ("llama-3.1-8b", False)]
-)
-def test_windows_that_sglang_reads_as_full_attention_are_marked(model, as_full):
-    geometry = geometry_of(model)
+def test_windows_that_sglang_reads_as_full_attention_are_noted():
+    with_window = {**DENSE, "architectures": ["Qwen2ForCausalLM"], "sliding_window": 4096}
 
-    assert geometry.runs_window_as_full is as_full
-    assert any("as full attention" in note for note in geometry.notes) is as_full
+    (note,) = read_geometry(with_window).notes
+    assert "a window of 4096 tokens" in note and "stored in full" in note
+    assert read_geometry({**with_window, "use_sliding_window": False}).notes == ()
+    assert geometry_of("gemma-3-27b").notes == ()
 
 
-def test_jamba_says_that_sglang_lacks_it():
-    assert "has no Jamba" in geometry_of("jamba-1.5-mini").notes[0]
+REFUSED = {
+    "jamba-1.5-mini": "JambaForCausalLM: SGLang 0.5.23 has no code for it",
+    "llama-3.2-11b-vision": "MllamaForConditionalGeneration: cross-attention is not carried yet",
+}
+
+
+@pytest.mark.parametrize("model", GROUPS)
+def test_models_that_a_server_refuses_are_planned_with_its_sentence(model):
+    why = REFUSED.get(model)
+
+    assert geometry_of(model).refused == (
+        f"--memory-backend jenga does not serve {why}; drop --memory-backend" if why else ""
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kv_lora_rank": 512}, "MLA latents .kv_lora_rank=512."),
+        ({"architectures": None}, "config.json lacks architectures"),
         ({"num_attention_heads": None}, "config.json lacks num_attention_heads"),
         ({"num_hidden_layers": None}, "config.json lacks num_hidden_layers"),
-        ({"layer_types": ["chunked_attention"] * 4}, "got .'chunked_attention'."),
-        ({"layer_types": ["linear_attention"] * 4}, "no known state sizes"),
-        ({"hybrid_override_pattern": "M*?"}, "must be of M.-E, got 'M.?.'"),
-        ({"layer_types": ["mlp"] * 4}, "no layer of this config keeps KV or state"),
+        (GEMMA3 | {"layer_types": ["chunked_attention"] * 4}, "got .'chunked_attention'."),
+        (GEMMA3 | {"layer_types": ["full_attention"] * 3}, "layer_types names 3 layers of 4"),
+        (GEMMA3 | {"layer_types": ["linear_attention"] * 4}, "does not size its states"),
+        (NEMOTRON | {"hybrid_override_pattern": "M*?"}, "must be of M.-E, got 'M.?.'"),
+        (GEMMA3 | {"layer_types": ["mlp"] * 4}, "no layer of this config keeps KV or state"),
     ],
 )
 def test_configs_that_cannot_be_planned_say_why(change, words):
@@ -242,7 +265,8 @@ def test_configs_that_cannot_be_planned_say_why(change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "int3"}, "got 'int3'"),
+        ({"dtype": "int3"}, "--dtype must be one of .*, got 'int3'"),
+        ({"kv_cache_dtype": "fp32"}, "--kv-cache-dtype must be one of auto, .*, got 'fp32'"),
         ({"page_size": 0}, "page_size and tp must be positive, got 0 and 1"),
         ({"tp": -1}, "got 1 and -1"),
     ],
@@ -252,9 +276,55 @@ def test_bad_options_say_why(options, words):
         read_geometry(DENSE, **options)
 
 
-def test_state_heads_must_divide_by_the_ranks():
-    with pytest.raises(ValueError, match="tp must divide"):
-        geometry_of("falcon-h1-7b", tp=16)
+@pytest.mark.parametrize(
+    ("change", "tp", "why"),
+    [
+        ({"num_key_value_heads": 6, "num_attention_heads": 12}, 4, "its 6 KV heads"),
+        ({"num_key_value_heads": 1}, 16, "its 8 query heads"),
+        ({"num_key_value_heads": 3, "num_attention_heads": 12}, 4, "its 3 KV heads"),
+        ({"num_key_value_heads": 2}, 8, None),
+        ({"multi_query": True}, 8, None),
+    ],
+)
+def test_heads_must_be_shared_by_the_ranks_as_sglang_asserts(change, tp, why):
+    geometry = read_geometry({**DENSE, **change}, tp=tp)
+
+    assert geometry.refused == (
+        f"--tp {tp} does not fit LlamaForCausalLM: {tp} ranks cannot share {why}" if why else ""
+    )
+    assert bool(geometry.groups) is (why is None)
+
+
+def test_state_heads_must_be_shared_by_the_ranks():
+    config = config_of("falcon-h1-7b") | {
+        "num_attention_heads": 16,
+        "mamba_n_heads": 12,
+        "mamba_d_head": 256,
+    }
+
+    refused = read_geometry(config, tp=8).refused
+
+    assert refused.endswith("8 ranks cannot share its 12 state heads")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"seq_length": 4096, "max_position_embeddings": 8192}, 4096),
+        (
+            {"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "linear", "factor": 4}},
+            32768,
+        ),
+        (
+            {"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "llama3", "factor": 4}},
+            8192,
+        ),
+    ],
+)
+def test_context_is_derived_as_in_sglang(fields, tokens):
+    assert read_geometry({**DENSE, **fields}).context_tokens == tokens
 
 
 @pytest.mark.parametrize("model", ["gemma-2-9b", "gemma-3-12b", "gemma-3-27b", "ministral-8b"])

@@ -60,6 +60,7 @@ LAYERS = {
     "plugin": layer(
         "sglang packaging", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
     ),
+    "testing.server_reading": layer("sglang", "boot boot.boot_check boot.geometry plan plugin"),
 }
 
 

@@ -16,6 +16,9 @@ import torch
 
 from sglang_jenga.boot.hooks import Subclass
 from sglang_jenga.boot.subclass_table import SUBCLASSES
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.state import State
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.memory.kv import JengaSWAPool
 from sglang_jenga.memory.state import JengaStatePool, StateShape
@@ -52,8 +55,8 @@ def sglang_is_configured() -> Iterator[None]:
 
 def kv_buffer() -> PoolBuffer:
     groups = [
-        LayerGroup("full", (0,), HEADS.entry_bytes(1, 4)),
-        LayerGroup("window", (1,), HEADS.entry_bytes(1, 4), 1, 8),
+        LayerGroup(Full(), (0,), HEADS.entry_bytes(1, 4)),
+        LayerGroup(Window(8), (1,), HEADS.entry_bytes(1, 4)),
     ]
     return PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
 
@@ -100,8 +103,8 @@ def state_pools() -> tuple[Any, Any]:
     )
     shape = StateShape.of(params, (0, 2))
     groups = [
-        LayerGroup("full", (1,), HEADS.entry_bytes(1, 4)),
-        LayerGroup("state", (0, 2), shape.entry_bytes, element=shape.element),
+        LayerGroup(Full(), (1,), HEADS.entry_bytes(1, 4)),
+        LayerGroup(State(), (0, 2), shape.entry_bytes, element=shape.element),
     ]
     buffer = PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
     return stock, JengaStatePool(buffer, 1, shape)

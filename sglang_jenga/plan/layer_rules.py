@@ -1,0 +1,311 @@
+"""The one table of models: which layers store what, how wide a window is, what is not served.
+
+Read by `sglang-jenga plan` from a config.json and by the server from SGLang's own config object;
+stdlib only. A model without a row is one whose layers are all stored in full. Another package adds
+rows of its own with `register_model`.
+
+Two numbers of SGLang describe a window: what a layer was built with
+(``RadixAttention.sliding_window_size``), and what its runner gives pages back by. The table says
+what layers see; where the runner keeps more, the row says so. Where it would keep less, tokens
+would be wrong, and the server stops at boot (`sglang_jenga.boot.built_layers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sglang_jenga.plan import head_shapes, state_sizes
+from sglang_jenga.plan import layer_lists as lists
+from sglang_jenga.plan.layer_lists import Read
+from sglang_jenga.plan.model_row import ModelRow, Window
+from sglang_jenga.plan.spec import LayerGroup
+
+SLOT_BYTES = 64
+"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
+takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
+
+EXTRA_CACHE = "it caches more per token than K and V"
+MLA = "MLA layers are not carried yet"
+CROSS = "cross-attention is not carried yet"
+DIFFUSION = "diffusion steps rewrite tokens that are already cached"
+UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
+NO_CODE = "SGLang 0.5.23 has no code for it"
+PAGES_WITHOUT_TRACKING = "without tracking, a cached state is that of one very token"
+
+
+def _mla(read: Read) -> str:
+    return EXTRA_CACHE if read("index_topk") is not None else MLA
+
+
+def _mla_if_latent(read: Read) -> str:
+    return _mla(read) if read("kv_lora_rank") is not None else ""
+
+
+def _mla_unless_switched_off(read: Read) -> str:
+    return "" if read("use_mla") is False else MLA
+
+
+def _windows(**options: Any) -> ModelRow:
+    """A model that stock SGLang has a window pool for."""
+    return ModelRow(stock_stores_windows=True, **{"layers": lists.by_layer_types(), **options})
+
+
+def _defaults(window: int, **others: Any) -> dict[str, Any]:
+    return {"sliding_window": window, **others}
+
+
+_GEMMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+_ONE_MORE = Window(beside=1)
+_RUNNER_KEEPS_ONE_MORE = Window(kept=1)
+_GEMMA3 = ModelRow(layers=lists.by_layer_types(5), defaults=_defaults(4096, **_GEMMA))
+_GEMMA4 = _windows(
+    layers=lists.by_layer_types(5, last=lists.FULL),
+    defaults=_defaults(512, **_GEMMA),
+    heads=head_shapes.gemma4,
+)
+_STEP = _windows(window=_ONE_MORE)
+_MIMO = _windows(
+    layers=lists.by_flags,
+    window=_ONE_MORE,
+    note="K and V rows differ in width: served by triton, fa3 and fa4 attention",
+)
+_GRANITE = _windows(
+    layers=lists.from_first(4), window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(128)
+)
+_JET_WINDOW = Window(fields=("efficient_attention_config.swa.window_size",), beside=1)
+_JET = ModelRow(layers=lists.by_layer_types(), window=_JET_WINDOW, state=state_sizes.jet)
+_QWEN = ModelRow(
+    layers=lists.by_interval,
+    state=state_sizes.gated_delta_rule,
+    tracks=True,
+    defaults={"head_dim": 256},
+)
+_NEMOTRON_H = ModelRow(
+    layers=lists.by_characters,
+    state=state_sizes.nemotron_h,
+    tracks=True,
+    defaults={"head_dim": 128},
+)
+_LFM2 = ModelRow(layers=lists.by_full_ids, state=state_sizes.short_convolution)
+_MAMBA_1 = ModelRow(layers=lists.every_layer("state"), state=state_sizes.mamba_1)
+_STORED_FULL = "SGLang's code has windows for it, which are stored in full"
+_REFUSED_MLA = ModelRow(layers=None, refused=_mla)
+_REFUSED_STATES = ModelRow(layers=None, refused=UNTRIED_STATES)
+_REFUSED_EXTRA = ModelRow(layers=None, refused=EXTRA_CACHE)
+_REFUSED_CROSS = ModelRow(layers=None, refused=CROSS)
+
+MODELS: dict[str, ModelRow] = {
+    # Windows that stock SGLang stores in full.
+    "Gemma2ForCausalLM": ModelRow(
+        layers=lists.every_nth_full(2), defaults=_defaults(4096, **_GEMMA)
+    ),
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _GEMMA3,
+    "Olmo2ForCausalLM": ModelRow(
+        layers=lists.by_layer_types()
+    ),  # Olmo-3 arrives under this name; Olmo-2 has no layer types
+    "Olmo3ForCausalLM": ModelRow(layers=lists.by_layer_types(3), defaults=_defaults(4096)),
+    "Exaone4ForCausalLM": ModelRow(layers=lists.by_pattern_length, defaults=_defaults(4096)),
+    "Cohere2ForCausalLM": ModelRow(
+        layers=lists.by_layer_types(3), window=_ONE_MORE, defaults=_defaults(4096)
+    ),
+    # Run by SGLang's Transformers fallback, which keeps to layer_types.
+    "MinistralForCausalLM": ModelRow(layers=lists.by_layer_types(), window=_ONE_MORE),
+    "JetNemotronForCausalLM": _JET,
+    "JetVLMForConditionalGeneration": ModelRow(
+        layers=lists.in_full(lists.by_layer_types()), state=state_sizes.jet, note=_STORED_FULL
+    ),
+    # Windows that stock SGLang has a pool for.
+    "GptOssForCausalLM": _windows(
+        layers=lists.by_layer_types(1), defaults=_defaults(128, head_dim=64)
+    ),
+    **dict.fromkeys(
+        (
+            "Gemma4ForCausalLM",
+            "Gemma4ForConditionalGeneration",
+            "Gemma4UnifiedForConditionalGeneration",
+        ),
+        _GEMMA4,
+    ),
+    "GraniteSWAForCausalLM": _GRANITE,
+    "GraniteMoeSWAForCausalLM": _GRANITE,
+    "LagunaForCausalLM": _windows(window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(512)),
+    "MellumForCausalLM": _windows(defaults=_defaults(1024, head_dim=128)),
+    "MiMoV2ForCausalLM": _MIMO,
+    "MiMoV2FlashForCausalLM": _MIMO,
+    "Step3p5ForCausalLM": _STEP,
+    "Step3p7ForConditionalGeneration": _STEP,
+    "MuseGlimmerForCausalLM": _windows(defaults=_defaults(2048, head_dim=128)),
+    "MuseGlimmerForConditionalGeneration": _windows(defaults=_defaults(2048, head_dim=128)),
+    "MuseSparkForConditionalGeneration": _windows(
+        defaults=_defaults(2048, head_dim=64), kv_cache_dtype="fp8_e4m3"
+    ),
+    "Spark2_5ForCausalLM": _windows(
+        layers=lists.by_layer_types(3), defaults=_defaults(512, head_dim=256)
+    ),
+    "BeamForCausalLM": _windows(
+        layers=lists.by_layer_types(5, last_by_default=lists.FULL), defaults=_defaults(512)
+    ),
+    "IQuestQ1ForCausalLM": _windows(
+        layers=lists.in_blocks, window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(4096)
+    ),
+    "Llama4ForConditionalGeneration": _windows(
+        layers=lists.every_nth_full(4, window="attention_chunk_size"),
+        window=Window(fields=("attention_chunk_size",), beside=1),
+        defaults={"attention_chunk_size": 8192, "head_dim": 128},
+        note="served by fa3 and fa4 attention, whose kernels keep to the chunks",
+    ),
+    # Windows that SGLang's code has and nobody stores as such yet.
+    **dict.fromkeys(
+        (
+            "Gemma3nForCausalLM",
+            "Gemma3nForConditionalGeneration",
+            "ExaoneMoEForCausalLM",
+            "ExaoneMoeForCausalLM",
+            "AfmoeForCausalLM",
+            "Cohere2MoeForCausalLM",
+            "Cohere2VisionForConditionalGeneration",
+        ),
+        ModelRow(note=_STORED_FULL),
+    ),
+    # Layers that run several times.
+    # SGLang counts them twice here, and so many buffers it makes.
+    "IQuestLoopCoderForCausalLM": ModelRow(layers=lists.looped("loop_num", "loop_num")),
+    "NanbeigeForCausalLM": ModelRow(layers=lists.looped("num_loops")),
+    # States.
+    **dict.fromkeys(
+        (
+            "Qwen3NextForCausalLM",
+            "Qwen3_5ForCausalLM",
+            "Qwen3_5MoeForCausalLM",
+            "Qwen3_5ForConditionalGeneration",
+            "Qwen3_5MoeForConditionalGeneration",
+            "InternS2PreviewForConditionalGeneration",
+            "MiniCPMV4_6ForConditionalGeneration",
+            "MiniCPMV4_7ForConditionalGeneration",
+        ),
+        _QWEN,
+    ),
+    "FalconH1ForCausalLM": ModelRow(
+        layers=lists.every_layer("full", "state"), state=state_sizes.falcon_h1, tracks=True
+    ),
+    "NemotronHForCausalLM": _NEMOTRON_H,
+    "NemotronHPuzzleForCausalLM": _NEMOTRON_H,
+    "NemotronH_Omni_Reasoning_V3": _NEMOTRON_H,
+    "NemotronH_Nano_Omni_Reasoning_V3": replace(_NEMOTRON_H, tracks=False),
+    "NemotronH_Nano_VL_V2": replace(_NEMOTRON_H, tracks=False),
+    "GraniteMoeHybridForCausalLM": ModelRow(
+        layers=lists.by_layer_types(), state=state_sizes.granite, tracks=True
+    ),
+    "Lfm2ForCausalLM": _LFM2,
+    "Lfm2MoeForCausalLM": _LFM2,
+    "Lfm2VlForConditionalGeneration": _LFM2,
+    "MambaForCausalLM": _MAMBA_1,
+    "FalconMambaForCausalLM": _MAMBA_1,
+    "Mamba2ForCausalLM": ModelRow(layers=lists.every_layer("state"), state=state_sizes.mamba_2),
+    # Not served.
+    "JambaForCausalLM": ModelRow(layers=lists.by_period, state=state_sizes.jamba, refused=NO_CODE),
+    "MllamaForConditionalGeneration": _REFUSED_CROSS,
+    "WhisperForConditionalGeneration": _REFUSED_CROSS,
+    "MossVLForConditionalGeneration": _REFUSED_CROSS,
+    "UnlimitedOCRForCausalLM": _windows(layers=lists.every_layer("window")),
+    "PixtralForConditionalGeneration": ModelRow(refused=_mla_if_latent),
+    "DeepseekVL2ForCausalLM": ModelRow(refused=_mla_unless_switched_off),
+    "EmbeddingGemma2Model": _windows(
+        window=_RUNNER_KEEPS_ONE_MORE,
+        heads=head_shapes.gemma4,
+        defaults=_defaults(512, num_global_key_value_heads=1, attention_k_eq_v=True),
+    ),
+    "DiffusionGemmaForBlockDiffusion": ModelRow(layers=None, refused=DIFFUSION),
+    "InklingForConditionalGeneration": _REFUSED_STATES,
+    "ZayaForCausalLM": _REFUSED_STATES,
+    "MiniCPMSALAForCausalLM": _REFUSED_STATES,
+    **dict.fromkeys(
+        (
+            "DeepseekV4ForCausalLM",
+            "MiniMaxM3SparseForCausalLM",
+            "MiniMaxM3SparseForConditionalGeneration",
+            "Qwen4ExpForConditionalGeneration",
+        ),
+        _REFUSED_EXTRA,
+    ),
+    **dict.fromkeys(
+        (
+            "DeepseekV2ForCausalLM",
+            "DeepseekV3ForCausalLM",
+            "DeepseekV32ForCausalLM",
+            "Glm4MoeLiteForCausalLM",
+            "GlmMoeDsaForCausalLM",
+            "Glm5NextForConditionalGeneration",
+            "LongcatFlashForCausalLM",
+            "HYV4ForCausalLM",
+            "DotsVLMForCausalLM",
+            "Dots3NoteForCausalLM",
+            "MistralLarge3ForCausalLM",
+            "KimiK25ForConditionalGeneration",
+            "KimiVLForConditionalGeneration",
+            "KimiLinearForCausalLM",
+            "KimiK3LinearForCausalLM",
+            "KimiK3ForConditionalGeneration",
+            "GigaChat35ForCausalLM",
+            "MiniCPM3ForCausalLM",
+            "BailingMoeV2_5ForCausalLM",
+            "BailingMoeV3ForCausalLM",
+            "BailingMoeV3VLForConditionalGeneration",
+            "SarvamMLAForCausalLM",
+        ),
+        _REFUSED_MLA,
+    ),
+}
+
+
+_NO_ROW = ModelRow(layers=lists.as_stored_by_sglang, stock_stores_windows=True)
+
+
+def register_model(architecture: str, row: ModelRow) -> None:
+    """Add a row for an architecture, as config.json names it.
+
+    Call it where a server's launcher and schedulers, and `sglang-jenga plan`, come by: in a plugin
+    of SGLang and in the package's own start.
+
+    Raises:
+        ValueError: there is a row for this architecture already.
+    """
+    if architecture in MODELS:
+        raise ValueError(f"the table of models has a row for {architecture} already")
+    MODELS[architecture] = row
+
+
+def row_of(architectures: Sequence[str]) -> ModelRow:
+    """Return the row of the first architecture that has one, or that of all other models."""
+    return next((MODELS[name] for name in architectures if name in MODELS), _NO_ROW)
+
+
+def has_row(architectures: Sequence[str]) -> bool:
+    return any(name in MODELS for name in architectures)
+
+
+def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGroup, ...]:
+    """The groups of a pool of so many bytes: where no layer stores anything per token, a slot costs
+    as much as keeps its number within 32 bits."""
+    first, *others = groups
+    if not first.layer_ids:
+        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
+        first = replace(first, entry_bytes=slot_bytes)
+    return (first, *others)
+
+
+def refusal(architecture: str, why: str) -> str:
+    """The sentence by which a server, and a plan, say that a model is not served."""
+    return f"--memory-backend jenga does not serve {architecture}: {why}; drop --memory-backend"
+
+
+def flag_refusal(flag: str, why: str, *, value: Any = True) -> str:
+    """The sentence for a flag that is not served, or not with this model."""
+    shown = "" if value is True else f" {value}"
+    return (
+        f"--memory-backend jenga does not work with {flag}{shown}: {why}; "
+        f"drop {flag} or --memory-backend"
+    )

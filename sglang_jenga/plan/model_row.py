@@ -1,0 +1,94 @@
+"""What a row of the table of models says. Stdlib only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_jenga.plan import head_shapes, layer_lists
+from sglang_jenga.plan.head_shapes import HeadRule
+from sglang_jenga.plan.layer_lists import LayerList, LayerRule, Read
+from sglang_jenga.plan.state_sizes import StateRule
+
+WINDOWS_ONLY = "all its attention layers are window layers, and the pool needs a full one"
+_ALL_FULL = layer_lists.every_layer("full")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How far a window layer looks back: the first of the config's ``fields`` that is there (a dot
+    leads into a nested section), and ``beside`` tokens more. ``kept``: so many more are kept by
+    SGLang's runner than its layers see.
+
+    Widths count the current token, SGLang's do not.
+    """
+
+    fields: tuple[str, ...] = ("sliding_window_size", "sliding_window")
+    beside: int = 0
+    kept: int = 0
+
+    def seen(self, read: Read) -> int | None:
+        """Tokens that a layer sees, the current one included; None without a window."""
+        for name in self.fields:
+            length = _nested(read, name)
+            if length:
+                return length + self.beside
+        return None
+
+    def stored(self, read: Read) -> int | None:
+        """Tokens that the window group holds of a long request."""
+        seen = self.seen(read)
+        return None if seen is None else seen + self.kept
+
+
+def _nested(read: Read, name: str) -> Any:
+    field_name, *path = name.split(".")
+    value = read(field_name)
+    for step in path:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """What is known of the models of one architecture.
+
+    ``layers`` is None for a model that is refused and whose layers nobody needs to list.
+    ``sliding`` is the layer type of what ``layers`` calls a window, as `layers.registry` knows it.
+    ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
+    ``state`` sizes the state of one layer; ``tracks``: SGLang tracks states inside prompts.
+    ``refused`` is why the server does not serve the model: a sentence, or a function of the config
+    that gives one, empty for a config that is served. ``defaults`` are fields that transformers
+    fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
+    layers. ``kv_cache_dtype`` is what SGLang makes of ``auto``. ``note`` is shown beside a plan.
+    """
+
+    layers: LayerRule | None = _ALL_FULL
+    window: Window = Window()
+    sliding: str = "window"
+    stock_stores_windows: bool = False
+    state: StateRule | None = None
+    tracks: bool = False
+    refused: str | Callable[[Read], str] = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    heads: HeadRule = head_shapes.common
+    kv_cache_dtype: str = "auto"
+    note: str = ""
+
+    def stored_layers(self, read: Read) -> LayerList:
+        """What each layer stores; without a window in the config, window layers are full ones."""
+        if self.layers is None:
+            raise ValueError("the layers of a model that is not served are not listed")
+        found = self.layers(read)
+        if self.window.stored(read) is not None:
+            return found
+        return layer_lists.windows_as_full(found)
+
+    def why_refused(self, read: Read) -> str:
+        """Why this model is not served, or an empty text."""
+        why = self.refused if isinstance(self.refused, str) else self.refused(read)
+        if why or self.layers is None:
+            return why
+        kinds = {kind for of_layer in self.stored_layers(read) for kind in of_layer}
+        return WINDOWS_ONLY if "window" in kinds and "full" not in kinds else ""

@@ -1,0 +1,53 @@
+"""What a server makes of a model's config, in a launcher process and without weights.
+
+Answers what a plan answers, so that the two can be compared: is the model served, with which layer
+groups, and does stock SGLang have a pool for its windows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_jenga.boot import boot_check, model_rules, window_models
+from sglang_jenga.boot.geometry import geometry_of
+from sglang_jenga.plan.spec import LayerGroup
+from sglang_jenga.plugin import activate
+
+
+def read_as_server(path: str, **arguments: Any) -> dict[str, Any]:
+    """Return ``refused`` (lines), ``groups`` (fields of each) and ``stock_stores_windows``."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.runtime_context import create_context, use_context
+    from sglang.srt.server_args import ServerArgs
+
+    activate()
+    server_args = ServerArgs(model_path=path, device="cpu", page_size=1, **arguments)
+    server_args.resolve_once()
+    try:
+        window_models.enable(False)
+        stock = ModelConfig.from_server_args(server_args)
+        window_models.enable(True)
+        model = ModelConfig.from_server_args(server_args)
+        found = {
+            "refused": model_rules.refused_lines(model),
+            "groups": [],
+            "stock_stores_windows": stock.is_hybrid_swa,
+        }
+        if not found["refused"]:
+            with use_context(create_context(server_args, role="scheduler")):
+                groups = geometry_of(boot_check.Foreseen(model)).groups
+            found["groups"] = [group_fields(group) for group in groups]
+        return found
+    finally:
+        window_models.enable(False)
+
+
+def group_fields(group: LayerGroup) -> list[Any]:
+    """What a plan and a server must agree on, as JSON holds it."""
+    return [
+        group.kind.name,
+        list(group.layer_ids),
+        group.entry_bytes,
+        group.tokens_per_page,
+        group.window,
+    ]
