@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay.bench                                # the quick profile
     python -m benchmarks.replay.bench --profile full --trace conversation_trace.jsonl \\
-        --json results --plots benchmarks/plots
+        --json results --plots benchmarks/results/plots
 
 Prints Markdown. With --json a stopped run goes on where it was, and options that select fewer
 models or workloads print a part of the same table. The trace is published in kvcache-ai/Mooncake.
