@@ -3,7 +3,7 @@
 #
 #   base   has SGLang: the active environment if it has the right version (used as it is, nothing
 #          is installed into it), else one of our own, made once per user under ~/.cache
-#   .venv  belongs to this checkout and holds the project and the test tools, no more; it sees the
+#   .venv  belongs to this checkout and holds the project and its tools, no more; it sees the
 #          base's packages through a .pth file, so checkouts share 11 GB and no entry points
 set -euo pipefail
 shopt -s inherit_errexit
@@ -92,7 +92,7 @@ PY
 
 install_project() {
     local pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet)
-    say "installing this checkout and the test tools into .venv"
+    say "installing this checkout and the tools of tests and benchmarks into .venv"
     "${pip[@]}" "setuptools>=77"
     "${pip[@]}" --no-deps --no-build-isolation --editable .
     # Python finds this folder before site-packages when it runs from here, and entry points in it
@@ -103,7 +103,7 @@ install_project() {
 import importlib.metadata
 for line in importlib.metadata.requires("sglang-jenga"):
     requirement, _, marker = line.partition(";")
-    if marker.strip() == 'extra == "test"':
+    if marker.strip() in ('extra == "test"', 'extra == "bench"'):
         print(requirement.strip())
 PY
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import requests
 
+from benchmarks import plotting
 from benchmarks.chats.load import Load, Player, play
 from benchmarks.chats.report import plot, report, round_table, total_table
 from benchmarks.demo import MODEL_CACHE, MODELS, WINDOW, has_gpu, stop_signals
@@ -127,6 +128,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("rounds", "clients", "branching", "message_tokens", "answer_tokens"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.plot and (missing := plotting.missing()):
+        parser.error(f"--plot: {missing}")
     return options
 
 

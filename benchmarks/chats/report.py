@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.chats.load import Load, Player, Turn
-from benchmarks.svg_plot import Panel, draw
 
 COLOURS = ("#d55e00", "#0072b2")
 """Of the servers compared, two at most."""
@@ -188,6 +187,8 @@ def total_table(result: dict) -> str:
 
 def plot(result: dict) -> str:
     """A report over its rounds as SVG: a panel per quantity, a line per server."""
+    from benchmarks.charts import Panel, draw  # matplotlib: playing chats needs none
+
     panels = []
     for title, name, scale in PANELS:
         lines = {}

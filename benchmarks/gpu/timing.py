@@ -137,7 +137,7 @@ class Report:
         self._write()
 
     def markdown(self) -> str:
-        """The table as benchmarks/README.md has it, with where and how it was measured."""
+        """The table as benchmarks/results/gpu.md has it, with where and how it was measured."""
         lines = [f"    {self.command}", "", f"{self.where}.", ""]
         lines.append("| " + " | ".join(column.title for column in self.columns) + " |")
         lines.append("|" + "---|" * len(self.columns))

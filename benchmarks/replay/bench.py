@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay.bench                                # the quick profile
     python -m benchmarks.replay.bench --profile full --trace conversation_trace.jsonl \\
-        --json results --plots benchmarks/plots
+        --json results --plots benchmarks/results/plots
 
 Prints Markdown. With --json a stopped run goes on where it was, and options that select fewer
 models or workloads print a part of the same table. The trace is published in kvcache-ai/Mooncake.
@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks import plotting
 from benchmarks.replay import tables
 from benchmarks.replay.baselines import BASELINES
 from benchmarks.replay.cells import Cell, Missing, play
 from benchmarks.replay.facts import facts
 from benchmarks.replay.geometries import GEOMETRIES
-from benchmarks.replay.plots import write_plots
 from benchmarks.replay.profiles import DENSE, DEPLOYMENTS, PROFILES, Profile
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result
@@ -124,6 +124,8 @@ def machine() -> str:
 
 def plot_all(results: Mapping[Cell, Result], folder: Path) -> None:
     """The compared baselines only: ablations and rival page sizes would hide them."""
+    from benchmarks.replay.plots import write_plots  # matplotlib: replaying needs none
+
     by_model: dict[str, dict[str, dict[str, Result]]] = {}
     for cell, result in results.items():
         if cell.baseline in ("stock", "stock-best", "unified", "jenga"):
@@ -150,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only-stored", action="store_true", help="play nothing: report --json")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write SVG files here")
     options = parser.parse_args(argv)
+    if options.plots and (missing := plotting.missing()):
+        parser.error(f"--plots: {missing}")
     profile = PROFILES[options.profile]
     preload()  # before anything else imports SGLang, which asks for the device once
     try:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.charts import Panel, draw
 from benchmarks.replay.result import Result
-from benchmarks.svg_plot import Panel, draw
 
 GRID = 240
-"""Points of a line."""
+"""Points of a line, of which those are drawn that are seen."""
+AREA_GRID = 120
+"""Points of an area's edge, all of which are drawn."""
 COLOURS = {
     "stock": "#d55e00",
     "stock-best": "#e69f00",
@@ -100,7 +102,7 @@ def waste_panel(title: str, results: Mapping[str, Result]) -> Panel:
 
 def memory_panel(title: str, result: Result, end: float) -> Panel:
     """Bytes of the pool by layer group and use, in % of the pool, over 0 .. `end` seconds."""
-    grid = np.linspace(0, end, GRID + 1)[1:]
+    grid = np.linspace(0, end, AREA_GRID + 1)[1:]
     steps, pool = result.steps, result.config["replayed_pool_bytes"]
 
     def percent(values: list[int]) -> list[float]:

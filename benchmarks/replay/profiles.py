@@ -2,7 +2,7 @@
 
     ci      two models, one small workload: minutes, for a test that the whole instrument works
     quick   `make bench`: under half an hour on two cores
-    full    what benchmarks/README.md reports; hours
+    full    what benchmarks/results/replay.md reports; hours
 
 Models run on GPUs that hold them, so pools have a real size. Workloads are the same for all models,
 large enough that requests wait for memory; where the GPUs would hold them all at once, which stock

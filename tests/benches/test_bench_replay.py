@@ -274,7 +274,7 @@ def test_plots_are_small_well_formed_svg(tmp_path):
         "model-waste.svg",
     ]
     for path in written:
-        assert path.stat().st_size < 100_000
+        assert path.stat().st_size < 60_000
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from aiohttp import web
 
-from benchmarks import multi_turn
+from benchmarks import multi_turn, plotting
 from benchmarks.chats import report
 from benchmarks.chats.load import Load, Turn
 from benchmarks.chats.report import by_round, identical, percentile, ratio, summarize
@@ -223,8 +223,20 @@ def test_the_plot_is_an_svg_with_a_line_per_panel(tmp_path):
         play(tmp_path, server.url, "--rounds", "3", "--clients", "1")
 
     root = ElementTree.parse(tmp_path / "out.svg").getroot()
-    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert [len(line.get("points").split()) for line in lines] == [3] * len(report.PANELS)
+    paths = root.iter("{http://www.w3.org/2000/svg}path")
+    lines = [path for path in paths if report.COLOURS[0] in path.get("style", "")]
+    corners = [path.get("d").split() for path in lines if "fill: none" in path.get("style")]
+    assert [len(path) for path in corners] == [1 + 3 * 2] * len(report.PANELS)
+
+
+def test_a_plot_that_nothing_can_draw_is_refused_before_the_first_round(monkeypatch, capsys):
+    monkeypatch.setattr(plotting, "missing", lambda: "plots need a pen")
+
+    with pytest.raises(SystemExit) as stopped:
+        multi_turn.parse(["--base-url", "http://nobody", "--plot", "x.svg"])
+
+    assert stopped.value.code == 2
+    assert "--plot: plots need a pen" in capsys.readouterr().err
 
 
 def test_an_error_in_the_stream_fails_the_request_and_the_run(tmp_path, capsys):
