@@ -30,8 +30,8 @@ test: setup ## all tests, real servers included
 	@$(run) -m pytest $(ARGS)
 
 .PHONY: test-fast
-test-fast: setup ## the tests that start no server
-	@$(run) -m pytest -m "not slow" $(ARGS)
+test-fast: setup ## the tests that start no server, and of random programs a part
+	@export HYPOTHESIS_PROFILE="$${HYPOTHESIS_PROFILE:-fast}"; $(run) -m pytest -m "not slow" $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff check and ruff format --check

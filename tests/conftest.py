@@ -29,6 +29,13 @@ settings.register_profile(
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# A part of what CI tries, from the same seeds: a taste of every random test in a minute.
+settings.register_profile(
+    "fast",
+    settings.get_profile("ci"),
+    max_examples=15,
+    stateful_step_count=30,
+)
 settings.register_profile(
     "nightly",
     derandomize=False,
@@ -39,6 +46,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_finish(session):
+    """Start the process that resolves configurations at once: it imports SGLang while the tests
+    before those that ask it run."""
+    asked = any("launcher" in getattr(item, "fixturenames", ()) for item in session.items)
+    if asked and not session.config.option.collectonly:
+        shared_launcher()
+
+
+def tries(count: int) -> int:
+    """So many rounds of a test that draws its own numbers, or the profile's share of them."""
+    return max(1, count * settings.default.max_examples // 100)
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +112,10 @@ class World:
     A number stands for a window of that reach, in tokens. Keys are short, so nothing is spared.
     """
 
-    def __init__(self, *policies, tokens_per_page=1, spared=0, **options):
+    def __init__(self, *policies, tokens_per_page=1, spared=0, num_large=256, **options):
         self.tpp = tokens_per_page
         policies = [WindowPolicy(item) if isinstance(item, int) else item for item in policies]
-        self.allocator = RecordingAllocator(plan_of((1,) * (1 + len(policies)), 4096))
+        self.allocator = RecordingAllocator(plan_of((1,) * (1 + len(policies)), num_large))
         self.trees = RadixTrees(
             [FullPolicy(), *policies], tokens_per_page, self.allocator, spared=spared, **options
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-WITH = "sglang-jenga: --memory-backend jenga does not work with "
+from tests.boot.lines import WITH
+
 LAYOUT = "jenga brings its own layout"
 CHECKS = (
     "its checks are in code that jenga replaces (SGLANG_CHECK_KV_PAGE_INVARIANTS=1 with "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sglang_jenga.testing.context import Settings
+from tests.faces.examples import examples
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
@@ -34,7 +35,7 @@ requests = st.tuples(
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@settings(max_examples=25)
+@examples(0.25)
 @given(st.lists(requests, min_size=2, max_size=8))
 @example([(5, 19, 20, 2), (4, 25, 40, 4)])
 @example([(4, 17, 40, 3), (5, 19, 20, 2), (4, 25, 40, 4)])

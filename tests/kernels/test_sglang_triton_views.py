@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import triton
 import triton.experimental.gluon  # looks at tl.cdiv when first imported
 import triton.language as tl
+from _pytest.mark import ParameterSet
 from triton import knobs
 
 from sglang_jenga.testing.attention_batch import Batch, expected, fill
@@ -31,9 +33,28 @@ from sglang_jenga.testing.attention_layouts import (
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 WINDOW = 19
-FULL = Attention("small", 3, 8, 2, 32)
-SLIDING = Attention("small", 4, 4, 4, 16, window=WINDOW)
+FULL = Attention("small", 3, 4, 2, 32)
+SLIDING = Attention("small", 4, 2, 2, 16, window=WINDOW)
 ODD = Attention("small", 2, 6, 2, 24)  # a head that is no power of two
+GROUPS = {"full": FULL, "window": SLIDING, "odd heads": ODD}
+PAGE_SIZES = [1, 3, 16, 64]
+
+
+def cells() -> list[ParameterSet]:
+    """Every layout, page size and group. Every layout with two groups, every group with two layouts
+    and every page size are quick, the others slow: a tile takes the interpreter a second."""
+    found = []
+    for (i, layout), page_size, (j, name) in product(
+        enumerate(LAYOUTS), PAGE_SIZES, enumerate(GROUPS)
+    ):
+        quick = (j - i) % 3 < 2 and page_size == PAGE_SIZES[(2 * i + j) % 4]
+        marks = () if quick else pytest.mark.slow
+        case_id = f"{name}-{page_size}-{layout}"
+        found.append(pytest.param(layout, page_size, GROUPS[name], marks=marks, id=case_id))
+    return found
+
+
+CELLS = cells()
 
 
 @cache
@@ -87,18 +108,14 @@ def check(layout: str, group: Attention, batch: Batch, layer: int) -> None:
     assert torch.equal(buffer.view(torch.int32), before)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
-@pytest.mark.parametrize("group", [FULL, SLIDING, ODD], ids=["full", "window", "odd heads"])
+@pytest.mark.parametrize(("layout", "page_size", "group"), CELLS)
 def test_sglang_decodes_on_every_layout_as_float64(layout, page_size, group):
     batch = Batch.of([70, 1, WINDOW + 1], [1, 1, 1], page_size, seed=page_size)
 
     check(layout, group, batch, layer=1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("page_size", [1, 3, 16, 64])
-@pytest.mark.parametrize("group", [FULL, SLIDING, ODD], ids=["full", "window", "odd heads"])
+@pytest.mark.parametrize(("layout", "page_size", "group"), CELLS)
 def test_sglang_extends_on_every_layout_as_float64(layout, page_size, group):
     batch = Batch.of([70, 9, WINDOW + 30], [21, 9, 2], page_size, seed=page_size)
 

@@ -19,18 +19,18 @@ FAMILIES = ("llama", "gemma3_text")
 
 
 @pytest.fixture(scope="module")
-def launcher():
-    with WarmLauncher() as launcher:
-        yield launcher
+def warm():
+    with WarmLauncher() as warm:
+        yield warm
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def both(request, launcher, tmp_path_factory):
+def both(request, warm, tmp_path_factory):
     """Stock and jenga with one model, on a pool for a few of the requests at a time."""
     model = model_of(request.param, tmp_path_factory.mktemp("models"))
     pool = ("--max-total-tokens", "600", "--disable-hybrid-swa-memory")
-    stock = Server(model, *pool, env=EXACT, launcher=launcher)
-    jenga = Server(model, *pool[:2], "--memory-backend", "jenga", env=EXACT, launcher=launcher)
+    stock = Server(model, *pool, env=EXACT, launcher=warm)
+    jenga = Server(model, *pool[:2], "--memory-backend", "jenga", env=EXACT, launcher=warm)
     with stock, jenga:
         yield stock, jenga
 
@@ -81,13 +81,13 @@ def test_beams_are_refused_with_status_400_and_the_server_goes_on(both, more):
     assert jenga.alive()
 
 
-def test_embeddings_are_those_of_stock(launcher, tmp_path):
+def test_embeddings_are_those_of_stock(warm, tmp_path):
     model = model_of("llama", tmp_path)
     prompts = [words(30 + 7 * i, i) for i in range(20)]
     found = []
     for flags in ((), ("--memory-backend", "jenga")):
         pool = ("--max-total-tokens", "600", "--is-embedding")
-        with Server(model, *pool, *flags, env=EXACT, launcher=launcher) as server:
+        with Server(model, *pool, *flags, env=EXACT, launcher=warm) as server:
             replies = server.post("/encode", {"input_ids": prompts}).json()
             found.append([reply["embedding"] for reply in replies])
             server.flush_cache()

@@ -58,7 +58,9 @@ def pages_of(nodes: list[Node]) -> int:
 def test_blocks_of_nodes_that_are_cut_and_joined_are_published_once(page_size: int, seed: int):
     rng = random.Random(seed)
     index = Index(page_size)
-    world = World(3 * page_size, tokens_per_page=page_size, observer=index.publisher)
+    world = World(
+        3 * page_size, tokens_per_page=page_size, observer=index.publisher, num_large=4096
+    )
     key = tokens(12 * page_size)
     for _ in range(60):
         length = rng.randrange(1, 12) * page_size

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.conftest import World, fork, tokens
+from tests.conftest import World, fork, tokens, tries
 from tests.models.radix_examples import PAGE_SIZES, declined
 
 HITS = [  # window group's pages, its reach in tokens, hit in tokens; page size 1
@@ -84,7 +84,7 @@ def longest_hit(maps, reaches, tpp):
 @pytest.mark.parametrize("tpp", [1, 3, 4])
 def test_no_cache_state_hides_a_longer_joint_hit_or_shows_a_false_one(tpp):
     rng = random.Random(tpp)
-    for _ in range(150):
+    for _ in range(tries(150)):
         num_pages = rng.randint(1, 12)
         reaches = [rng.randint(0, 6 * tpp) for _ in range(rng.randint(1, 3))]
         dense = rng.random()

@@ -1,0 +1,135 @@
+"""Flags that --memory-backend jenga refuses: one line that says what, why and what to drop."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.boot.lines import WITH
+
+HOST = "jenga pages have no host or remote copy"
+SHARD = "one rank would hold only a part of a page's tokens"
+SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
+SESSION = "a session keeps pages that no running request holds"
+DTYPE = "entries with block scales are not laid out yet"
+ORDER = "jenga evicts by its own balanced order"
+BEHIND = "its kernels read the KV pool without the attention backend"
+BYTES = "(with --max-total-tokens it gives the bytes of both)"
+
+BAD_FLAGS = [
+    ("--enable-unified-memory", "both would own the one buffer"),
+    ("--enable-page-major-kv-layout", "jenga brings its own layout"),
+    ("--radix-cache-backend other", "jenga brings its own radix trees"),
+    ("--enable-hierarchical-cache", HOST),
+    ("--hicache-storage-backend file", HOST),
+    ("--enable-lmcache", HOST),
+    ("--enable-flexkv", HOST),
+    ("--enable-unified-cache-external-linker", HOST),
+    ("--enable-hisparse", HOST),
+    ("--disaggregation-mode prefill", "the transfer engines expect SGLang's own pools"),
+    ("--disaggregation-mode decode", "the transfer engines expect SGLang's own pools"),
+    ("--disaggregation-decode-retraction-backup host_pool", HOST),
+    ("--disaggregation-decode-enable-offload-kvcache", HOST),
+    ("--encoder-only", "an encoder has no KV cache, and loads no plugin"),
+    ("--speculative-algorithm NGRAM", "the draft model's KV is not part of the pool yet"),
+    ("--pp-size 2", "pipeline stages would plan different pools"),
+    ("--dcp-size 2", SHARD),
+    ("--attn-cp-size 2", SHARD),
+    ("--enable-kv-cache-sharding", SHARD),
+    ("--use-ray", "Ray workers load no plugin"),
+    ("--enable-two-batch-overlap", "half batches do not see their requests' rows"),
+    ("--enable-pdmux", "two streams would allocate at the same time"),
+    ("--dllm-algorithm LowConfidence", "diffusion steps rewrite tokens that are already cached"),
+    ("--enable-streaming-session", SESSION),
+    ("--enable-session-radix-cache", SESSION),
+    ("--kv-cache-dtype mxfp8", DTYPE),
+    ("--kv-cache-dtype nvfp4", DTYPE),
+    ("--kv-cache-dtype fp4_mx_block16", DTYPE),
+    ("--prefill-only-disable-kv-cache", "there would be no KV cache to manage"),
+    ("--enable-return-routed-experts", SIDE),
+    ("--enable-return-indexer-topk", SIDE),
+    ("--kv-canary log", SIDE),
+    ("--enable-nvidia-megakernel", BEHIND),
+    ("--enable-amd-monokernel", BEHIND),
+    ("--enable-lean-attention", "its kernel is not known to read strided KV"),
+    ("--enable-int8-mamba-checkpoint", "cached states stay in the format they run in"),
+    ("--enable-linear-replayssm", "its ring buffers are not part of the pool"),
+    ("--enable-linear-replayssm-spec", "its ring buffers are not part of the pool"),
+    ("--mamba-full-memory-ratio 0.5", "jenga has no ratio of states to KV"),
+    ("--max-mamba-cache-size 8", f"jenga has no separate pool of states to size {BYTES}"),
+    ("--swa-full-tokens-ratio 0.5", f"jenga has no ratio of window to full KV {BYTES}"),
+    ("--radix-eviction-policy tlru", ORDER),
+    ("--radix-eviction-policy lfu", ORDER),
+    ("--device xpu", "only CUDA and the CPU engine are known to work"),
+]
+
+
+@pytest.mark.parametrize(("flag", "why"), BAD_FLAGS)
+def test_combination_is_refused_in_one_line(launcher, llama, flag, why):
+    argv = ("--model-path", llama, "--memory-backend", "jenga", *flag.split())
+
+    outcome = launcher.command_line(*argv)
+
+    name = flag.split()[0]
+    line = f"{WITH}{flag}: {why}; drop {name} or --memory-backend"
+    assert outcome[:2] == ("SystemExit", line)
+
+
+def test_parameters_of_an_eviction_order_are_refused(launcher, llama):
+    argv = ("--radix-eviction-policy-config", '{"protected_threshold": 4}')
+
+    outcome = launcher.command_line("--model-path", llama, "--memory-backend", "jenga", *argv)
+
+    line = f"{WITH}{argv[0]} {{'protected_threshold': 4}}: {ORDER}; drop {argv[0]} or"
+    assert outcome[:2] == ("SystemExit", f"{line} --memory-backend")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--max-mamba-cache-size 8", "--swa-full-tokens-ratio 0.5", "--speculative-algorithm"]
+)
+def test_flag_is_served_beside_the_one_that_gives_it_a_meaning(launcher, llama, flags):
+    beside = ("--max-total-tokens", "500")
+    if flags == "--speculative-algorithm":  # then it names a way to capture, and no draft
+        flags, beside = f"{flags} EAGLE3", ("--enable-return-aux-hidden-states",)
+    argv = ("--model-path", llama, "--memory-backend", "jenga")
+
+    assert launcher.command_line(*argv, *flags.split()).end == "SystemExit"
+    outcome = launcher.command_line(*argv, *flags.split(), *beside)
+
+    assert outcome.end == "resolved", outcome.text
+
+
+def test_two_reasons_are_two_lines(launcher, llama):
+    flags = ("--pp-size", "2", "--enable-lmcache")
+
+    outcome = launcher.command_line("--model-path", llama, "--memory-backend", "jenga", *flags)
+
+    lines = outcome.text.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(WITH) for line in lines)
+
+
+def test_caller_of_an_engine_gets_a_value_error(launcher, llama):
+    outcome = launcher.engine(model_path=llama, memory_backend="jenga", enable_lmcache=True)
+
+    assert outcome.end == "Refused"  # a ValueError
+    assert outcome.text.startswith("--memory-backend jenga does not work with --enable-lmcache")
+
+
+def test_refused_combination_is_fine_without_the_flag(launcher, llama):
+    outcome = launcher.command_line("--model-path", llama, "--enable-return-routed-experts")
+
+    assert outcome.end == "resolved", outcome.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "source"),
+    [
+        (("--memory-backend", "jengo"), {}, "--memory-backend"),
+        ((), {"SGLANG_MEMORY_BACKEND": "jengo"}, "SGLANG_MEMORY_BACKEND"),
+    ],
+)
+def test_unknown_backend_is_one_line(launcher, llama, argv, env, source):
+    outcome = launcher.command_line("--model-path", llama, *argv, **env)
+
+    line = f"sglang-jenga: {source}: unknown memory backend 'jengo', expected default or jenga"
+    assert outcome[:2] == ("SystemExit", line)

@@ -1,0 +1,65 @@
+"""Models that --memory-backend jenga does not serve, or not in every way: one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_jenga.testing.launcher import write_model
+from tests.boot.lines import SERVE, WITH
+
+MLA = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+BAD_MODELS = [
+    ("DeepseekV2ForCausalLM", "deepseek_v2", MLA, "MLA layers are not carried yet"),
+    (
+        "DeepseekV32ForCausalLM",
+        "deepseek_v3",
+        {**MLA, "index_topk": 16, "index_head_dim": 8, "index_n_heads": 2},
+        "it caches more per token than K and V",
+    ),
+    (
+        "WhisperForConditionalGeneration",
+        "whisper",
+        {"d_model": 64, "decoder_attention_heads": 4, "encoder_attention_heads": 4},
+        "cross-attention is not carried yet",
+    ),
+    (
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {"layer_types": ["sliding_attention"] * 4, "sliding_window": 32},
+        "all its attention layers are window layers, and the pool needs a full one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("architecture", "model_type", "config", "why"), BAD_MODELS)
+def test_model_is_refused_in_one_line(launcher, tmp_path, architecture, model_type, config, why):
+    path = write_model(tmp_path, architecture, model_type, **config)
+
+    outcome = launcher.command_line("--model-path", path, "--memory-backend", "jenga")
+
+    assert outcome[:2] == ("SystemExit", f"{SERVE}{architecture}: {why}; drop --memory-backend")
+
+
+ONE_TOKEN = "without tracking, a cached state is that of one very token"
+NOT_TRACKED = "SGLang tracks no states inside prompts of Lfm2ForCausalLM"
+BAD_STATE_FLAGS = [
+    ("lfm2", "--mamba-radix-cache-strategy extra_buffer", (), NOT_TRACKED),
+    ("lfm2", "--mamba-radix-cache-strategy extra_buffer_lazy", (), NOT_TRACKED),
+    ("lfm2", "--page-size 16", (), ONE_TOKEN),
+    ("falcon_h1", "--page-size 16", ("--mamba-radix-cache-strategy", "no_buffer"), ONE_TOKEN),
+]
+
+
+@pytest.mark.parametrize(("model_type", "flag", "beside", "why"), BAD_STATE_FLAGS)
+def test_way_of_caching_states_is_refused_in_one_line(
+    launcher, tmp_path, model_type, flag, beside, why
+):
+    architecture = {"lfm2": "Lfm2ForCausalLM", "falcon_h1": "FalconH1ForCausalLM"}[model_type]
+    path = write_model(tmp_path, architecture, model_type)
+
+    outcome = launcher.command_line(
+        "--model-path", path, "--memory-backend", "jenga", *flag.split(), *beside
+    )
+
+    name = flag.split()[0]
+    assert outcome[:2] == ("SystemExit", f"{WITH}{flag}: {why}; drop {name} or --memory-backend")
