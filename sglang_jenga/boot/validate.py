@@ -39,7 +39,7 @@ def register_model_check() -> None:
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
             config = resolving_view(server_args)
-            if not get_platform().is_cpu:  # the CPU engine pads heads
+            if get_platform().is_cuda:  # the CPU engine pads heads
                 ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)
                 _require(model_rules.ranks_lines(model, ranks))
             if model_rules.has_state(model):
