@@ -99,6 +99,6 @@ def test_a_wrong_row_stops_the_server_before_it_serves(tmp_path):
 
     assert done.returncode == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1] == (
-        "sglang-jenga: --memory-backend jenga: SGLang built Gemma3ForCausalLM otherwise than planned: "
-        "layer 5 sees all tokens, its group is window(64); drop --memory-backend"
+        "sglang-jenga: --memory-backend jenga: SGLang built Gemma3ForCausalLM otherwise than "
+        "planned: layer 5 sees all tokens, its group is window(64); drop --memory-backend"
     )
