@@ -166,8 +166,8 @@ _ALL = (
         {"attention_backend": "intel_amx"},
         "swa_full_tokens_ratio",
     ),
-    # SGLang runs it as Llama code with full attention everywhere; on Gemma-3's code, which stock
-    # stores the same way, its windows are served.
+    # On Gemma-3's code, which stock stores the same way. SGLang's layers see one token more of
+    # Ministral's windows than the config says.
     Geometry(
         "ministral-8b",
         _published("ministral-8b"),
@@ -178,7 +178,7 @@ _ALL = (
             "model_type": "gemma3_text",
             **_GEMMA,
             "query_pre_attn_scalar": HEAD_DIM,
-            **windows(layer_types("fwww" * 9), 32768),
+            **windows(layer_types("fwww" * 9), 32769),
         },
     ),
     # FP8 weights, as published in Qwen3-Next-80B-A3B-Instruct-FP8; 512 experts, 10 per token.

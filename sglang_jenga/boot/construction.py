@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga.boot import flags, hook_table, refusal
+from sglang_jenga.boot import built_layers, flags, hook_table, refusal
 from sglang_jenga.boot.geometry import (
     Geometry,
     asked_bytes,
@@ -63,6 +63,9 @@ def config_from_budget(
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 
     geometry = geometry_of(self)
+    difference = built_layers.refusal(self, geometry)
+    if difference is not None:
+        refusal.leave(difference)
     asked = asked_bytes(self, geometry, cap_tokens)
     pool_bytes = budget_bytes if asked is None else min(asked, budget_bytes)
     if asked is not None and asked > budget_bytes:

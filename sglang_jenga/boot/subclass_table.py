@@ -36,17 +36,11 @@ SUBCLASSES = (
         "the prefix cache; the parent is an interface",
         constructs=False,
     ),
-    *(
-        Subclass(
-            "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator",
-            f"{_OURS}.serving.allocator:{name}",
-            why,
-            constructs=False,
-        )
-        for name, why in (
-            ("JengaTokenAllocator", "models with one attention group"),
-            ("JengaStateAllocator", "models with full attention and states"),
-        )
+    Subclass(
+        "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator",
+        f"{_OURS}.serving.allocator:JengaTokenAllocator",
+        "models without windows: full attention, and perhaps states",
+        constructs=False,
     ),
     Subclass(
         "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator",

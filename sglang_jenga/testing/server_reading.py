@@ -14,26 +14,29 @@ from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plugin import activate
 
 
-def read_as_server(path: str, **arguments: Any) -> dict[str, Any]:
-    """Return ``refused`` (lines), ``groups`` (fields of each) and ``stock_stores_windows``."""
+def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
+    """Return ``refused`` (lines), ``groups`` (fields of each) and ``stock_stores_windows``.
+
+    Groups are those of one rank that has the model to itself, whatever ``tp`` says.
+    """
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.runtime_context import create_context, use_context
     from sglang.srt.server_args import ServerArgs
 
     activate()
     server_args = ServerArgs(model_path=path, device="cpu", page_size=1, **arguments)
-    server_args.resolve_once()
     try:
         window_models.enable(False)
         stock = ModelConfig.from_server_args(server_args)
         window_models.enable(True)
         model = ModelConfig.from_server_args(server_args)
         found = {
-            "refused": model_rules.refused_lines(model),
+            "refused": model_rules.refused_lines(model) or model_rules.ranks_lines(model, tp),
             "groups": [],
             "stock_stores_windows": stock.is_hybrid_swa,
         }
         if not found["refused"]:
+            # Settles the formats, and what else SGLang makes of the model.
             with use_context(create_context(server_args, role="scheduler")):
                 groups = geometry_of(boot_check.Foreseen(model)).groups
             found["groups"] = [group_fields(group) for group in groups]

@@ -94,6 +94,8 @@ BY_NAME: dict[str, Family] = {
     "exaone4": Family("exaone4", _windows(3), {"sliding_window_pattern": "LLLG"}),
     # SGLang's layers see `window` tokens besides the current one here, one more than elsewhere.
     "cohere2": Family("cohere2", _windows(3), {"logit_scale": 1.0, "tie_word_embeddings": True}),
+    # Run by SGLang's Transformers fallback. Its layers see `window` tokens besides the current one.
+    "ministral": Family("ministral", _windows(3)),
     "gpt_oss": Family(
         "gpt_oss",
         _windows(1),

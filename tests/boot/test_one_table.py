@@ -90,6 +90,27 @@ def test_plan_and_server_agree_on_groups_bytes_and_verdict(launcher, tmp_path, a
         assert (plan.stock.window is not None) == server["stock_stores_windows"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "tp", "why"),
+    [
+        ("LlamaForCausalLM", 3, "3 ranks cannot share its 4 query heads"),
+        ("MiMoV2FlashForCausalLM", 4, None),
+        ("Mamba2ForCausalLM", 16, "16 ranks cannot share its 8 state heads"),
+    ],
+)
+def test_plan_and_server_refuse_the_same_numbers_of_ranks(
+    launcher, tmp_path, architecture, tp, why
+):
+    model_type, fields = (ENTRIES | WITHOUT_A_ROW)[architecture]
+    path = write_model(tmp_path, architecture, model_type, **fields)
+
+    server = as_server(launcher, path, {"tp": tp})
+    plan = read_geometry(json.loads((tmp_path / "config.json").read_text()), tp=tp)
+
+    assert [plan.refused] == (server["refused"] or [""])
+    assert plan.refused == (f"--tp {tp} does not fit {architecture}: {why}" if why else "")
+
+
 def test_states_are_tracked_where_sglang_tracks_them():
     names = _names_in("arg_groups/overrides.py", "_MAMBA_EXTRA_BUFFER_ARCHS")
     known = {name for name, row in layer_rules.MODELS.items() if row.state and not row.refused}

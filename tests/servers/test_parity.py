@@ -34,7 +34,7 @@ COVER = (
 # One paged, chunked cell with the cache on for the others.
 ONCE = (Cell(16, chunked=True),)
 MAIN = ("gemma3_text", "llama")
-OTHERS = ("qwen2", "qwen3", "mistral", "gemma2", "olmo2", "olmo3", "cohere2", "gemma4")
+OTHERS = ("qwen2", "qwen3", "mistral", "gemma2", "olmo2", "olmo3", "cohere2", "gemma4", "ministral")
 
 
 def prepare(family: str, folder: Path):
@@ -47,6 +47,8 @@ CASES = [(family, cell) for family in MAIN for cell in COVER]
 CASES += [(family, cell) for family in OTHERS for cell in ONCE]
 # A prompt parked between chunks while a smaller one would fit (this once lost a token).
 CASES += [("gemma2", PRESSURE[5])]
+# Windows that only the table of models knows: what is given back too early shows under pressure.
+CASES += [("ministral", PRESSURE[5])]
 
 
 @pytest.mark.parametrize(

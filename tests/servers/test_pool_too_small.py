@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     [
         ("llama", "--max-total-tokens 3", "one request of 18 tokens needs 19 (full 19)"),
         ("llama", "--max-total-tokens 100 --page-size 64", "needs 3 (full 3)"),
-        ("gemma3_text", "--max-total-tokens 5", "window(65) 18)"),
+        ("gemma3_text", "--max-total-tokens 5", "window(64) 18)"),
         # Its own state, and one or two that it is tracked in.
         ("qwen3_next", "--max-total-tokens 30 --max-mamba-cache-size 2", "state 2)"),
         (

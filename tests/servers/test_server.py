@@ -90,7 +90,7 @@ def test_the_planner_plans_from_the_config_alone_what_the_server_builds(server, 
     pool_bytes, large_page_bytes, num_large = map(int, built.groups())
     config = json.loads((model / "config.json").read_text())
 
-    plan = plan_pool(read_geometry(config, page_size=16, dtype="fp32").groups, pool_bytes)
+    plan = plan_pool(read_geometry(config, page_size=16, dtype="float32").groups, pool_bytes)
 
     assert (plan.large_page_bytes, plan.num_large) == (large_page_bytes, num_large)
 

@@ -128,13 +128,10 @@ def test_examples_of_the_help_are_command_lines_that_parse(capsys):
 
 
 def test_a_reader_who_leaves_early_is_no_error():
+    # `true` has ended long before Python is up.
     command = f"{sys.executable} -m sglang_jenga.plan.cli plan {GEMMA} --json | true"
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; sleep_in() {{ sleep 1; }}; {command}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
     assert done.stderr == ""

@@ -48,7 +48,10 @@ LAYERS = {
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
-    "boot.construction": layer("torch sglang", "boot boot.geometry plan pages memory serving"),
+    "boot.built_layers": layer("sglang", "boot boot.geometry plan memory"),
+    "boot.construction": layer(
+        "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
+    ),
     # The machine without a GPU. `import torch` itself imports the first.
     "cpu.sgl_kernel": layer("torch", "cpu"),
     "cpu": layer("torch sglang"),
