@@ -33,6 +33,10 @@ test: setup ## all tests, real servers included
 test-fast: setup ## the tests that start no server, and of random programs a part
 	@export HYPOTHESIS_PROFILE="$${HYPOTHESIS_PROFILE:-fast}"; $(run) -m pytest -m "not slow" $(ARGS)
 
+.PHONY: coverage
+coverage: setup ## what the fast tests run of serving/ and boot/; fails below 85 % of a file
+	@$(run) .ci/coverage.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## ruff check and ruff format --check
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .

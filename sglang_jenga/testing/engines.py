@@ -9,6 +9,7 @@ import it again. A cell of the parity matrix then costs seconds instead of half 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -70,7 +71,11 @@ class EngineFailed(RuntimeError):
 
 
 def preload() -> None:
-    """Import what every engine needs, here and once. Starts no thread and no torch kernel."""
+    """Import what every engine needs, here and once. Starts no thread and no torch kernel.
+
+    What a jenga engine builds with as well, inert without the flag: loading its machine code takes
+    a second in each process.
+    """
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -84,6 +89,8 @@ def preload() -> None:
 
     rebinding.rebind(hook_table.CPU_SCHEDULER)  # FalconMamba cannot even be imported without
     import sglang.srt.models.registry  # noqa: F401
+
+    import sglang_jenga.boot.construction  # noqa: F401
 
 
 def run_engine(
@@ -106,6 +113,9 @@ def run_engine(
     it boots (to plant a fault).
     """
     preload()
+    # SGLang collects garbage as it boots: that would walk through, and copy, all that is shared.
+    gc.collect()
+    gc.freeze()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="sglang-engine-") as folder:

@@ -9,6 +9,8 @@ it is not how a user starts a server: keep at least one test on the ordinary way
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -71,10 +73,19 @@ class WarmLauncher:
         return Forked(int(answer))
 
 
+@functools.cache
+def shared_warm_launcher() -> WarmLauncher:
+    """Return the one launcher of this test run."""
+    launcher = WarmLauncher()
+    atexit.register(launcher.__exit__)
+    return launcher
+
+
 def main() -> None:
     """Import, then fork one server per line of stdin."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
+    import gc
     import multiprocessing
 
     import sglang.launch_server
@@ -83,6 +94,10 @@ def main() -> None:
     import sglang.srt.managers.scheduler
     import sglang.srt.model_executor.model_runner  # noqa: F401
 
+    import sglang_jenga.boot.construction  # noqa: F401  inert without the flag
+
+    gc.collect()
+    gc.freeze()  # SGLang collects garbage as it boots
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda *args, **kwargs: None  # SGLang forces spawn
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the servers

@@ -39,9 +39,8 @@ def test_a_report_on_disk_has_every_row_as_soon_as_it_is_measured(tmp_path):
 
 
 @NO_GPU
-@pytest.mark.parametrize(
-    "name", ["bench_attention", pytest.param("bench_page_ops", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bench_attention", "bench_page_ops"])
 def test_without_a_gpu_a_benchmark_says_so_in_one_line(name):
     command = [sys.executable, "-m", f"benchmarks.gpu.{name}"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -113,6 +112,7 @@ print(m.can_use_dual_gemm(1, 2, 3, m.DualGemmQuantMode.UNQUANT))
 """
 
 
+@pytest.mark.slow
 def test_what_stands_in_has_the_names_that_sglang_takes_from_it():
     """With this environment's PyTorch, in a process whose `sgl_kernel` has no such operator yet."""
     assert set(stage.STAND_INS) == {"common_ops.py", "cutedsl_dual_gemm.py"}

@@ -59,6 +59,7 @@ def sources(scope: str) -> Iterator[tuple[str, Path]]:
         yield path.relative_to(SRT).as_posix(), path
 
 
+@functools.cache
 def functions_in(path: Path) -> set[str]:
     """Qualified names of all functions and classes of a file."""
     names: set[str] = set()

@@ -98,41 +98,41 @@ def test_installing_twice_adds_one_finder_and_it_answers_one_name(monkeypatch):
     assert sgl_kernel._FINDER.find_spec("common_ops_of_somebody") is None
 
 
-@pytest.fixture(scope="module")
-def said_by_a_new_process() -> list[str]:
-    """What a spawned scheduler does at import time, before it loads plugins; and then calls."""
-    said = child(
+@needs_sglang
+def test_sgl_kernel_imports_and_its_operators_work_in_a_process_of_sglang(launcher):
+    """It has imported SGLang, as a spawned scheduler does, before it loaded any plugin."""
+    table = launcher.run(
         """
-from sglang_jenga.cpu import sgl_kernel as operators
-operators.install_if_needed()
 import torch
 from sgl_kernel import assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu
 table = torch.zeros(2, 4, dtype=torch.int32)
 one = torch.tensor([1])
 assign_req_to_token_pool_cpu(one, table, one, one + 2, torch.tensor([7, 8]), 4)
-print(table.tolist())
+answer = {"table": table.tolist()}
+"""
+    )["table"]
+
+    assert table == [[0, 0, 0, 0], [0, 7, 8, 0]]
+
+
+@needs_sglang
+def test_an_operator_without_reference_resolves_and_names_itself_when_called(launcher):
+    found = launcher.run(
+        """
+import torch
+from sglang_jenga.cpu import sgl_kernel as operators
 operators.complete()
 try:
     torch.ops.sgl_kernel.fused_moe_router_cpu(torch.zeros(1))
 except RuntimeError as error:
-    print(error)
-print(hasattr(torch.ops.sgl_kernel, "fused_qk_norm_cpu"))
-""",
-        SGLANG_USE_CPU_ENGINE="1",
+    said = str(error)
+answer = {"said": said, "fast path": hasattr(torch.ops.sgl_kernel, "fused_qk_norm_cpu")}
+"""
     )
-    return said.splitlines()
 
-
-@needs_sglang
-def test_sgl_kernel_imports_and_its_operators_work_in_a_new_process(said_by_a_new_process):
-    assert said_by_a_new_process[0] == "[[0, 0, 0, 0], [0, 7, 8, 0]]"
-
-
-@needs_sglang
-def test_an_operator_without_reference_resolves_and_names_itself_when_called(said_by_a_new_process):
-    assert "fused_moe_router_cpu has no implementation here" in said_by_a_new_process[1]
+    assert "fused_moe_router_cpu has no implementation here" in found["said"]
     # SGLang takes this fast path if the name exists; a name that only raises must not.
-    assert said_by_a_new_process[-1] == "False"
+    assert not found["fast path"]
 
 
 @needs_sglang

@@ -28,18 +28,21 @@ class Mixed(NamedTuple):
 
 
 CASES = [
-    Mixed(model, page_size, overlap, strategy, large_pages)
-    for model, shapes in MODELS.items()
-    for page_size in (1, 4)
-    for overlap in (True, False)
-    for strategy in (
-        ("extra_buffer", "extra_buffer_lazy") if shapes[1].has_states else ("no_buffer",)
-    )
-    for large_pages in (1, 4)
+    pytest.param(case, marks=pytest.mark.slow if case.large_pages > 1 else (), id=str(case))
+    for case in [
+        Mixed(model, page_size, overlap, strategy, large_pages)
+        for model, shapes in MODELS.items()
+        for page_size in (1, 4)
+        for overlap in (True, False)
+        for strategy in (
+            ("extra_buffer", "extra_buffer_lazy") if shapes[1].has_states else ("no_buffer",)
+        )
+        for large_pages in (1, 4)
+    ]
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_requests_that_ride_along_with_a_chunk_are_answered(case: Mixed):
     shape = MODELS[case.model][case.page_size]
     settings = Settings(

@@ -21,7 +21,14 @@ def turns_with_few_due(rig: Rig, turns: int) -> None:
 
 @pytest.mark.parametrize(
     ("page_size", "window", "interval"),
-    [(64, 128, 128), (16, 128, 1), (64, 512, 128), (128, 1024, 128), (16, 1024, 128)],
+    [
+        (64, 128, 128),
+        (16, 128, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(64, 512, 128), (128, 1024, 128), (16, 1024, 128)]
+        ),
+    ],
 )
 def test_pages_longer_than_what_a_window_leaves_between_two_looks(page_size, window, interval):
     settings = Settings(page_size=page_size, chunk=2 * page_size, slide_interval=interval)

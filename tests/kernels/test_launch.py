@@ -122,7 +122,10 @@ def compiler(tmp_path):
 
 
 @pytest.mark.parametrize("name", kernel_cases())
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param(80, marks=pytest.mark.slow), pytest.param(89, marks=pytest.mark.slow), 90],
+)
 def test_kernel_compiles_for_every_kind_of_stride(compiler, name, capability):
     for stride in STRIDES:
         compiled(name, stride, capability)

@@ -69,7 +69,9 @@ def test_scatter_kv_writes_its_slots_and_no_bit_beside_them(
         check_store(module, k, v, loc, pools)
 
 
-@pytest.mark.parametrize("page_size", [1, 3, 16, 64, 256])
+@pytest.mark.parametrize(
+    "page_size", [1, 3, 16, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 256))]
+)
 def test_a_token_lands_in_its_page_of_a_shared_pool(load, device, page_size):
     """Slots of pages far apart, as ``small_id * page_size + offset``."""
     module = load("scatter_kv")

@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ import aiohttp
 from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
+from sglang_jenga.testing.warm import WarmLauncher
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -127,16 +129,24 @@ async def _request(
     return output
 
 
-def stress(model: Path, count: int, *flags: str, states: int = 0) -> Report:
+def stress(
+    model: Path,
+    count: int,
+    *flags: str,
+    states: int = 0,
+    launchers: Sequence[WarmLauncher | None] = (None, None),
+) -> Report:
     """Play the jobs unpressured for the expected answers, then under pressure.
 
     ``states``: so many states' bytes are in the small pool besides, for models that have any.
+    ``launchers``: of the two servers; SGLang reads `RETRACTING` when it is imported.
     """
     jobs = jobs_of(count)
     distinct = {(tuple(job.prompt), job.new_tokens): job._replace(quits=None) for job in jobs}
     common = ("--memory-backend", "jenga", "--chunked-prefill-size", "64", *flags)
     roomy = ("--max-total-tokens", "8192", "--max-mamba-cache-size", "100")
-    with Server(model, *common, *roomy[: 4 if states else 2], env=EXACT) as server:
+    roomy = roomy[: 4 if states else 2]
+    with Server(model, *common, *roomy, env=EXACT, launcher=launchers[0]) as server:
         answers = asyncio.run(_play(server.url, list(distinct.values())))
     expected = dict(zip(distinct, answers, strict=True))
 
@@ -144,7 +154,8 @@ def stress(model: Path, count: int, *flags: str, states: int = 0) -> Report:
     pool = ("--max-total-tokens", str(POOL_TOKENS), "--schedule-conservativeness", "0.1")
     if states:
         pool += ("--max-mamba-cache-size", str(states))
-    with Server(model, *common, *pool, env=STRICT | RETRACTING | EXACT) as server:
+    pressed = STRICT | RETRACTING | EXACT
+    with Server(model, *common, *pool, env=pressed, launcher=launchers[1]) as server:
         start = time.monotonic()
         answers = asyncio.run(_play(server.url, jobs))
         seconds = time.monotonic() - start

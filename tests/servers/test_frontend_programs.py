@@ -11,7 +11,7 @@ import sglang as sgl
 from examples import chat, few_shot, parallel_tools, tree_of_thought
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import write_tiny_model
-from sglang_jenga.testing.warm import WarmLauncher
+from sglang_jenga.testing.warm import shared_warm_launcher
 
 pytestmark = pytest.mark.slow
 PROGRAMS = {
@@ -27,7 +27,8 @@ FLAGS = {"stock": (), "jenga": ("--memory-backend", "jenga")}
 def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "gemma3_text"
     model = write_tiny_model("gemma3_text", folder, num_layers=6, window=32)
-    with WarmLauncher() as launcher, ExitStack() as stack:
+    launcher = shared_warm_launcher()
+    with ExitStack() as stack:
         yield {
             name: stack.enter_context(Server(model, *flags, launcher=launcher))
             for name, flags in FLAGS.items()

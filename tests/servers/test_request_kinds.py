@@ -10,7 +10,7 @@ import requests
 from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE
-from sglang_jenga.testing.warm import WarmLauncher
+from sglang_jenga.testing.warm import shared_warm_launcher
 from tests.servers.parity import model_of
 
 pytestmark = pytest.mark.slow
@@ -18,17 +18,12 @@ pytestmark = pytest.mark.slow
 FAMILIES = ("llama", "gemma3_text")
 
 
-@pytest.fixture(scope="module")
-def warm():
-    with WarmLauncher() as warm:
-        yield warm
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
-def both(request, warm, tmp_path_factory):
+def both(request, tmp_path_factory):
     """Stock and jenga with one model, on a pool for a few of the requests at a time."""
     model = model_of(request.param, tmp_path_factory.mktemp("models"))
     pool = ("--max-total-tokens", "600", "--disable-hybrid-swa-memory")
+    warm = shared_warm_launcher()
     stock = Server(model, *pool, env=EXACT, launcher=warm)
     jenga = Server(model, *pool[:2], "--memory-backend", "jenga", env=EXACT, launcher=warm)
     with stock, jenga:
@@ -81,7 +76,8 @@ def test_beams_are_refused_with_status_400_and_the_server_goes_on(both, more):
     assert jenga.alive()
 
 
-def test_embeddings_are_those_of_stock(warm, tmp_path):
+def test_embeddings_are_those_of_stock(tmp_path):
+    warm = shared_warm_launcher()
     model = model_of("llama", tmp_path)
     prompts = [words(30 + 7 * i, i) for i in range(20)]
     found = []

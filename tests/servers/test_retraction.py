@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -90,11 +91,16 @@ def disturbed(family: str, folder, prepare: Callable[[], None] | None, count: in
     )
 
 
-@pytest.mark.parametrize("family", WAYS)
-def test_a_retracted_request_resumes_from_its_last_token_or_state(tmp_path, family: str):
-    undisturbed = disturbed(family, tmp_path, None)
+def prepare(family: str, folder: Path):
+    """The folder with the model, and what is answered where nothing happens."""
+    return folder, disturbed(family, folder, None)
 
-    run = disturbed(family, tmp_path, lambda: retract_every(40))
+
+@pytest.mark.parametrize("family", WAYS)
+def test_a_retracted_request_resumes_from_its_last_token_or_state(prepared, family: str):
+    folder, undisturbed = prepared(family)
+
+    run = disturbed(family, folder, lambda: retract_every(40))
 
     assert run.outputs == undisturbed.outputs
     assert run.retractions >= 2
@@ -103,15 +109,15 @@ def test_a_retracted_request_resumes_from_its_last_token_or_state(tmp_path, fami
 
 
 @pytest.mark.parametrize("family", WAYS)
-def test_after_a_pause_requests_resume_from_their_prompts(tmp_path, family: str):
+def test_after_a_pause_requests_resume_from_their_prompts(prepared, family: str):
     """The weights may have changed: answers are computed again."""
-    undisturbed = disturbed(family, tmp_path, None)
+    folder, undisturbed = prepared(family)
 
     def pause_and_go_on(scheduler) -> None:
         pause(scheduler)
         go_on(scheduler)
 
-    run = disturbed(family, tmp_path, lambda: interrupt(all_have(3, 20), pause_and_go_on))
+    run = disturbed(family, folder, lambda: interrupt(all_have(3, 20), pause_and_go_on))
 
     assert run.outputs == undisturbed.outputs
     assert run.hit_tokens == 3 * (64 if family in ("gemma3_text", "falcon_h1") else 70)

@@ -59,7 +59,7 @@ def test_blocks_of_nodes_that_are_cut_and_joined_are_published_once(page_size: i
     rng = random.Random(seed)
     index = Index(page_size)
     world = World(
-        3 * page_size, tokens_per_page=page_size, observer=index.publisher, num_large=4096
+        3 * page_size, tokens_per_page=page_size, observer=index.publisher, num_large=1024
     )
     key = tokens(12 * page_size)
     for _ in range(60):

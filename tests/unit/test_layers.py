@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ LAYERS = {
     "testing": layer(
         "torch transformers tokenizers safetensors sglang requests numpy sgl_kernel flashinfer "
         "triton",
-        "boot cpu cpu.sgl_kernel plan memory kernels",
+        "boot boot.construction cpu cpu.sgl_kernel plan memory kernels",
     ),
     "plugin": layer(
         "sglang packaging", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
@@ -67,6 +68,7 @@ LAYERS = {
 }
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module by its name inside sglang_jenga: `plan.spec`, `radix.tree`."""
     roots = [(ROOT / "sglang_jenga", "")] + [(ROOT / name, f"{name}.") for name in MAPPED]

@@ -86,6 +86,7 @@ def test_bare_kernels_is_hugging_faces():
     assert not run_python(code, ROOT).startswith(str(ROOT))
 
 
+@pytest.mark.slow
 def test_every_module_imports_by_its_package_name():
     names = [
         f"sglang_jenga.{name}.{path.stem}" for name in MAPPED for path in (ROOT / name).glob("*.py")
