@@ -22,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 from sglang_jenga import __version__
 from sglang_jenga.boot import flags, hook_table, hooks, rebinding, refusal, validate, window_models
 from sglang_jenga.cpu import sgl_kernel
+from sglang_jenga.layers import registry
 
 CHECKED_SGLANG = "0.5.23"
 SGLANG_RANGE = ">=0.5.23,<0.5.24"
@@ -78,6 +79,7 @@ def _warn_of_unchecked_version() -> None:
 
 
 def _load_extras() -> None:
+    registry.load_installed()
     sgl_kernel.complete()
     if sgl_kernel.cpu_engine_requested():
         rebinding.rebind(hook_table.CPU_RESOLUTION)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_jenga.boot import window_models
+from sglang_jenga.layers.base import Address
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.spec import LayerGroup
@@ -79,7 +80,7 @@ def differences(
         group, shape = home[layer.layer_id]
         if layer.heads != shape:
             found.append(f"{name} has {_shown(layer.heads)}, its group {_shown(shape)}")
-        if group.layer_type == "window" and not layer.in_chunks:
+        if group.kind.address is Address.MAPPED and not layer.in_chunks:
             found += _window_differences(name, layer.sees, group, seen)
     return list(dict.fromkeys(found))
 

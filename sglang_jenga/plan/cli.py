@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_jenga import __version__
+from sglang_jenga.layers import registry
 from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.hf_config import ModelGeometry, read_geometry
 from sglang_jenga.plan.kv_format import KV_CACHE_DTYPES, MODEL_DTYPES
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = _parser().parse_args(argv)
     try:
+        registry.load_installed()
         text = _plan(args)
     except (OSError, OverflowError, ValueError) as error:
         print(f"sglang-jenga: {_one_line(error)}", file=sys.stderr)

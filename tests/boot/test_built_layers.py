@@ -8,13 +8,15 @@ import sys
 import pytest
 
 from sglang_jenga.boot.built_layers import BuiltLayer, differences
+from sglang_jenga.layers.full import Full
+from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.testing.launcher import environment
 from sglang_jenga.testing.tiny_models import write_tiny_model
 
 FULL, SMALL = HeadShape(2, 16, 16), HeadShape(4, 16, 16)
-GROUPS = (LayerGroup("full", (1, 3), 128), LayerGroup("window", (0, 2), 128, 1, 32))
+GROUPS = (LayerGroup(Full(), (1, 3), 128), LayerGroup(Window(32), (0, 2), 128))
 BUILT = (
     BuiltLayer(0, SMALL, 32),
     BuiltLayer(1, FULL, None),

@@ -62,7 +62,7 @@ LAYERS = {
         "boot boot.construction cpu cpu.sgl_kernel plan memory kernels",
     ),
     "plugin": layer(
-        "sglang packaging", "boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
+        "sglang packaging", "layers boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
     ),
     "testing.server_reading": layer("sglang", "boot boot.boot_check boot.geometry plan plugin"),
 }
