@@ -14,10 +14,10 @@ from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 from sglang_jenga.boot import window_models
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
-from sglang_jenga.plan.layer_rules import SLOT_BYTES, with_slots
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import LayerGroup, LayerType, PoolPlan, format_bytes
+from sglang_jenga.plan.state_sizes import SLOT_BYTES, with_slots
 
 SMALLEST_REQUEST = 16
 """Tokens, prompt and answer together, of a request that any pool must be able to hold."""
