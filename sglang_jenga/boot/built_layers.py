@@ -108,10 +108,12 @@ def refusal(configurator: Any, geometry: Geometry) -> str | None:
     model = configurator.model_config
     architectures = model.hf_config.architectures
     row = layer_rules.row_of(architectures)
-    seen = row.window.seen(window_models.reader(model.hf_text_config))
-    if not layer_rules.has_row(architectures):
-        seen = None
     groups = geometry.groups[: len(geometry.heads)]
+    seen = None
+    if layer_rules.has_row(architectures):
+        read = window_models.reader(model.hf_text_config)
+        seen = row.window.seen(read)
+        _note_width(groups, row.window.stored(read))
     found = differences(layers, groups, geometry.heads, seen)
     _note_unread(layers, groups)
     if not found:
@@ -121,6 +123,15 @@ def refusal(configurator: Any, geometry: Geometry) -> str | None:
         f"--memory-backend jenga: SGLang built {architectures[0]} otherwise than planned: "
         f"{found[0]}{more}; drop --memory-backend"
     )
+
+
+def _note_width(groups: Sequence[LayerGroup], stored: int | None) -> None:
+    """SGLang's runner may keep more than its layers see, and then a plan is off by so much."""
+    held = next((group.window for group in groups if group.window is not None), stored)
+    if held != stored:
+        _logger.warning(
+            "jenga: the window group holds %s tokens, %s by the table of models", held, stored
+        )
 
 
 def _note_unread(layers: Sequence[BuiltLayer], groups: Sequence[LayerGroup]) -> None:

@@ -18,10 +18,11 @@ from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
-from sglang_jenga.plan.layer_rules import SLOT_BYTES, row_of, with_slots
+from sglang_jenga.plan.layer_rules import row_of
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes
+from sglang_jenga.plan.state_sizes import SLOT_BYTES, with_slots
 
 SMALLEST_REQUEST = 16
 """Tokens, prompt and answer together, of a request that any pool must be able to hold."""

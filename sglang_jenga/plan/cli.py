@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 from sglang_jenga import __version__
 from sglang_jenga.layers import registry
-from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.hf_config import ModelGeometry, read_geometry
 from sglang_jenga.plan.kv_format import KV_CACHE_DTYPES, MODEL_DTYPES
 from sglang_jenga.plan.planner import plan_pool
 from sglang_jenga.plan.report import DEFAULT_LENGTHS, CapacityRow, capacity_rows, format_plan
 from sglang_jenga.plan.spec import PoolPlan
+from sglang_jenga.plan.state_sizes import with_slots
 
 LENGTH_UNITS = {"k": 1 << 10, "m": 1 << 20}
 _READER_GONE = 141  # as a shell reports a program whose reader has left
@@ -82,7 +82,7 @@ def _plan(args: argparse.Namespace) -> str:
             return json.dumps(_refusal_as_json(geometry), indent=2)
         return f"{head}\nserved: no, {geometry.refused}"
 
-    plan = plan_pool(layer_rules.with_slots(geometry.groups, pool_bytes), pool_bytes)
+    plan = plan_pool(with_slots(geometry.groups, pool_bytes), pool_bytes)
     lengths, notes = _possible_lengths(args.lengths, geometry.context_tokens)
     rows = capacity_rows(
         plan,

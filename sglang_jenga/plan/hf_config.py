@@ -20,7 +20,7 @@ from sglang_jenga.plan.head_shapes import LayerHeads
 from sglang_jenga.plan.layer_lists import LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
 from sglang_jenga.plan.spec import LayerGroup
-from sglang_jenga.plan.state_sizes import UnevenRanksError
+from sglang_jenga.plan.state_sizes import SLOT_BYTES, UnevenRanksError
 from sglang_jenga.plan.stock import StockLayout
 
 _CONTEXT_FIELDS = (
@@ -174,7 +174,7 @@ class _Reading:
         state_ids = self._ids("state")
         if state_ids:
             if not groups:
-                groups.append(LayerGroup(Full(), (), layer_rules.SLOT_BYTES, self.page_size))
+                groups.append(LayerGroup(Full(), (), SLOT_BYTES, self.page_size))
             groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
         if not groups:
             raise ValueError("no layer of this config keeps KV or state")

@@ -20,11 +20,6 @@ from sglang_jenga.plan import head_shapes, state_sizes
 from sglang_jenga.plan import layer_lists as lists
 from sglang_jenga.plan.layer_lists import Read
 from sglang_jenga.plan.model_row import ModelRow, Window
-from sglang_jenga.plan.spec import LayerGroup
-
-SLOT_BYTES = 64
-"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
-takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
 
 EXTRA_CACHE = "it caches more per token than K and V"
 MLA = "MLA layers are not carried yet"
@@ -285,16 +280,6 @@ def row_of(architectures: Sequence[str]) -> ModelRow:
 
 def has_row(architectures: Sequence[str]) -> bool:
     return any(name in MODELS for name in architectures)
-
-
-def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGroup, ...]:
-    """The groups of a pool of so many bytes: where no layer stores anything per token, a slot costs
-    as much as keeps its number within 32 bits."""
-    first, *others = groups
-    if not first.layer_ids:
-        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
-        first = replace(first, entry_bytes=slot_bytes)
-    return (first, *others)
 
 
 def refusal(architecture: str, why: str) -> str:

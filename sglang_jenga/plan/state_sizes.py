@@ -7,14 +7,21 @@ Stdlib only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sglang_jenga.plan.layer_lists import Read, need
+from sglang_jenga.plan.spec import LayerGroup
 
 StateRule = Callable[[Read, int], int]
 
 CONV_ITEMSIZE = 2  # SGLANG_MAMBA_CONV_DTYPE: bfloat16 unless set
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+SLOT_BYTES = 64
+"""What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
+takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
 
 
 class UnevenRanksError(ValueError):
@@ -105,6 +112,16 @@ def short_convolution(read: Read, tp: int) -> int:
     """LFM2: the convolution's inputs are all there is."""
     channels = _share("channels", need(read, "hidden_size"), tp)
     return channels * ((read("conv_L_cache") or 3) - 1) * CONV_ITEMSIZE
+
+
+def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGroup, ...]:
+    """The groups of a pool of so many bytes: where no layer stores anything per token, a slot costs
+    as much as keeps its number within 32 bits."""
+    first, *others = groups
+    if not first.layer_ids:
+        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
+        first = replace(first, entry_bytes=slot_bytes)
+    return (first, *others)
 
 
 def _of_inner(read: Read, tp: int, inner: int, itemsize: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,20 +112,100 @@ def test_plan_and_server_refuse_the_same_numbers_of_ranks(
     assert plan.refused == (f"--tp {tp} does not fit {architecture}: {why}" if why else "")
 
 
+def test_a_server_on_gpus_refuses_such_a_number_before_sglang_asserts_it(launcher, tmp_path):
+    path = write_model(tmp_path, "LlamaForCausalLM", "llama")
+
+    answer = launcher.run(
+        f"""
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.runtime_context import override_platform
+
+def end_of(tp):
+    record = Engine.server_args_class(
+        model_path={path!r}, device="cpu", tp_size=tp, memory_backend="jenga"
+    )
+    try:
+        with override_platform(is_cuda=True):
+            record.resolve_once()
+    except Exception as error:
+        return str(error)
+
+answer = {{"2": end_of(2), "3": end_of(3)}}
+"""
+    )
+
+    assert (
+        answer["3"]
+        == "--tp 3 does not fit LlamaForCausalLM: 3 ranks cannot share its 4 query heads"
+    )
+    assert answer["2"] is None or "ranks cannot share" not in answer["2"]
+
+
 def test_states_are_tracked_where_sglang_tracks_them():
-    names = _names_in("arg_groups/overrides.py", "_MAMBA_EXTRA_BUFFER_ARCHS")
+    tree = _source("arg_groups/overrides.py")
+    names = next(
+        set(ast.literal_eval(node.value.args[0]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_MAMBA_EXTRA_BUFFER_ARCHS"
+    )
     known = {name for name, row in layer_rules.MODELS.items() if row.state and not row.refused}
 
     assert {name for name in known if layer_rules.MODELS[name].tracks} == known & names
 
 
-def _names_in(path: str, variable: str) -> set[str]:
-    """The names of a set in SGLang's source, which importing it would cost a process."""
+# Draft models, which are refused with their flag.
+DRAFTS = ("MTP", "NextN", "Eagle", "DSpark")
+# Named where SGLang sorts models out, and full attention all the same.
+FULL = {
+    "MistralModel",
+    "MixtralForCausalLM",
+    "MistralForCausalLM",
+    "BaichuanForCausalLM",
+    "GlmImageForConditionalGeneration",
+}
+SORTED_OUT = {
+    "is_hybrid_swa_model",
+    "get_hybrid_layer_ids",
+    "_derive_model_shapes",
+    "is_encoder_decoder_model",
+    "is_deepseek_dsa",
+    "is_deepseek_v4",
+    "is_qwen4_exp",
+    "is_minimax_sparse",
+}
+LISTS = {"SWA_SINK_ARCHS", "MIMO_V2_MODEL_ARCHS", "PURE_MAMBA1_ARCHITECTURES"}
+
+
+def test_every_model_that_sglang_stores_its_own_way_has_a_row():
+    tree = _source("configs/model_config.py")
+    constants = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in LISTS
+    ]
+    functions = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in SORTED_OUT
+    ]
+    assert {function.name for function in functions} == SORTED_OUT
+    assert len(constants) == len(LISTS)
+    named = {
+        node.value
+        for part in (*functions, *constants)
+        for node in ast.walk(part)
+        if isinstance(node, ast.Constant)
+        and re.fullmatch(r"[A-Z]\w*(For[A-Z]\w+|Model)", str(node.value))
+    }
+    targets = {name for name in named if not any(word in name for word in DRAFTS)}
+
+    assert targets - layer_rules.MODELS.keys() - FULL == set()
+
+
+def _source(path: str) -> ast.Module:
+    """A module of SGLang's, which importing it would cost a process."""
     root = Path(importlib.util.find_spec("sglang").submodule_search_locations[0])
-    for node in ast.walk(ast.parse((root / "srt" / path).read_text())):
-        if isinstance(node, ast.Assign) and node.targets[0].id == variable:
-            return set(ast.literal_eval(node.value.args[0]))
-    raise AssertionError(f"no {variable} in {path}")
+    return ast.parse((root / "srt" / path).read_text())
 
 
 def test_a_row_is_added_once(monkeypatch):
