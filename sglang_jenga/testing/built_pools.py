@@ -54,7 +54,7 @@ def configurator(
             attn_dp_size=1,
             pp_size=1,
             pp_group=None,
-            model=None,
+            model=torch.nn.Module(),  # of no layers
             model_config=config,
             server_args=server_args,
             kv_cache_dtype=torch.float32,

@@ -37,9 +37,9 @@ def build(launcher, tmp_path_factory):
 OURS = {
     "llama": ("JengaTokenAllocator", "JengaMHAPool", "ReqToTokenPool"),
     "gemma3_text": ("JengaSWAAllocator", "JengaSWAPool", "ReqToTokenPool"),
-    "qwen3_next": ("JengaStateAllocator", "HybridLinearKVPool", "JengaStateRows"),
+    "qwen3_next": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
     "jet_nemotron": ("JengaSWAAllocator", "JengaSWAPool", "JengaStateRows"),
-    "mamba": ("JengaStateAllocator", "HybridLinearKVPool", "JengaStateRows"),
+    "mamba": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
 }
 
 

@@ -49,7 +49,7 @@ LAYERS = {
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
-    "boot.built_layers": layer("sglang", "boot boot.geometry plan memory"),
+    "boot.built_layers": layer("sglang", "boot boot.geometry plan layers memory"),
     "boot.construction": layer(
         "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
     ),
