@@ -15,13 +15,13 @@ from sglang_jenga.radix.times import Times
 
 
 class Ageing:
-    """Keeps the times and anchors of the nodes on `Paths`, and says which pages are shielded.
+    """Keeps the times and resume points of the nodes on `Paths`, and says which pages are shielded.
 
     A page of a window is shielded while it decides about hits on pages that are in use anyway: it
     is a few bytes, and without it the full pages of the same tokens, locked by running requests,
     are worth nothing to the next request. For every node and window group:
 
-        extents[g].shielded == anchored[g] and locks[c] > 0 and not locks[g]
+        extents[g].shielded == resume_point[g] and locks[c] > 0 and not locks[g]
 
     c is the prefix-closed group, whose pages every prefix needs.
     """
@@ -33,20 +33,20 @@ class Ageing:
         times: Times,
         owner: PageOwner,
         *,
-        anchors: bool,
+        resume_points: bool,
         shield: bool,
-        worth: int,
-        spared: int,
+        state_cost: int,
+        grace_tokens: int,
     ) -> None:
         """As in `RadixTrees`."""
         self._paths, self._queues, self._times, self._owner = paths, queues, times, owner
-        self._worth = worth
-        self._spared = spared
+        self._state_cost = state_cost
+        self._grace_tokens = grace_tokens
         self._closed = paths.closed
         self._others = [g for g in range(len(paths.policies)) if g != self._closed]
         # Groups whose pages are of no use behind a hit that went past them.
         aging = [g for g in self._others if paths.policies[g].ages_behind_hits]
-        self._passed = tuple(aging if anchors else ())
+        self._passed = tuple(aging if resume_points else ())
         self._shielding = self._passed if shield else ()
         self.prefix_groups = [g for g in self._others if paths.policies[g].per_prefix]
 
@@ -57,8 +57,8 @@ class Ageing:
     # ---- of use -----------------------------------------------------------------------------
 
     def touch(self, node: Node, *, hit: bool) -> None:
-        """Refresh what each group reads of the prefix that ends at ``node``, and what it reads of
-        the anchors before it; the rest ages, and after a hit goes before all that was of use."""
+        """Refresh what each group reads of the prefix that ends at ``node``, and the resume points
+        before it. The rest ages, and after a hit goes before all that was of use."""
         refresh = self._times.refresh
         paths, closed = self._paths, self._closed
         ranges = [(group_id, paths.ranges_read(group_id, node.end)) for group_id in self._others]
@@ -70,20 +70,20 @@ class Ageing:
             for group_id, parts in read:
                 if part.extents[group_id] is None:
                     continue
-                if part.anchored[group_id] or part in parts:
+                if part.resume_point[group_id] or part in parts:
                     refresh(part, group_id)
                 elif hit and group_id in self._passed:
                     self.demote(part, group_id)
 
-    def settle(self, node: Node) -> None:
-        """A request has got as far as ``node``. The next ones will go on from there, or part from
-        this path where others have: what the groups read at those places is refreshed by whoever
-        passes. They may part shortly before its end as well, as another question on one document
-        does: what comes shortly before ages with its request. All else on the path goes first: the
-        windows of its middle, of earlier ends, and of where a prompt was cut.
+    def mark_resume_points(self, node: Node) -> None:
+        """Called when a key is complete up to ``node``. Later requests resume at ``node``, at a
+        fork above it, or a little before ``node`` (a second question on one document). Pages that
+        are read at the first two places are resume points, and every visitor refreshes them. The
+        ``grace_tokens`` before ``node`` keep their age. All other window pages of the path are
+        demoted: the windows of its middle, of earlier ends, and of where a prompt was cut.
 
-        Of states only the one that is consumed is refreshed. Without the places where requests part
-        a prefix in daily use would lose the windows that its users begin with.
+        Of states only the one that is consumed is refreshed. Without the forks a prefix in daily
+        use would lose the windows that its users begin with.
         """
         if not self._passed:
             return  # full attention reads it all: no path to walk for it
@@ -95,23 +95,23 @@ class Ageing:
             ranges = [*last, *(r for end in forks for r in paths.ranges_read(group_id, end))]
             paths.parts_read(node, before, group_id)  # all cuts first: a node keeps only its back
             kept = set(paths.parts_read(node, _joined(ranges), group_id))
-            spared = set(paths.parts_read(node, before, group_id))
+            grace_tokens = set(paths.parts_read(node, before, group_id))
             for part in upwards(node, 0):
-                part.anchored[group_id] = part in kept
+                part.resume_point[group_id] = part in kept
                 if part.extents[group_id] is None:
                     continue
                 self._reshield(part, group_id)
                 if part in kept:
                     self._times.refresh(part, group_id)
-                elif part not in spared:
+                elif part not in grace_tokens:
                     self.demote(part, group_id)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
-        """As many tokens as are read at a path's end once more, and at least ``spared``."""
+        """As many tokens as are read at a path's end once more, and at least ``grace_tokens``."""
         if not last:
             return []
         step, behind = self._paths.tokens_per_page, last[0][0]
-        count = max(self._spared, sum(end - begin for begin, end in last))
+        count = max(self._grace_tokens, sum(end - begin for begin, end in last))
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def demote(self, node: Node, group_id: int) -> None:
@@ -145,7 +145,7 @@ class Ageing:
     def is_shielded(self, node: Node, group_id: int) -> bool:
         """Whether the node's pages of a group have to be shielded, if nobody has locked them."""
         return (
-            node.anchored[group_id]
+            node.resume_point[group_id]
             and node.locks[self._closed] > 0
             and not node.locks[group_id]
             and group_id in self._shielding
@@ -153,12 +153,11 @@ class Ageing:
 
     # ---- one page per prefix ----------------------------------------------------------------
 
-    def thin(self, node: Node, group_id: int) -> None:
-        """A prefix has got its one page. Is the page of the prefix before it still worth its bytes?
-
-        It serves those who will part from this path between the two, and saves them what lies
-        between it and the page before. Where requests have parted already it stays.
-        """
+    def demote_cheap_states(self, node: Node, group_id: int) -> None:
+        """``node`` has just received its state. The previous state on this path now helps only
+        requests that branch off between the two, and saves them the distance to the state before
+        it. If that is fewer than ``state_cost_tokens`` tokens, and nobody has branched there, it is
+        demoted."""
         last = node.parent
         while last.parent is not None and last.extents[group_id] is None:
             if self._is_branch(last, group_id):
@@ -172,18 +171,18 @@ class Ageing:
             or self._times.is_demoted(before.extents[group_id])  # goes first itself
         ):
             before = before.parent
-        if last.end - before.end < self._worth:
+        if last.end - before.end < self._state_cost:
             self.demote(last, group_id)
 
     @staticmethod
     def _is_branch(node: Node, group_id: int) -> bool:
         """Whether requests part here, or a page came for a prefix that others had gone on from."""
-        return node.parts or node.anchored[group_id]
+        return node.parts or node.resume_point[group_id]
 
-    def strand(self, node: Node) -> None:
-        """Where a group has one page per prefix, tokens can only be hit with such a page at or
-        behind their end. Without one they go before all that are of use; a request that comes this
-        way again still learns from them where it parts."""
+    def demote_unreachable(self, node: Node) -> None:
+        """With states, a token page can be hit only if a state lies at or behind its end. When the
+        last such state is gone, the token pages are demoted. They stay in the tree: a request that
+        comes this way still learns where it branches off."""
         if not self.prefix_groups:
             return
         times, closed = self._times, self._closed

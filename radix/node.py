@@ -62,14 +62,13 @@ class Node:
 
     Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
     one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
-    counts the running requests that need it; ``anchored[g]`` says that a place where requests end
-    or part reads it, or, in a group with one page per prefix, that requests part right here.
+    counts the running requests that need it; ``resume_point[g]`` says that later requests resume
+    where it is read, or, in a group with one page per prefix, that requests part right here.
     ``in_smalls[g]`` and ``in_larges[g]`` are the times of its entries in the two eviction queues of
     the group, None where it has none. ``forked``: requests have parted at its end.
     """
 
     __slots__ = (
-        "anchored",
         "begin",
         "children",
         "edge",
@@ -81,6 +80,7 @@ class Node:
         "locks",
         "namespace",
         "parent",
+        "resume_point",
         "run",
     )
 
@@ -103,7 +103,7 @@ class Node:
         self.children: dict[Hashable, Node] = {}
         self.extents: list[Extent | None] = [None] * num_groups
         self.locks = [0] * num_groups
-        self.anchored = [False] * num_groups
+        self.resume_point = [False] * num_groups
         self.in_smalls: list[int | None] = [None] * num_groups
         self.in_larges: list[int | None] = [None] * num_groups
         self.forked = False

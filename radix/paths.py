@@ -72,14 +72,14 @@ class Paths:
         front = Node(
             node.parent, node.edge, node.namespace, node.run, node.begin, at, len(self.policies)
         )
-        front.anchored = list(node.anchored)
+        front.resume_point = list(node.resume_point)
         node.parent.children[front.edge] = front
         node.begin, node.parent = at, front
         node.edge = self.edge(None, node.key, 0)[1]
         front.children[node.edge] = node
         for group_id, extent in enumerate(node.extents):
             if self.policies[group_id].per_prefix:
-                front.anchored[group_id] = False
+                front.resume_point[group_id] = False
                 continue  # the page and its locks are those of the whole prefix
             front.locks[group_id] = node.locks[group_id]
             if extent is not None:
@@ -127,12 +127,12 @@ class Paths:
         for group_id, (first, last) in enumerate(zip(front.extents, back.extents, strict=True)):
             if self.policies[group_id].per_prefix:
                 # The back's page and locks are those of the whole prefix.
-                if first is not None or front.locks[group_id] or front.anchored[group_id]:
+                if first is not None or front.locks[group_id] or front.resume_point[group_id]:
                     return False
                 continue
             if (
                 front.locks[group_id] != back.locks[group_id]
-                or front.anchored[group_id] != back.anchored[group_id]
+                or front.resume_point[group_id] != back.resume_point[group_id]
                 or (first is None) != (last is None)
             ):
                 return False

@@ -63,18 +63,17 @@ class RadixTrees:
         page_observer: PageObserver | None = None,
         balanced: bool = True,
         aligned: bool = True,
-        anchors: bool = True,
+        resume_points: bool = True,
         shield: bool = True,
-        worth_of_prefix_page: int = 0,
-        spared: int = 512,
+        state_cost_tokens: int = 0,
+        grace_tokens: int = 512,
         most_on_path: int | None = None,
     ) -> None:
-        """``worth_of_prefix_page``: tokens of full attention that the bytes of a page of a whole
-        prefix would hold; what saves fewer goes first once a longer prefix has its page.
-        ``spared``: tokens before what is read at a path's end that age with it, if that is not more
-        itself.
-        ``most_on_path``: pages of whole prefixes that a path keeps, those where requests part not
-        counted out; None for any number.
+        """``state_cost_tokens``: tokens of full attention that fit in the bytes of one page of a
+        whole prefix. A page that saves fewer is demoted once a longer prefix has one.
+        ``grace_tokens``: tokens before a path's end that keep their age; at least as many as the
+        group reads there. ``most_on_path``: pages of whole prefixes that a path keeps, not counting
+        those where requests part; None for any number.
         """
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
@@ -86,10 +85,10 @@ class RadixTrees:
         self._page_observer = page_observer
         self._balanced, self._aligned = balanced, aligned
         self._ageing = {
-            "anchors": anchors,
+            "resume_points": resume_points,
             "shield": shield,
-            "worth": worth_of_prefix_page,
-            "spared": spared,
+            "state_cost": state_cost_tokens,
+            "grace_tokens": grace_tokens,
         }
         self._most_on_path = most_on_path
         self._start_empty()
@@ -190,19 +189,19 @@ class RadixTrees:
         if branch is not None and branch.parent is not None and len(branch.children) > 1:
             branch.forked = True
             for group_id in self._ages.prefix_groups:
-                branch.anchored[group_id] = True
+                branch.resume_point[group_id] = True
         self._ages.touch(node, hit=False)
-        self._ages.settle(node)
+        self._ages.mark_resume_points(node)
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
             if adopted.evictable(group_id):
                 self._queues.push(adopted, group_id)
             if self.policies[group_id].per_prefix:
-                self._ages.thin(adopted, group_id)
+                self._ages.demote_cheap_states(adopted, group_id)
         self._adopted.clear()
         if self._most_on_path is not None:
             self._evict_beyond(self._most_on_path, node)
-        self._ages.strand(node)
+        self._ages.demote_unreachable(node)
         self._paths.join(node)
         return Inserted(node, declined)
 
@@ -251,7 +250,7 @@ class RadixTrees:
                 if part.extents[group_id] is None:
                     self._adopt(part, group_id, ids)
                     # A page for a prefix that others have gone on from: they part here.
-                    part.anchored[group_id] |= self.policies[group_id].per_prefix
+                    part.resume_point[group_id] |= self.policies[group_id].per_prefix
                 else:
                     declined[group_id].append(ids)
 
@@ -414,18 +413,18 @@ class RadixTrees:
                     self._cut(node, group_id, 0)
                     excess -= 1
 
-    def evict_stranded(self, short: Sequence[int]) -> int:
+    def evict_unreachable(self, short: Sequence[int]) -> int:
         """Evict tokens that nothing can hit any more, so many as the groups are ``short`` of."""
         if not self._ages.prefix_groups:
             return 0
         return self.evict_small(self._closed, short[self._closed], before=DEMOTED_BEFORE)
 
     def evict_smalls_before_large(self, short: Sequence[int]) -> int:
-        """Evict small pages of the groups that are ``short`` of so many, as far as their turn comes
-        before that of the next large page, which is another group's. Returns how many.
+        """Evict small pages of the groups in ``short``, at most so many of each, but only those
+        older than the large page that eviction would empty next. Returns how many.
 
-        Where large pages differ much in what they hold, one state or a hundred tokens, what gives
-        a large page back is seldom the oldest: single old tokens share theirs with younger ones.
+        Where a large page holds one state or a hundred tokens, emptying one often costs younger
+        pages than single old ones do.
         """
         top = self._queues.next_large()
         if top is None:
@@ -442,13 +441,13 @@ class RadixTrees:
             self._paths.split(node, node.begin + index * self.tokens_per_page)
         if group_id == self._closed:
             self._remove(node)
-            self._ages.strand(node.parent)
+            self._ages.demote_unreachable(node.parent)
         else:
             self._drop(node, group_id)
             if self._page_observer is not None:
                 self._page_observer.changed(node, group_id)
             if self.policies[group_id].per_prefix:
-                self._ages.strand(node)
+                self._ages.demote_unreachable(node)
 
     def _remove(self, top: Node) -> None:
         """Take out a node and all below it; with it go every group's pages, which nothing could

@@ -109,15 +109,19 @@ class RecordingAllocator(Allocator):
 class World:
     """Trees of one full group and the given policies; every small page is a large page alone.
 
-    A number stands for a window of that reach, in tokens. Keys are short, so nothing is spared.
+    A number stands for a window of that reach, in tokens. Keys are short, so no grace is given.
     """
 
-    def __init__(self, *policies, tokens_per_page=1, spared=0, num_large=256, **options):
+    def __init__(self, *policies, tokens_per_page=1, grace_tokens=0, num_large=256, **options):
         self.tpp = tokens_per_page
         policies = [WindowPolicy(item) if isinstance(item, int) else item for item in policies]
         self.allocator = RecordingAllocator(plan_of((1,) * (1 + len(policies)), num_large))
         self.trees = RadixTrees(
-            [FullPolicy(), *policies], tokens_per_page, self.allocator, spared=spared, **options
+            [FullPolicy(), *policies],
+            tokens_per_page,
+            self.allocator,
+            grace_tokens=grace_tokens,
+            **options,
         )
 
     def fresh(self, group_id, count):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.engines.bench_capacity import _read_windows
-from sglang_jenga.serving.ablation import ENV, Policy
+from sglang_jenga.serving.ablation import ENV, CacheOptions
 from sglang_jenga.testing.engines import Run, Wave, run_engine
 from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, STOCK_STATES
 from sglang_jenga.testing.tiny_models import (
@@ -183,9 +183,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--workloads", nargs="*", choices=[*WORKLOADS], default=[*WORKLOADS])
-    parser.add_argument("--ablate", nargs="*", choices=Policy._fields, help="default: all parts")
+    parser.add_argument(
+        "--ablate", nargs="*", choices=CacheOptions._fields, help="default: all parts"
+    )
     options = parser.parse_args(argv)
-    parts = () if options.ablate is None else options.ablate or Policy._fields
+    parts = () if options.ablate is None else options.ablate or CacheOptions._fields
     columns = ["stock", "jenga", *(f"- {part}" for part in parts)]
     print(f"| model | workload | {' | '.join(columns)} | jenga / stock | retracted | same tokens |")
     print("|---" * (len(columns) + 5) + "|")

@@ -156,10 +156,10 @@ class Jenga(Side):
         return not core.fits_now(self.allocator.groups.need(num_tokens))
 
     def take(self, req: Any, start: int, end: int) -> None:
-        from sglang_jenga.pages.tables import Step
+        from sglang_jenga.pages.tables import StepDemand
 
         fresh = [0] if req.kv.kv_allocated_len == 0 else []
-        step = Step([req], np.array([start]), np.array([end]), self.page_size, fresh=fresh)
+        step = StepDemand([req], np.array([start]), np.array([end]), self.page_size, fresh=fresh)
         with self.allocator.allocating(step):
             slots = self.allocator.alloc_extend(None, None, None, None, None, end - start)
         self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.int())

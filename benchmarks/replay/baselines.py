@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
-from sglang_jenga.serving.ablation import ENV, Policy
+from sglang_jenga.serving.ablation import ENV, CacheOptions
 
 # How states get into the prefix cache. SGLang's default tracks them at intervals, in two extra
 # slots of each running request, or in one if the other is taken only when needed; without any,
@@ -159,7 +159,7 @@ _ALL = (
             {ENV: part},
             _AUTO,
         )
-        for part in Policy._fields
+        for part in CacheOptions._fields
     ),
 )
 BASELINES: dict[str, Baseline] = {baseline.name: baseline for baseline in _ALL}

@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 def require_known_parts() -> None:
     """Raise `Refused` if a part of the policy is switched off that does not exist."""
     try:
-        ablation.policy()
+        ablation.from_environment()
     except ValueError as error:
         raise Refused(str(error)) from None
 

@@ -146,7 +146,7 @@ def init_pools(
     kvcache = _build_kv_pool(self, buffer, geometry, states)
     allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
     allocator = allocator_class(
-        Allocator(plan, order="packed" if ablation.policy().affinity else "fullest"),
+        Allocator(plan, order="packed" if ablation.from_environment().affinity else "fullest"),
         tables,
         kvcache,
         buffer=buffer,
@@ -272,4 +272,4 @@ def _build_tree_cache(context: TreeCacheBuildContext) -> BasePrefixCache:
             f"the jenga radix cache needs the jenga pool, got {type(allocator).__name__}; "
             "use --memory-backend jenga instead of --radix-cache-backend jenga"
         )
-    return JengaRadixCache(context.params)
+    return JengaRadixCache(context.params, ablation.from_environment())

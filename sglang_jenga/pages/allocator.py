@@ -95,10 +95,10 @@ class Allocator:
         """
         large = self.large
         if beside_shielded:
-            own, idle = large.spare_slack, large.num_spare_idle
+            own, reclaimable = large.spare_slack, large.num_spare_idle
         else:
-            own, idle = large.slack, large.num_idle
-        return self._large_needed(need, own) <= large.num_empty + idle
+            own, reclaimable = large.slack, large.num_reclaimable
+        return self._large_needed(need, own) <= large.num_empty + reclaimable
 
     def fits_empty_pool(self, need: Sequence[int]) -> bool:
         """Whether they could be handed out if nothing at all were in use."""

@@ -28,10 +28,10 @@ class LargePages:
 
         num_empty      == count(owner == UNBOUND)
         free[g]        == sum(k - occupied for large pages of g)    to be had without evicting
-        idle[g]        == count(owner == g and used == 0)           to be emptied by evicting
+        reclaimable[g]        == count(owner == g and used == 0)           to be emptied by evicting
         slack[g]       == sum(k - used for large pages of g with used > 0)
                                                                     to be had beside those
-        spare_idle[g], spare_slack[g]: the same of ``kept``, if what is shielded is left alone
+        spare_reclaimable[g], spare_slack[g]: the same of ``kept``; what is shielded is left alone
 
         large 0 [0 A A . . .]   group A, k = 6: null page, two used, three empty   slack 3, free 3
         large 1 [b b]           group B, k = 2: both cached                        idle
@@ -97,7 +97,7 @@ class LargePages:
         return self._per_group(books.SLACK)
 
     @property
-    def idle(self) -> list[int]:
+    def reclaimable(self) -> list[int]:
         return self._per_group(books.IDLE)
 
     @property
@@ -105,18 +105,18 @@ class LargePages:
         return self._per_group(books.SPARE_SLACK)
 
     @property
-    def spare_idle(self) -> list[int]:
+    def spare_reclaimable(self) -> list[int]:
         return self._per_group(books.SPARE_IDLE)
 
     @property
-    def num_idle(self) -> int:
+    def num_reclaimable(self) -> int:
         """Large pages of any group that eviction alone would empty."""
-        return sum(self.idle)
+        return sum(self.reclaimable)
 
     @property
     def num_spare_idle(self) -> int:
         """Of these the ones without anything that is shielded."""
-        return sum(self.spare_idle)
+        return sum(self.spare_reclaimable)
 
     # ---- single large pages -----------------------------------------------------------------
 
@@ -180,9 +180,9 @@ class LargePages:
         for group_id, k in enumerate(self.smalls):
             mine = owner == group_id
             assert self.free[group_id] == (k - occupied)[mine].sum()
-            assert self.idle[group_id] == (mine & (used == 0)).sum()
+            assert self.reclaimable[group_id] == (mine & (used == 0)).sum()
             assert self.slack[group_id] == (k - used)[mine & (used > 0)].sum()
-            assert self.spare_idle[group_id] == (mine & (kept == 0)).sum()
+            assert self.spare_reclaimable[group_id] == (mine & (kept == 0)).sum()
             assert self.spare_slack[group_id] == (k - kept)[mine & (kept > 0)].sum()
             self._check_partly_filled(group_id, mine)
 

@@ -46,7 +46,7 @@ def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
     return (ids[:, None] * tokens_per_page + np.arange(tokens_per_page)).ravel()
 
 
-class Step:
+class StepDemand:
     """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
     ``pages[i]``: new small pages of a request where a token takes an entry; arrays,

@@ -11,21 +11,30 @@ from typing import NamedTuple
 ENV = "SGLANG_JENGA_ABLATE"
 
 
-class Policy(NamedTuple):
+class CacheOptions(NamedTuple):
     """What each part does when it is on; all are."""
 
     affinity: bool = True  # a request's new small pages go to a large page of its own
     balanced: bool = True  # one clock for all groups; else group after group
     aligned: bool = True  # equally old: the longer prefix goes first; else as they come
-    anchors: bool = True  # places where requests end or part are refreshed by whoever passes
+    resume_points: bool = True  # places where requests end or part are refreshed by whoever passes
     shield: bool = True  # and their windows go last while somebody runs on the full pages
-    thinning: bool = True  # a state that saves less than its bytes goes first once a longer one is
+    cheap_states: bool = True  # a state that saves less than its bytes goes before a longer one
     keep_behind_window: bool = True  # slid-out pages stay until memory is short; else freed at once
 
 
-def policy() -> Policy:
+ALL_ON = CacheOptions()
+
+
+def from_environment() -> CacheOptions:
+    """The parts that a benchmark has left on.
+
+    Raises:
+        ValueError: the variable names a part that does not exist.
+    """
     names = [name.strip() for name in os.environ.get(ENV, "").split(",") if name.strip()]
-    unknown = set(names) - set(Policy._fields)
+    unknown = set(names) - set(CacheOptions._fields)
     if unknown:
-        raise ValueError(f"{ENV}: unknown {', '.join(sorted(unknown))}, known are {Policy._fields}")
-    return Policy(**dict.fromkeys(names, False))
+        known = ", ".join(CacheOptions._fields)
+        raise ValueError(f"{ENV}: unknown {', '.join(sorted(unknown))}, known are {known}")
+    return CacheOptions(**dict.fromkeys(names, False))

@@ -19,7 +19,7 @@ from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
-from sglang_jenga.pages.tables import PageTables, Step
+from sglang_jenga.pages.tables import PageTables, StepDemand
 from sglang_jenga.plan.planner import most_that_fits
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.serving.admission import JengaDenseBudget, JengaStateBudget, JengaSWABudget
@@ -59,7 +59,7 @@ class _JengaAllocator:
         self.need_sort = False
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
-        self._step: Step | None = None
+        self._step: StepDemand | None = None
         self.groups = ServedGroups(core.plan)
         self.pressure = Pressure(core)
         self.rounds_stuck = 0  # see scheduling._next_batch
@@ -123,7 +123,7 @@ class _JengaAllocator:
         Its own cached pages are not in it: SGLang counts them as evictable beside this number.
         """
         large = self.core.large
-        larges = large.num_empty + large.num_idle - large.idle[group_id]
+        larges = large.num_empty + large.num_reclaimable - large.reclaimable[group_id]
         smalls = large.free[group_id] + larges * self.core.plan.groups[group_id].smalls_per_large
         return smalls * self.page_size
 
@@ -140,7 +140,9 @@ class _JengaAllocator:
         short = states - large.slack[state]
         if plans[state].smalls_per_large > 1:
             short = max(0, short)
-        larges = large.num_empty + large.num_idle - -(-short // plans[state].smalls_per_large)
+        larges = (
+            large.num_empty + large.num_reclaimable - -(-short // plans[state].smalls_per_large)
+        )
         if larges < 0:
             return -1
         return (large.slack[row] + larges * plans[row].smalls_per_large) * self.page_size
@@ -178,7 +180,7 @@ class _JengaAllocator:
     # ---- allocation -------------------------------------------------------------------------
 
     @contextmanager
-    def allocating(self, step: Step) -> Iterator[None]:
+    def allocating(self, step: StepDemand) -> Iterator[None]:
         """The calls of SGLang's allocation function for one batch happen inside."""
         assert self._step is None, "two batches cannot be allocated at once"
         self._step = step
@@ -241,14 +243,14 @@ class _JengaAllocator:
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
         return ids[self.groups.state]
 
-    def _enter_prefixes(self, step: Step) -> None:
+    def _enter_prefixes(self, step: StepDemand) -> None:
         for index in step.fresh:
             if step.starts[index]:
                 for group_id, table in enumerate(self.tables.rows):
                     pages = step.prefix_pages(step.reqs[index], group_id)
                     table[step.rows[index], : pages.size] = pages
 
-    def _enter(self, group_id: int, step: Step, ids: np.ndarray) -> np.ndarray:
+    def _enter(self, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
         """Write new pages into the page tables; slots of the step's tokens."""
         table = self.tables.rows[group_id]
         per_page = self.page_size
@@ -335,7 +337,9 @@ class _JengaAllocator:
                 self.core.plan.groups, self.core.num_used, self.core.num_cached, strict=True
             )
         )
-        return f"#empty large pages {large.num_empty}, evictable {large.num_idle}; {groups}; "
+        return (
+            f"#empty large pages {large.num_empty}, evictable {large.num_reclaimable}; {groups}; "
+        )
 
 
 class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):

@@ -32,15 +32,15 @@ from sglang.srt.runtime_context import get_exec
 from sglang_jenga.pages.tables import expand
 from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPages
 from sglang_jenga.radix.tree import RadixTrees
-from sglang_jenga.serving.ablation import policy
+from sglang_jenga.serving.ablation import ALL_ON, CacheOptions
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
 from sglang_jenga.serving.pressure import Need, Pressure, Price
 from sglang_jenga.serving.state_caching import (
     EndStates,
-    StrandedTokens,
     TrackedStates,
     TrackingSlots,
+    UnreachableTokens,
 )
 from sglang_jenga.serving.windows import BehindWindows, Windows
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 class JengaRadixCache(BasePrefixCache):
     """Serves SGLang from `RadixTrees`. With ``disable`` it keeps nothing but still frees rows."""
 
-    def __init__(self, params: CacheInitParams) -> None:
+    def __init__(self, params: CacheInitParams, options: CacheOptions = ALL_ON) -> None:
         self.disable = params.disable
         self.req_to_token_pool = params.req_to_token_pool
         self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
@@ -59,7 +59,6 @@ class JengaRadixCache(BasePrefixCache):
         self.allocator = params.token_to_kv_pool_allocator
         self.core = self.allocator.core
         self.tables = self.allocator.tables
-        part = policy()
         self.groups = self.allocator.groups
         self.states: EndStates | TrackedStates | None = None
         if self.groups.state is not None:
@@ -73,11 +72,11 @@ class JengaRadixCache(BasePrefixCache):
             self.core,
             observer=self.events,
             page_observer=self if self.supports_swa() else None,
-            balanced=part.balanced,
-            aligned=part.aligned,
-            anchors=part.anchors,
-            shield=part.shield,
-            worth_of_prefix_page=self._worth_of_state() if part.thinning else 0,
+            balanced=options.balanced,
+            aligned=options.aligned,
+            resume_points=options.resume_points,
+            shield=options.shield,
+            state_cost_tokens=self._state_cost_tokens() if options.cheap_states else 0,
             most_on_path=self._most_states_on_path(),
         )
         self.windows: Windows | None = None
@@ -85,7 +84,7 @@ class JengaRadixCache(BasePrefixCache):
             self.windows = Windows(
                 self.allocator,
                 self.trees,
-                keep=part.keep_behind_window and not self.disable,
+                keep=options.keep_behind_window and not self.disable,
                 shared=not self.disable,
             )
         self._add_releases(self.allocator.pressure)
@@ -103,7 +102,7 @@ class JengaRadixCache(BasePrefixCache):
     def _add_releases(self, pressure: Pressure) -> None:
         """What this server can give up when memory is short; see `Price`."""
         if self.states is not None:
-            pressure.add(Price.UNREACHABLE, StrandedTokens(self.trees, self.core))
+            pressure.add(Price.UNREACHABLE, UnreachableTokens(self.trees, self.core))
         for price, exactly in ((Price.BEHIND_WINDOWS, False), (Price.LAST_BEHIND_WINDOWS, True)):
             if self.windows is not None:
                 pressure.add(price, BehindWindows(self.windows, pressure, exactly=exactly))
@@ -113,7 +112,7 @@ class JengaRadixCache(BasePrefixCache):
         if self.states is not None:
             pressure.add(Price.TRACKED, TrackingSlots(self, pressure))
 
-    def _worth_of_state(self) -> int:
+    def _state_cost_tokens(self) -> int:
         """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
         if self.states is None:
             return 0
@@ -222,7 +221,7 @@ class JengaRadixCache(BasePrefixCache):
         """Offer the request's KV of ``[0, up_to)`` to the trees, whole small pages only."""
         self._without_hit.discard(req)
         # One that was retracted computes its thoughts again with its prompt.
-        self._insert(req, min(up_to, req.owned_kv_len()), leaves=req.finished())
+        self._insert(req, min(up_to, req.owned_kv_len()), finished=req.finished())
 
     def claim_kv_row(self, req: Any) -> bool:
         """SGLang is about to free a row. A request that is retracted leaves what it has computed to
@@ -232,13 +231,13 @@ class JengaRadixCache(BasePrefixCache):
             return False
         if self.keeps_retracted:
             req.refresh_fill_ids()
-            self._insert(req, req.owned_kv_len(), leaves=True)
+            self._insert(req, req.owned_kv_len(), finished=True)
             self.resumable.add(req)
         else:
             self.resumable.discard(req)
         return False
 
-    def _insert(self, req: Any, up_to: int, *, leaves: bool) -> None:
+    def _insert(self, req: Any, up_to: int, *, finished: bool) -> None:
         kv, row = req.kv, req.kv.req_pool_idx
         protected = kv.cache_protected_len
         # With prompts and decode steps in one batch SGLang counts the token of the step in flight,
@@ -246,11 +245,11 @@ class JengaRadixCache(BasePrefixCache):
         end = min(up_to, len(req.full_untruncated_fill_ids))
         end -= end % self.page_size
         if self.states is not None and not self.disable:
-            end = self.states.cacheable(req, end, leaves=leaves)
+            end = self.states.cacheable(req, end, finished=finished)
         if self.disable or end <= protected:
             return
         # First, since making room for a copy may change the trees, and what the row still holds.
-        states = None if self.states is None else self.states.take(req, end, leaves=leaves)
+        states = None if self.states is None else self.states.take(req, end, finished=finished)
         offers: list[TokenPages | PrefixPages] = [
             TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
             for group_id, begin in self._own_from(kv)
@@ -270,16 +269,16 @@ class JengaRadixCache(BasePrefixCache):
             for ids in parts:
                 self.core.free(group_id, ids)
         lock = None
-        if not leaves:
+        if not finished:
             # It runs on a state of its own, so the cached one may go while it runs. Before the old
             # lock goes: otherwise the shared part would be evictable for a moment.
-            apart = () if self.states is None else (self.groups.state,)
-            lock = self.trees.lock(node, without=apart)
+            own = () if self.states is None else (self.groups.state,)
+            lock = self.trees.lock(node, without=own)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
         if lock is not None and self.windows is not None:
             self.windows.watch(req)
-        if not leaves and any(declined[group_id] for group_id in self.groups.of_tokens):
+        if not finished and any(declined[group_id] for group_id in self.groups.of_tokens):
             self._repoint_row(row, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
@@ -394,11 +393,11 @@ class JengaRadixCache(BasePrefixCache):
         the next steps will want as much again. Little of what is cached, so that nothing is hit
         less."""
         large = self.core.large
-        return min(15 * missing, large.num_idle // 64)
+        return min(15 * missing, large.num_reclaimable // 64)
 
     def evict_for_alloc(self, params: EvictParams, **_: Any) -> EvictResult:
-        """Nothing: a group that is short of its own kind alone lacks nothing here. The allocation
-        that SGLang is about to make evicts what is the least use of any group, if it must."""
+        """Does nothing. SGLang asks here for one group; the allocation that follows decides for all
+        groups at once and evicts the oldest pages of any."""
         return EvictResult()
 
     def evict(self, params: EvictParams) -> EvictResult:

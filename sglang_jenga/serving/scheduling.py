@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_jenga.pages.tables import Step
+from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving.allocator import is_ours
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     starts = np.array(batch.prefix_lens, dtype=np.int64)
     ends = starts + np.array(batch.extend_lens, dtype=np.int64)
     fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
-    step = Step(
+    step = StepDemand(
         batch.reqs,
         starts,
         ends,
@@ -184,7 +184,7 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
     allocator.pressure.decoding = batch.reqs
     if batch.tree_cache.supports_mamba():
         batch.tree_cache.states.before_decode(batch.reqs)
-    step = Step(batch.reqs, starts, starts + token_per_req, allocator.page_size)
+    step = StepDemand(batch.reqs, starts, starts + token_per_req, allocator.page_size)
     with allocator.allocating(step):
         return original(batch, token_per_req)
 

@@ -34,11 +34,11 @@ class EndStates:
         self._rows = rows
         self.tokens_to_branch = 0
 
-    def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
+    def cacheable(self, req: Any, length: int, *, finished: bool) -> int:
         """Length up to which the request's KV is worth caching: all of it."""
         return length
 
-    def take(self, req: Any, length: int, *, leaves: bool) -> PrefixPages:
+    def take(self, req: Any, length: int, *, finished: bool) -> PrefixPages:
         """The request's state after ``length`` tokens: its own if it leaves, else a copy.
 
         Nothing if the state has gone further, or if there is no room for the copy.
@@ -46,7 +46,7 @@ class EndStates:
         kv = req.kv
         if length != kv.kv_committed_len:
             return {}
-        if leaves:
+        if finished:
             slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
             return {length: slot}
         slots = self._rows.mamba_allocator.alloc(1)
@@ -84,20 +84,20 @@ class TrackedStates:
         self._interval = mamba_track_grid(page_size)
         self._lazy = rows.enable_mamba_extra_buffer_lazy
 
-    def cacheable(self, req: Any, length: int, *, leaves: bool) -> int:
+    def cacheable(self, req: Any, length: int, *, finished: bool) -> int:
         """Length of the last tracked state: what lies behind it could not be hit."""
-        return self._tracked(req, length, leaves)[0]
+        return self._tracked(req, length, finished)[0]
 
-    def take(self, req: Any, length: int, *, leaves: bool) -> PrefixPages:
+    def take(self, req: Any, length: int, *, finished: bool) -> PrefixPages:
         """The tracking slot that holds the state after ``length`` tokens.
 
         A request that goes on gets another one; if there is no room, it keeps the one it has. In
         lazy mode one whose prompt has ended gets it when it comes to a track boundary.
         """
         kv = req.kv
-        index = self._tracked(req, length, leaves)[1]
+        index = self._tracked(req, length, finished)[1]
         slot = int(kv.mamba_ping_pong_track_buffer[index])
-        if leaves:
+        if finished:
             kv.mamba_ping_pong_empty[index] = True
         elif self._lazy and req.extend_end >= len(req.full_untruncated_fill_ids):
             self._rows.track_nowhere(req, index)
@@ -110,7 +110,7 @@ class TrackedStates:
             kv.mamba_last_track_seqlen = kv.mamba_prev_track_seqlen = None
         return {length: slot}
 
-    def _tracked(self, req: Any, length: int, leaves: bool) -> tuple[int, int]:
+    def _tracked(self, req: Any, length: int, finished: bool) -> tuple[int, int]:
         """Length of the longest tracked state of at most ``length`` tokens, 0 if there is none, and
         its place in the request's buffer. Steps that ran ahead of a finished request may have
         tracked one behind its end; then the one before, which SGLang names too, is still there."""
@@ -125,7 +125,7 @@ class TrackedStates:
         if last <= length:
             return last, index
         before = kv.mamba_prev_track_seqlen
-        if leaves and before is not None and before <= length:
+        if finished and before is not None and before <= length:
             return before, self._rows.get_mamba_ping_pong_other_idx(index)
         return 0, 0
 
@@ -180,14 +180,14 @@ class TrackedStates:
         return length if length > match.node.end else None
 
 
-class StrandedTokens:
+class UnreachableTokens:
     """A release: tokens that no state behind them can make a hit."""
 
     def __init__(self, trees: RadixTrees, core: Allocator) -> None:
         self._trees, self._core = trees, core
 
     def free(self, until: Need) -> bool:
-        self._trees.evict_stranded(self._core.smalls_missing(until.smalls))
+        self._trees.evict_unreachable(self._core.smalls_missing(until.smalls))
         return until.met
 
 

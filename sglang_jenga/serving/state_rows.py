@@ -164,8 +164,8 @@ class JengaStateRows(HybridReqToTokenPool):
         mapping[kv.req_pool_idx] = self._to_device(kv.mamba_ping_pong_track_buffer)
 
     def track_nowhere(self, req: Any, idx: int) -> None:
-        """Leave a request without a slot in place ``idx``, though a step may track there: the place
-        names the request's own state, which is then copied onto itself."""
+        """Take tracking slot ``idx`` away. A step in flight may still write there, so the place is
+        pointed at the request's own state; the copy then changes nothing."""
         kv = req.kv
         other = self.get_mamba_ping_pong_other_idx(idx)
         if kv.mamba_ping_pong_empty[other]:

@@ -11,17 +11,23 @@ DEMOTED, OF_USE, SHIELDED = 0, 1, 2
 
 
 class AgeModel:
-    """``used[g]`` maps places to their time; whoever passes one of ``anchored[g]`` refreshes it.
+    """``used[g]`` maps places to their time; a request that passes one of ``resume_point[g]``
+    refreshes it.
 
-    ``worth``: tokens that a state must save to keep its place before a longer one. ``spared``:
-    tokens that age before those read at a key's end, if more than are read there.
+    ``state_cost``: tokens that a state must save to keep its place before a longer one.
+    ``grace_tokens``: tokens that age before those read at a key's end, if more than are read there.
     """
 
-    def __init__(self, model, worth, spared, shield):
-        self._model, self._worth, self._spared, self._shield = model, worth, spared, shield
+    def __init__(self, model, state_cost, grace_tokens, shield):
+        self._model, self._state_cost, self._grace_tokens, self._shield = (
+            model,
+            state_cost,
+            grace_tokens,
+            shield,
+        )
         self._clock = 0
         self.used = [{} for _ in model.groups]
-        self.anchored = [set() for _ in model.groups]
+        self.resume_point = [set() for _ in model.groups]
         self.forks = set()  # places where requests have parted
 
     # ---- what happens ---------------------------------------------------------------------
@@ -39,12 +45,14 @@ class AgeModel:
         for group_id, places in enumerate(adopted):
             self.used[group_id] |= dict.fromkeys(places, self._now)
         if states is not None:  # others have gone on from there, so requests part there
-            self.anchored[states] |= {place for place in adopted[states] if place.length <= known}
+            self.resume_point[states] |= {
+                place for place in adopted[states] if place.length <= known
+            }
         parted = place_of(namespace, key, known)
         if 0 < known < key.size and self._parts(parted):
             self.forks.add(parted)
             if states is not None:
-                self.anchored[states].add(parted)
+                self.resume_point[states].add(parted)
         self._touch(namespace, key, key.size, hit=False)
         self._settle(namespace, key)
         for place in adopted[states] if states is not None else ():
@@ -52,9 +60,9 @@ class AgeModel:
 
     def evict(self, group_id, place):
         if group_id == FULL:  # nobody can come this way any more
-            for used, anchored in zip(self.used, self.anchored, strict=True):
+            for used, resume_point in zip(self.used, self.resume_point, strict=True):
                 used.pop(place, None)
-                anchored.discard(place)
+                resume_point.discard(place)
             self.forks.discard(place)
 
     # ---- what follows ---------------------------------------------------------------------
@@ -73,7 +81,7 @@ class AgeModel:
             self._shield
             and group_id in self._model.token_groups[1:]
             and place in self._model.small_ids[group_id]
-            and place in self.anchored[group_id]
+            and place in self.resume_point[group_id]
             and self._model.is_locked(FULL, place)
             and not self._model.is_locked(group_id, place)
         )
@@ -107,7 +115,7 @@ class AgeModel:
         for end in range(model.tpp, length + 1, model.tpp):
             place = place_of(namespace, key, end)
             for group_id, used in enumerate(self.used):
-                if place in read[group_id] or place in self.anchored[group_id]:
+                if place in read[group_id] or place in self.resume_point[group_id]:
                     used[place] = self._now
                 elif hit and group_id != model.state_group and used.get(place, (0, 0))[0]:
                     used[place] = DEMOTED, self._clock
@@ -126,14 +134,14 @@ class AgeModel:
             }
             last = model.places_read(group_id, namespace, key, key.size)
             before = key.size - len(last) * model.tpp
-            further = before - max(self._spared, len(last) * model.tpp) if last else before
-            spared = {place for end, place in path.items() if further < end <= before}
-            self.anchored[group_id] -= set(path.values()) - kept
-            self.anchored[group_id] |= kept
+            further = before - max(self._grace_tokens, len(last) * model.tpp) if last else before
+            grace_tokens = {place for end, place in path.items() if further < end <= before}
+            self.resume_point[group_id] -= set(path.values()) - kept
+            self.resume_point[group_id] |= kept
             for place in path.values():
                 if place in kept:
                     self.used[group_id][place] = self._now
-                elif self.used[group_id].get(place, (0, 0))[0] and place not in spared:
+                elif self.used[group_id].get(place, (0, 0))[0] and place not in grace_tokens:
                     self.used[group_id][place] = DEMOTED, self._clock
 
     def _parts(self, place):
@@ -161,8 +169,8 @@ class AgeModel:
             return
         last = cached.pop()
         between = places[places.index(last) :]
-        if any(self._parts(place) or place in self.anchored[group_id] for place in between):
+        if any(self._parts(place) or place in self.resume_point[group_id] for place in between):
             return
         of_use = [place.length for place in cached if self.used[group_id][place][0] == OF_USE]
-        if last.length - max(of_use, default=0) < self._worth:
+        if last.length - max(of_use, default=0) < self._state_cost:
             self.used[group_id][last] = DEMOTED, self._clock

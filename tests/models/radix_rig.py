@@ -75,14 +75,25 @@ class Rig(RuleBasedStateMachine):
         order=st.sampled_from(["packed", "paper", "fullest"]),
         balanced=st.sampled_from([True, True, False]),
         aligned=st.sampled_from([True, True, False]),
-        worth=st.sampled_from([0, 4, 99]),
-        spared=st.sampled_from([0, 7]),
+        state_cost=st.sampled_from([0, 4, 99]),
+        grace_tokens=st.sampled_from([0, 7]),
         shield=st.sampled_from([True, True, False]),
         tidy=st.sampled_from([2, 1024]),
         most=st.sampled_from([None, None, 1, 2]),
     )
     def start(
-        self, data, tpp, reaches, order, balanced, aligned, worth, spared, shield, tidy, most
+        self,
+        data,
+        tpp,
+        reaches,
+        order,
+        balanced,
+        aligned,
+        state_cost,
+        grace_tokens,
+        shield,
+        tidy,
+        most,
     ):
         eviction.MANY = tidy
         packings, states = data.draw(st.sampled_from(self.geometries)), self.states
@@ -95,7 +106,7 @@ class Rig(RuleBasedStateMachine):
         self.state_group = self.model.state_group
         self.allocator = ModelledAllocator(plan, order=order)
         self.allocator.model = self.model
-        self.ages = self.allocator.ages = AgeModel(self.model, worth, spared, shield)
+        self.ages = self.allocator.ages = AgeModel(self.model, state_cost, grace_tokens, shield)
         self.balanced, self.aligned = balanced, aligned
         self.ages_known = not states  # tokens that no state lets hit age by a rule not modelled yet
         policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches)]
@@ -106,8 +117,8 @@ class Rig(RuleBasedStateMachine):
             self.allocator,
             balanced=balanced,
             aligned=aligned,
-            worth_of_prefix_page=worth,
-            spared=spared,
+            state_cost_tokens=state_cost,
+            grace_tokens=grace_tokens,
             shield=shield,
             most_on_path=most,
         )

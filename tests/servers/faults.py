@@ -9,12 +9,12 @@ import numpy as np
 
 def one_wrong_page() -> None:
     """Every prompt's fourth-last page is found in the null page instead of its own."""
-    from sglang_jenga.pages.tables import Step
+    from sglang_jenga.pages.tables import StepDemand
     from sglang_jenga.serving.allocator import _JengaAllocator
 
     enter = _JengaAllocator._enter
 
-    def wrong(self: Any, group_id: int, step: Step, ids: np.ndarray) -> np.ndarray:
+    def wrong(self: Any, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
         slots = enter(self, group_id, step, ids)
         if group_id != self.groups.row or len(slots) <= 4 * len(step.reqs):
             return slots

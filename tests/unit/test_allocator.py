@@ -34,7 +34,13 @@ def alloc_one(allocator, group_id, count, request="r"):
 def snapshot(allocator):
     large = allocator.large
     counts = large.pages[:, :4].tolist()
-    counters = (large.num_empty, *large.idle, *large.spare_idle, *large.slack, *large.spare_slack)
+    counters = (
+        large.num_empty,
+        *large.reclaimable,
+        *large.spare_reclaimable,
+        *large.slack,
+        *large.spare_slack,
+    )
     holders = [holder.tolist() for holder in large.holder]
     return holders, counts, counters, large.free, allocator.num_used, allocator.num_cached
 

@@ -293,7 +293,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         empty, free = self.fresh
         assert self.allocator.large.num_empty == empty == self.num_large - 1
         assert self.allocator.large.free == free == self.allocator.large.slack
-        assert self.allocator.large.num_idle == 0
+        assert self.allocator.large.num_reclaimable == 0
         assert self.allocator.num_used == self.allocator.num_cached == [0] * len(free)
 
 

@@ -32,11 +32,11 @@ def test_windows_of_the_middle_go_before_those_at_ends_and_where_requests_part()
 
 @pytest.mark.parametrize("tokens_per_page", [1, 2])
 def test_windows_shortly_before_an_end_outlast_those_of_the_middle(tokens_per_page):
-    world = World(2, tokens_per_page=tokens_per_page, spared=5)
+    world = World(2, tokens_per_page=tokens_per_page, grace_tokens=5)
     key, other = tokens(20), tokens(20, seed=1)
     world.insert(key)
     world.insert(other)
-    # Two tokens are read at an end, and five before are spared; six in whole pages.
+    # Two tokens are read at an end, and five before keep their age; six in whole pages.
     middle = {1: 13, 2: 12}[tokens_per_page]
     gone = world.evict(2 * middle // tokens_per_page)
     assert sorted(gone) == sorted([(WINDOW, at) for at in range(middle // tokens_per_page)] * 2)
@@ -60,9 +60,9 @@ def test_where_requests_part_the_window_is_kept_by_whoever_passes():
     assert world.hit(key[:6]) == 6
 
 
-@pytest.mark.parametrize(("anchors", "expected"), [(True, 6), (False, 0)])
-def test_anchors_are_what_keeps_the_window_where_requests_part(anchors, expected):
-    world, key = World(2, anchors=anchors), tokens(12)
+@pytest.mark.parametrize(("resume_points", "expected"), [(True, 6), (False, 0)])
+def test_anchors_are_what_keeps_the_window_where_requests_part(resume_points, expected):
+    world, key = World(2, resume_points=resume_points), tokens(12)
     world.insert(key)
     world.insert(fork(key, 6, 12))
     world.hit(key)
@@ -136,10 +136,13 @@ def test_admission_does_not_count_what_is_shielded_and_a_step_does():
     world, key, _, lock = resume_point_in_use()
     world.insert(fork(key, 8, 12))
     large = world.allocator.large
-    everything = [0, large.num_empty + large.num_idle]
+    everything = [0, large.num_empty + large.num_reclaimable]
     assert world.allocator.fits_after_evicting(everything)
     assert not world.allocator.fits_after_evicting(everything, beside_shielded=True)
-    spare = [0, large.num_empty + large.num_idle - 2]  # the two window pages at the system's end
+    spare = [
+        0,
+        large.num_empty + large.num_reclaimable - 2,
+    ]  # the two window pages at the system's end
     assert world.allocator.fits_after_evicting(spare, beside_shielded=True)
     world.trees.unlock(lock)
 
@@ -155,4 +158,4 @@ def test_a_fork_is_remembered_for_its_window_when_all_ways_but_one_are_evicted()
     world.insert(again)  # settles the path: 8 is no fork of two children any more
     assert {6, 7} <= set(windows_of(world, key[:9]))
     node = world.trees.match(None, key[:8]).node
-    assert node.end == 8 and node.anchored[WINDOW]
+    assert node.end == 8 and node.resume_point[WINDOW]

@@ -53,9 +53,17 @@ def test_a_state_where_requests_part_outlives_one_between():
     assert [world.hit(part) for part in (key, key[:8], key[:4])] == [12, 8, 0]
 
 
-@pytest.mark.parametrize(("worth", "left"), [(9, (12, 0, 8)), (8, (12, 8, 0)), (0, (12, 8, 0))])
-def test_a_state_that_saves_less_than_its_bytes_goes_once_its_path_has_a_longer_one(worth, left):
-    world, chat, other = World(StatePolicy(), worth_of_prefix_page=worth), tokens(12), tokens(8, 5)
+@pytest.mark.parametrize(
+    ("state_cost", "left"), [(9, (12, 0, 8)), (8, (12, 8, 0)), (0, (12, 8, 0))]
+)
+def test_a_state_that_saves_less_than_its_bytes_goes_once_its_path_has_a_longer_one(
+    state_cost, left
+):
+    world, chat, other = (
+        World(StatePolicy(), state_cost_tokens=state_cost),
+        tokens(12),
+        tokens(8, 5),
+    )
     world.insert(other, states=(8,))
     world.insert(chat[:8], states=(8,))
     world.hit(chat)
@@ -65,7 +73,7 @@ def test_a_state_that_saves_less_than_its_bytes_goes_once_its_path_has_a_longer_
 
 
 def test_a_state_that_was_locked_when_a_longer_one_came_goes_first_when_it_is_not():
-    world, chat, other = World(StatePolicy(), worth_of_prefix_page=99), tokens(12), tokens(8, 5)
+    world, chat, other = World(StatePolicy(), state_cost_tokens=99), tokens(12), tokens(8, 5)
     world.insert(other, states=(8,))
     node = world.insert(chat[:8], states=(8,))[0].node
     lock = world.trees.lock(node)
@@ -76,7 +84,7 @@ def test_a_state_that_was_locked_when_a_longer_one_came_goes_first_when_it_is_no
 
 
 def test_of_states_close_together_every_so_many_tokens_one_stays():
-    world, chat = World(StatePolicy(), worth_of_prefix_page=8), tokens(24)
+    world, chat = World(StatePolicy(), state_cost_tokens=8), tokens(24)
     node = None
     for length in range(4, 25, 4):
         node = world.insert(chat[:length], states=(length,), start=node)[0].node
@@ -85,7 +93,7 @@ def test_of_states_close_together_every_so_many_tokens_one_stays():
 
 
 def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
-    world, chat, other = World(StatePolicy(), worth_of_prefix_page=99), tokens(12), tokens(8, 5)
+    world, chat, other = World(StatePolicy(), state_cost_tokens=99), tokens(12), tokens(8, 5)
     world.insert(other, states=(8,))
     world.insert(chat[:8], states=(4,))
     world.insert(fork(chat, 6, 12), states=())
@@ -95,7 +103,7 @@ def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
 
 
 def test_a_branch_point_is_remembered_when_the_ways_from_it_are_evicted():
-    world, first, other = World(StatePolicy(), worth_of_prefix_page=99), tokens(12), tokens(8, 5)
+    world, first, other = World(StatePolicy(), state_cost_tokens=99), tokens(12), tokens(8, 5)
     world.insert(first, states=(12,))
     world.insert(fork(first, 6, 12)[:6], states=(6,))  # a second one, cut where it parts
     assert world.trees.evict_small(FULL, 6) == 6

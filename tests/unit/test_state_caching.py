@@ -82,4 +82,4 @@ def test_lazy_places_are_turned_by_sglang(tracked):
 @pytest.mark.parametrize(("page_size", "length"), [(1, 78), (2, 78), (16, 0), (64, 0)])
 def test_a_state_inside_a_small_page_is_not_cached(tracked, page_size: int, length: int):
     req = request(100, latest=78)
-    assert tracked(page_size).cacheable(req, 96, leaves=False) == length
+    assert tracked(page_size).cacheable(req, 96, finished=False) == length

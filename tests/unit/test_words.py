@@ -18,6 +18,12 @@ RETIRED = {
     "token_allocator": "serving/allocator",
     "torch_native_window": "cpu/window_attention",
     "page_tables": "pages/tables",
+    "anchored": "resume_point",
+    "worth_of_prefix_page": "state_cost_tokens",
+    "give_up_states": "release_tracking",
+    "num_idle": "num_reclaimable",
+    "smalls_for_request": "LayerGroup.held",
+    "state_group": "ServedGroups.state",
     "install_engine_argument": "a row of the table of hooks",
 }
 
