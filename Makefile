@@ -5,8 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # Scripts that the packages bring, ninja for one, are looked up on PATH by the processes we start.
-run = base="$$(cat .venv/base-python)"; \
-	PATH="$$PWD/.venv/bin:$${base%/*}:$$PATH" exec .venv/bin/python
+in_venv = base="$$(cat .venv/base-python)"; export PATH="$$PWD/.venv/bin:$${base%/*}:$$PATH"
+run = $(in_venv); exec .venv/bin/python
 ARGS ?=
 
 .PHONY: help
@@ -31,7 +31,7 @@ test: setup ## all tests, real servers included
 
 .PHONY: test-fast
 test-fast: setup ## the tests that start no server, and of random programs a part
-	@export HYPOTHESIS_PROFILE="$${HYPOTHESIS_PROFILE:-fast}"; $(run) -m pytest -m "not slow" $(ARGS)
+	@$(in_venv); exec .ci/test-fast $(ARGS)
 
 .PHONY: coverage
 coverage: setup ## what the fast tests run of serving/ and boot/; fails below 85 % of a file

@@ -143,6 +143,10 @@ class Rig:
         """SGLang does so only while nothing runs."""
         self._inbox.append(partial(self.scheduler.flush_cache, empty_cache=False))
 
+    def exchange_weights(self) -> None:
+        """New weights have been loaded, and the client wants the cache to be kept."""
+        self._inbox.append(self.scheduler.weights_were_exchanged)
+
     def retract(self) -> None:
         """The next decode step retracts a request, as SGLang's own test switch has it do."""
         self._inbox.append(self.scheduler.retract_next_step)

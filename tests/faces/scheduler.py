@@ -28,6 +28,7 @@ from sglang.srt.managers.scheduler_components.batch_result_processor import (
     SchedulerBatchResultProcessor,
 )
 from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
+from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.plugins import hook_registry
 from sglang.srt.runtime_context import get_server_args, process_model_config
 from sglang.srt.session.session_controller import SessionController
@@ -266,6 +267,13 @@ class RigScheduler(Scheduler):
         assert not leak, "\n".join(messages)
         self.invariant_checker._check_req_pool()
         self.new_token_ratio_tracker.reset()
+
+    def weights_were_exchanged(self) -> None:
+        """What SGLang does once it has loaded them, with ``flush_cache=false``."""
+        updater = object.__new__(SchedulerWeightUpdaterManager)
+        updater.scheduler = self
+        keep = SimpleNamespace(flush_cache=False)
+        assert updater.flush_cache_after_weight_update(keep, True, "") == (True, "")
 
     def retract_next_step(self) -> None:
         self._retracts = True

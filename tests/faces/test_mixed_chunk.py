@@ -21,6 +21,11 @@ class Mixed(NamedTuple):
 
     large_pages: int = 1  # times the pool of `MODELS`
 
+    @property
+    def quick(self) -> bool:
+        """In a full pool, small pages with overlap and larger ones without."""
+        return self.large_pages == 1 and self.overlap == (self.page_size == 1)
+
     def __str__(self) -> str:
         overlap = "overlap" if self.overlap else "no overlap"
         room = "in a full pool" if self.large_pages == 1 else "with room"
@@ -28,7 +33,7 @@ class Mixed(NamedTuple):
 
 
 CASES = [
-    pytest.param(case, marks=pytest.mark.slow if case.large_pages > 1 else (), id=str(case))
+    pytest.param(case, marks=() if case.quick else pytest.mark.slow, id=str(case))
     for case in [
         Mixed(model, page_size, overlap, strategy, large_pages)
         for model, shapes in MODELS.items()
