@@ -27,7 +27,7 @@ bench: setup ## replay loads on real models' layer mixes, stock against jenga; s
 
 .PHONY: test
 test: setup ## all tests, real servers included
-	@$(run) -m pytest $(ARGS)
+	@$(in_venv); exec .ci/test $(ARGS)
 
 .PHONY: test-fast
 test-fast: setup ## the tests that start no server, and of random programs a part
