@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.replay.clock import Weights
 from benchmarks.replay.requests import VOCABULARY
-from sglang_jenga.plan.hf_config import ModelGeometry, read_geometry
+from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.spec import LayerGroup
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "configs"
@@ -62,7 +62,7 @@ class Geometry:
         return self.real.groups[-1].kind.name == "state"
 
     @cached_property
-    def real(self) -> ModelGeometry:
+    def real(self) -> ConfigLayers:
         """Layer groups with the real model's bytes."""
         return read_geometry(self.published)
 

@@ -18,7 +18,7 @@ from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.spec import LayerGroup
 
 if TYPE_CHECKING:
-    from sglang_jenga.boot.geometry import Geometry
+    from sglang_jenga.boot.geometry import ServedLayers
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _shown(heads: HeadShape) -> str:
     return f"{heads.num_heads} KV heads of {heads.k_dim} and {heads.v_dim}"
 
 
-def refusal(configurator: Any, geometry: Geometry) -> str | None:
+def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
     """Return the line to stop with, or None if the model of SGLang's ``KVCacheConfigurator`` was
     built as its groups are planned."""
     layers = of_model(configurator.model)

@@ -21,7 +21,7 @@ from sglang.srt.runtime_context import (
 
 from sglang_jenga.boot import built_layers, flags, hook_table, refusal
 from sglang_jenga.boot.geometry import (
-    Geometry,
+    ServedLayers,
     asked_bytes,
     geometry_of,
     longest_request,
@@ -196,7 +196,7 @@ def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: i
 
 
 def _build_kv_pool(
-    configurator: Any, buffer: PoolBuffer, geometry: Geometry, states: JengaStatePool | None
+    configurator: Any, buffer: PoolBuffer, geometry: ServedLayers, states: JengaStatePool | None
 ) -> Any:
     alt_stream = not get_disagg().enable_pdmux
     dtype = configurator.kv_cache_dtype

@@ -28,7 +28,7 @@ SMALLEST_REQUEST = 16
 """Tokens, prompt and answer together, of a request that any pool must be able to hold."""
 
 
-class Geometry(NamedTuple):
+class ServedLayers(NamedTuple):
     """Layer groups of one rank: attention groups, with the heads of one layer of each, then the
     state group if there is one."""
 
@@ -37,7 +37,7 @@ class Geometry(NamedTuple):
     state: StateShape | None = None
 
 
-def geometry_of(configurator: Any) -> Geometry:
+def geometry_of(configurator: Any) -> ServedLayers:
     """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for."""
     model, layers = configurator.model_config, configurator.layer_info
     tp = get_parallel().attn_tp_size
@@ -68,16 +68,18 @@ def geometry_of(configurator: Any) -> Geometry:
     else:
         groups, heads = (group(Full(), range(layers.num_effective_layers), full),), (full,)
     if configurator.mambaish_config is None:
-        return Geometry(groups, heads)
+        return ServedLayers(groups, heads)
     state = StateShape.of(
         configurator.mambaish_config.mamba2_cache_params,
         tuple(configurator._get_mamba_layer_ids_for_req_pool()),
     )
     states = LayerGroup(State(), state.layer_ids, state.entry_bytes, element=state.element)
-    return Geometry((*groups, states), heads, state)
+    return ServedLayers((*groups, states), heads, state)
 
 
-def asked_bytes(configurator: Any, geometry: Geometry, cap_tokens: int | None = None) -> int | None:
+def asked_bytes(
+    configurator: Any, geometry: ServedLayers, cap_tokens: int | None = None
+) -> int | None:
     """Bytes that the user's token limit gives the pool, None if there is no limit in bytes.
 
     ``cap_tokens`` is a limit that SGLang sets itself, later.
@@ -97,7 +99,7 @@ def _stock_is_hybrid(configurator: Any) -> bool:
     return configurator.is_hybrid_swa and ours is None
 
 
-def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) -> int:
+def pinned_bytes(geometry: ServedLayers, num_tokens: int, *, stock_is_hybrid: bool) -> int:
     """Bytes that ``--max-total-tokens num_tokens`` takes in stock SGLang for this model.
 
     Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
@@ -123,7 +125,7 @@ def pinned_bytes(geometry: Geometry, num_tokens: int, *, stock_is_hybrid: bool) 
     return total + (slots + 1) * geometry.groups[-1].entry_bytes
 
 
-def states_per_request(geometry: Geometry) -> int:
+def states_per_request(geometry: ServedLayers) -> int:
     """States that a request takes at once: its own and those that it is tracked in."""
     if geometry.state is None:
         return 0
@@ -135,7 +137,7 @@ def states_per_request(geometry: Geometry) -> int:
     )
 
 
-def plan_for(geometry: Geometry, pool_bytes: int) -> PoolPlan:
+def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
     """The pool's plan, or one line that says what the smallest request would need."""
     first = geometry.groups[0]
     # SGLang admits a request while more than its tokens and a page are free.

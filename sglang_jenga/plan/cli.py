@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from sglang_jenga import __version__
 from sglang_jenga.layers import registry
-from sglang_jenga.plan.hf_config import ModelGeometry, read_geometry
+from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.kv_format import KV_CACHE_DTYPES, MODEL_DTYPES
 from sglang_jenga.plan.planner import plan_pool
 from sglang_jenga.plan.report import DEFAULT_LENGTHS, CapacityRow, capacity_rows, format_plan
@@ -181,19 +181,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _load_notes(geometry: ModelGeometry) -> tuple[str, ...]:
+def _load_notes(geometry: ConfigLayers) -> tuple[str, ...]:
     notes = ()
     if geometry.states:
         notes += (f"each running request pins {geometry.states} state slot(s)",)
     return notes
 
 
-def _refusal_as_json(geometry: ModelGeometry) -> dict[str, Any]:
+def _refusal_as_json(geometry: ConfigLayers) -> dict[str, Any]:
     return {"architecture": geometry.architecture, "served": False, "refused": geometry.refused}
 
 
 def _as_json(
-    geometry: ModelGeometry, plan: PoolPlan, rows: Sequence[CapacityRow], notes: Sequence[str]
+    geometry: ConfigLayers, plan: PoolPlan, rows: Sequence[CapacityRow], notes: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "architecture": geometry.architecture,

@@ -35,7 +35,7 @@ _STOCK_TRACKING_SLOTS = 2  # beside those, where SGLang tracks states inside pro
 
 
 @dataclass(frozen=True, slots=True)
-class ModelGeometry:
+class ConfigLayers:
     """What a model asks of one rank's pool.
 
     ``refused`` is the sentence by which a server refuses the model, empty if it serves it; a model
@@ -61,7 +61,7 @@ def read_geometry(
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
     quantisation: Mapping[str, Any] | None = None,
-) -> ModelGeometry:
+) -> ConfigLayers:
     """Read the layer groups of one of `tp` ranks.
 
     Args:
@@ -91,13 +91,13 @@ def read_geometry(
     why = row.why_refused(read)
     refused = layer_rules.refusal(architecture, why) if why else ""
     if row.layers is None:
-        return ModelGeometry(architecture, (), None, refused=refused)
+        return ConfigLayers(architecture, (), None, refused=refused)
 
     layers = row.stored_layers(read)
     heads = row.heads(read) if any(set(kinds) - {"state"} for kinds in layers) else None
     refused = refused or ranks_refusal(architecture, row, read, tp)
     if refused and not why:
-        return ModelGeometry(architecture, (), None, refused=refused)
+        return ConfigLayers(architecture, (), None, refused=refused)
     has_states = any("state" in kinds for kinds in layers)
     if has_states and row.state is None:
         raise ValueError(f"{architecture}: the table of models does not size its states")
@@ -107,7 +107,7 @@ def read_geometry(
         )
     reading = _Reading(row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
-    return ModelGeometry(
+    return ConfigLayers(
         architecture,
         groups,
         reading.stock_layout(),

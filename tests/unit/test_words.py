@@ -22,6 +22,7 @@ RETIRED = {
     "worth_of_prefix_page": "state_cost_tokens",
     "give_up_states": "release_tracking",
     "num_idle": "num_reclaimable",
+    "modelgeometry": "ConfigLayers",
     "smalls_for_request": "LayerGroup.held",
     "state_group": "ServedGroups.state",
     "install_engine_argument": "a row of the table of hooks",
