@@ -382,16 +382,15 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
         return self.group_available(self.groups.row)
 
     def swa_available_size(self) -> int:
-        return min(self.group_available(group) for group in self.groups.mapped)
+        return self.group_available(self.groups.mapped[0])
 
     def swa_capacity_and_available(
         self, *, full_capacity: int, swa_capacity: int
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """The split moves, so a group's capacity is what it has plus what it could still get."""
-        swa = max(self.groups.mapped, key=self.group_allocated)
         return tuple(
             (self.group_available(group) + self.group_allocated(group), self.group_available(group))
-            for group in (self.groups.row, swa)
+            for group in (self.groups.row, self.groups.mapped[0])
         )
 
     @property

@@ -6,7 +6,7 @@ request (mamba). Groups say how they are addressed; only here are the two turned
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang_jenga.layers.base import Address, LayerKind
 from sglang_jenga.plan.spec import PoolPlan
 
-_CURSORS = (ComponentType.SWA, ComponentType.AUXILIARY_SWA)
+Cursor = Hashable
 
 
 class ServedGroups:
@@ -79,14 +79,15 @@ class ServedGroups:
         )
 
     def of_mapped(self, smalls: Sequence[int]) -> int:
-        """Tokens that SGLang calls swa: of the mapped group that has the most, 0 without any."""
-        return max((smalls[group] for group in self.mapped), default=0) * self.tokens_per_page
+        """Tokens that SGLang calls swa, those of the first mapped group: it adds and compares them,
+        so they must be one group's. 0 without any."""
+        return smalls[self.mapped[0]] * self.tokens_per_page if self.mapped else 0
 
     def of_states(self, smalls: Sequence[int]) -> int:
         """States, 0 without any."""
         return 0 if self.state is None else smalls[self.state]
 
-    def cursor(self, group_id: int) -> ComponentType:
-        """Under which of its names SGLang keeps how far a request has given up a mapped group's
-        tokens."""
-        return _CURSORS[self.mapped.index(group_id)]
+    def cursor(self, group_id: int) -> Cursor:
+        """Under which name SGLang's record of a request keeps how far the request has given up a
+        mapped group's tokens: its own for the group that it knows, one of ours for others."""
+        return ComponentType.SWA if group_id == self.mapped[0] else (ComponentType.SWA, group_id)

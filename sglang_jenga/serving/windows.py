@@ -17,13 +17,13 @@ from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 from sglang.srt.environ import envs
-from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.plan.request_need import MOST_BEHIND_WINDOW
 from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.policy import LayerPolicy, Prefix
 from sglang_jenga.radix.tree import RadixTrees
+from sglang_jenga.serving.groups import Cursor
 from sglang_jenga.serving.pressure import Need, Pressure
 
 FEW_DUE = 64
@@ -36,7 +36,7 @@ class _Group(NamedTuple):
     group_id: int
     kind: LayerKind
     policy: LayerPolicy
-    cursor: ComponentType
+    cursor: Cursor
     lock_interval: int
 
 

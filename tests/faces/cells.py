@@ -39,6 +39,11 @@ MODELS = {
         4: Shape(full=3, window_k=2, window=10, sliding="chunked", num_large=20),
         16: Shape(full=3, window_k=2, window=32, sliding="chunked", num_large=10),
     },
+    # What no kernel of SGLang can address yet: a third group that tokens have pages in.
+    "two windows and chunks": {
+        1: Shape(full=6, window_k=3, window=6, others=(("window", 16, 2), ("chunked", 8, 1))),
+        4: Shape(full=6, window_k=3, window=6, others=(("window", 20, 2),), num_large=30),
+    },
     "states": {
         1: Shape(full=12, state_k=1, num_large=16),
         4: Shape(full=3, state_k=1, num_large=16),

@@ -26,6 +26,8 @@ class Shape(NamedTuple):
 
     ``full``, ``window_k``, ``state_k``: small pages of each kind in a large page; None where the
     model has no such layers. ``window``: tokens that a window layer sees, the current one included.
+    ``others``: more sliding groups, each its kind, width, and small pages in a large page. SGLang's
+    kernels know one such group; the host's side takes any number.
     """
 
     full: int = 1
@@ -33,6 +35,7 @@ class Shape(NamedTuple):
     window: int = 8
     state_k: int | None = None
     sliding: str = "window"  # the kind of the layers with a window
+    others: tuple[tuple[str, int, int], ...] = ()
     num_large: int = 64
     num_rows: int = 8
     context: int = 256
@@ -50,6 +53,7 @@ class Shape(NamedTuple):
         kinds: list[tuple[LayerKind, int]] = [(Full(), self.full)]
         if self.window_k is not None:
             kinds.append((kind_of(self.sliding, self.window), self.window_k))
+        kinds += [(kind_of(name, width), k) for name, width, k in self.others]
         if self.state_k is not None:
             kinds.append((State(), self.state_k))
         large_bytes = math.lcm(*(k for _, k in kinds)) * page_size * _GRAIN

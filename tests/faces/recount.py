@@ -23,7 +23,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang_jenga.pages.tables import expand
 from tests.faces.pools import Pools
 
-FULL, WINDOW = 0, 1
+FULL = 0
 
 
 def everything(pools: Pools, scheduler: Any) -> None:
@@ -40,8 +40,8 @@ def everything(pools: Pools, scheduler: Any) -> None:
     _locks(pools, reqs)
     for req in reqs:
         _row(pools, req)
-    if pools.cache.supports_swa():
-        _slot_map(pools, reqs)
+    for group_id in pools.allocator.slot_maps:
+        _slot_map(pools, reqs, group_id)
     _sglangs_own_check(scheduler)
 
 
@@ -73,10 +73,17 @@ def _own_pages(pools: Pools, req: Any, group_id: int) -> np.ndarray:
     assert begin % page_size == 0
     if group_id == FULL:
         return table.pages(FULL, kv.req_pool_idx, begin, max(begin, end))
-    dead = kv.swa_dead_lo(page_size), kv.get_evicted_seqlen(ComponentType.SWA)
-    parts = [table.pages(WINDOW, kv.req_pool_idx, begin, min(dead[0], end))]
-    parts.append(table.pages(WINDOW, kv.req_pool_idx, max(dead), max(end, max(dead))))
+    dead = kv.swa_dead_lo(page_size), _given_up(pools, kv, group_id)
+    parts = [table.pages(group_id, kv.req_pool_idx, begin, min(dead[0], end))]
+    parts.append(table.pages(group_id, kv.req_pool_idx, max(dead), max(end, max(dead))))
     return np.concatenate(parts)
+
+
+def _given_up(pools: Pools, kv: Any, group_id: int) -> int:
+    """Up to where a request has given its own pages of a sliding group up. SGLang knows one."""
+    first = next(iter(pools.allocator.slot_maps))
+    swa = ComponentType.SWA
+    return kv.get_evicted_seqlen(swa if group_id == first else (swa, group_id))
 
 
 def _pages(pools: Pools, reqs: list[Any]) -> None:
@@ -155,18 +162,18 @@ def _row(pools: Pools, req: Any) -> None:
     assert np.array_equal(pages, mine), f"{req.rid}: its prefix lies in other pages than the trees'"
 
 
-def _slot_map(pools: Pools, reqs: list[Any]) -> None:
+def _slot_map(pools: Pools, reqs: list[Any], group_id: int) -> None:
     """Whoever holds a full slot and the window slot of the same token finds it by the map; a full
     slot without a window slot leads into the null page. What has changed since the last forward is
     on the device before the next one."""
-    slot_map, page_size = pools.allocator.slot_maps[WINDOW], pools.cache.page_size
+    slot_map, page_size = pools.allocator.slot_maps[group_id], pools.cache.page_size
     mapping = expand(slot_map.window_page, page_size)
     found = slot_map.tensor[:-1].numpy()
     late = (mapping != found) & (np.maximum(mapping, found) >= page_size)
     for pages in slot_map.pending:
         late[expand(pages, page_size)] = False
     assert not late.any(), f"full slots {np.flatnonzero(late)} are not led where the record says"
-    for full, window, whose in _beside_each_other(pools, reqs):
+    for full, window, whose in _beside_each_other(pools, reqs, group_id):
         found = mapping[full]
         wrong = np.where(window == 0, found >= pools.cache.page_size, found != window)
         assert not wrong.any(), (
@@ -176,21 +183,21 @@ def _slot_map(pools: Pools, reqs: list[Any]) -> None:
 
 
 def _beside_each_other(
-    pools: Pools, reqs: list[Any]
+    pools: Pools, reqs: list[Any], group_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Full slots in use and the window slots of the same tokens, 0 where nobody holds one."""
     page_size = pools.cache.page_size
     for node in pools.cache.trees.nodes():
         full = expand(node.extents[FULL].ids, page_size)
-        window = node.extents[WINDOW]
+        window = node.extents[group_id]
         beside = np.zeros_like(full) if window is None else expand(window.ids, page_size)
         yield full, beside, f"node [{node.begin}, {node.end})"
     for req in reqs:
         kv, tables = req.kv, pools.allocator.tables
         begin, end = kv.cache_protected_len, kv.kv_allocated_len
         full = tables.slots(FULL, kv.req_pool_idx, begin, end)
-        beside = tables.slots(WINDOW, kv.req_pool_idx, begin, end).copy()
-        gone = kv.swa_dead_lo(page_size) - begin, kv.get_evicted_seqlen(ComponentType.SWA) - begin
+        beside = tables.slots(group_id, kv.req_pool_idx, begin, end).copy()
+        gone = kv.swa_dead_lo(page_size) - begin, _given_up(pools, kv, group_id) - begin
         beside[gone[0] : max(gone)] = 0
         yield full, beside, req.rid
 

@@ -24,7 +24,12 @@ from tests.faces.pools import Pools
 ALPHABET = 3
 """Tokens are 0, 1 and 2: few, so that prompts and answers agree by chance."""
 _MASK = (1 << 62) - 1
-_OF_GROUP = (0x1111, 0x2222, 0x3333)  # the same prefix reads differently in each layer group
+_OF_GROUP = (
+    0x1111,
+    0x2222,
+    0x3333,
+    0x4444,
+)  # the same prefix reads differently in each layer group
 
 
 class WrongRead(AssertionError):
@@ -79,8 +84,12 @@ class SymbolicModel:
         self._pools = pools
         self._words = pools.buffer.bytes.numpy().view(np.int64)
         self._entry_words = [group.padded_entry_bytes // 8 for group in pools.plan.groups]
-        self._window = pools.cache.sliding_window_size
-        self._chunked = pools.plan.groups[-1].group.label.startswith("chunked")
+        kinds = [item.group.kind for item in pools.plan.groups]
+        self._sliding = [
+            (group_id, kind.name, kind.width)
+            for group_id, kind in enumerate(kinds)
+            if kind.name in ("window", "chunked")
+        ]
         self._lines: dict[str, Line] = {}
         self._known: dict[int, str] = {}
         self.forwards = 0
@@ -126,8 +135,8 @@ class SymbolicModel:
     def _slots(self, row: int, start: int, end: int) -> np.ndarray:
         return self._pools.rows.req_to_token[row, start:end].numpy().astype(np.int64)
 
-    def _window_slots(self, slots: np.ndarray) -> np.ndarray:
-        return self._pools.allocator.full_to_swa_index_mapping.numpy()[slots]
+    def _window_slots(self, group_id: int, slots: np.ndarray) -> np.ndarray:
+        return self._pools.allocator.slot_maps[group_id].tensor.numpy()[slots]
 
     def _write_tokens(self, batch: Any, spans: Sequence[Any]) -> None:
         slots = batch.out_cache_loc.numpy()
@@ -138,19 +147,19 @@ class SymbolicModel:
             [np.array(line.prefixes[start + 1 : end + 1]) for _, _, line, start, end in spans]
         )
         self._put(0, slots, values)
-        if self._window is not None:
-            self._put(1, self._window_slots(slots), values)
+        for group_id, _, _ in self._sliding:
+            self._put(group_id, self._window_slots(group_id, slots), values)
 
     def _read_tokens(self, req: Any, row: int, line: Line, start: int, end: int) -> None:
         slots = self._slots(row, 0, end)
         expected = np.array(line.prefixes[1 : end + 1])
         self._check(0, req, slots, expected, 0)
-        if self._window is not None:
+        for group_id, kind, width in self._sliding:
             # The first token of this forward reads most of what lies before it.
-            chunk = start % (self._window + 1)
-            first = start - chunk if self._chunked else max(0, start - self._window)
-            seen = self._window_slots(slots[first:])
-            self._check(1, req, seen, expected[first:], first)
+            chunk = start - start % width
+            first = chunk if kind == "chunked" else max(0, start - width + 1)
+            seen = self._window_slots(group_id, slots[first:])
+            self._check(group_id, req, seen, expected[first:], first)
 
     # ---- states -----------------------------------------------------------------------------
 

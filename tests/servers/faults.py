@@ -27,17 +27,19 @@ def one_wrong_page() -> None:
 
 
 def one_window_token_too_few() -> None:
-    """Window layers see one token less than they should."""
+    """Window layers see one token less than they should, from their first forward on: a server
+    looks at its layers before."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
-    build = RadixAttention.__init__
+    forward = RadixAttention.forward
 
-    def shortened(self: Any, *args: Any, **kwargs: Any) -> None:
-        build(self, *args, **kwargs)
-        if self.sliding_window_size is not None and self.sliding_window_size > 0:
+    def shortened(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.sliding_window_size > 0 and not hasattr(self, "_shortened"):
             self.sliding_window_size -= 1
+            self._shortened = True
+        return forward(self, *args, **kwargs)
 
-    RadixAttention.__init__ = shortened
+    RadixAttention.forward = shortened
 
 
 def poisoned_free_states() -> None:
