@@ -62,7 +62,7 @@ class _JengaAllocator:
         self._step: StepDemand | None = None
         self.groups = ServedGroups(core.plan)
         self.pressure = Pressure(core)
-        self.rounds_stuck = 0  # see scheduling._next_batch
+        self.rounds_stuck = 0  # see scheduling.next_batch
         self.was_asked = False  # whether admission was, in this round
         # The queue in which nobody more could be admitted, and for how many rounds that stands.
         self.refused: tuple[int, str | None] = (0, None)

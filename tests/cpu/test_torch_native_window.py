@@ -118,7 +118,12 @@ def hooked_launcher(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: window_hook\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
-        "[sglang.srt.plugins]\nwindow_hook = sglang_jenga.cpu.window_attention:register\n"
+        "[sglang.srt.plugins]\nwindow_hook = window_hook:register\n"
+    )
+    (folder / "window_hook.py").write_text(
+        "from sglang_jenga.boot import hook_table, hooks\n"
+        "def register():\n"
+        "    hooks.register(hook_table.CPU_ATTENTION)\n"
     )
     with WarmLauncher({"PYTHONPATH": str(folder)}) as launcher:
         yield launcher

@@ -135,7 +135,7 @@ def test_no_step_is_checked_unasked(model):
 
 
 def test_doubled_page_ends_the_server_that_checks(model):
-    with pytest.raises(EngineFailed, match=r"_check_page_invariants(?s:.*)AssertionError"):
+    with pytest.raises(EngineFailed, match=r"in check_page_invariants(?s:.*)AssertionError"):
         run_engine(
             model("llama"),
             waves(2),
