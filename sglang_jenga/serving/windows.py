@@ -75,7 +75,7 @@ class Windows:
                 groups.cursor(group_id),
                 # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long
                 # window. Less than a page cannot be cut.
-                max(self._interval, groups.kinds[group_id].width // 16, self._page_size),
+                max(self._interval, (groups.kinds[group_id].width - 1) // 16, self._page_size),
             )
             for group_id in groups.mapped
         ]
