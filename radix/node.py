@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,11 +15,12 @@ NO_PAGES = np.zeros(0, dtype=np.int64)
 class Extent(Protocol):
     """The small pages of one node in one group. Ids are opaque integers here."""
 
+    group_id: int
     ids: np.ndarray
     number: int  # stands for the extent in arrays
     pinned: bool
     shielded: bool
-    node: Any  # for the trees to set
+    node: Node  # for the trees to set
 
     @property
     def size(self) -> int: ...
@@ -114,8 +115,9 @@ class Node:
         first = self.run.begin
         return self.run.tokens[self.begin - first : self.end - first]
 
-    def evictable(self, group_id: int) -> bool:
-        return self.extents[group_id] is not None and not self.locks[group_id]
+    def evictable(self, group_id: int) -> Extent | None:
+        """Its pages of a group if eviction may take them."""
+        return None if self.locks[group_id] else self.extents[group_id]
 
     @property
     def parts(self) -> bool:
