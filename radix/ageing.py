@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import Extent, Node, PageOwner
+from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import Range
 from sglang_jenga.radix.times import Times
@@ -41,7 +41,7 @@ class Ageing:
         paths: Paths,
         queues: EvictionQueues,
         times: Times,
-        owner: PageOwner,
+        owner: AnyOwner,
         options: AgeingOptions,
     ) -> None:
         self._paths, self._queues, self._times, self._owner = paths, queues, times, owner

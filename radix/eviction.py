@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from operator import attrgetter
 
-from sglang_jenga.radix.node import Extent, Node, PageOwner
+from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.times import Times
 
 MANY = 1024  # entries below which no queue is tidied
@@ -31,7 +31,7 @@ class EvictionQueues:
     """
 
     def __init__(
-        self, num_groups: int, owner: PageOwner, times: Times, *, balanced: bool = True
+        self, num_groups: int, owner: AnyOwner, times: Times, *, balanced: bool = True
     ) -> None:
         self._owner, self._times = owner, times
         self._balanced = balanced
@@ -65,7 +65,8 @@ class EvictionQueues:
     def next_large(self) -> tuple[int, int] | None:
         """The turn and the group of the large page to empty next, None if none can be."""
         times = self._times
-        for extent in self._owner.take_woken(times.array):
+        woken: list[Extent] = self._owner.take_woken(times.array)
+        for extent in woken:
             # From its own time on: when the large page has its turn may have been misjudged.
             self._push_large(extent.node, extent.group_id, times.of(extent))
         best = None

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, Run, TreeObserver
+from sglang_jenga.radix.node import NO_PAGES, AnyOwner, Node, Run, TreeObserver
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
 from sglang_jenga.radix.times import Times
 
@@ -19,7 +19,7 @@ class Paths:
         self,
         policies: Sequence[LayerPolicy],
         tokens_per_page: int,
-        owner: PageOwner,
+        owner: AnyOwner,
         queues: EvictionQueues,
         times: Times,
         observer: TreeObserver | None,

@@ -22,12 +22,12 @@ from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.hits import joint_hit
 from sglang_jenga.radix.node import (
     NO_PAGES,
+    AnyOwner,
     Extent,
     Inserted,
     Match,
     Node,
     PageObserver,
-    PageOwner,
     PathLock,
     PrefixPages,
     Run,
@@ -57,7 +57,7 @@ class RadixTrees:
         self,
         policies: Sequence[LayerPolicy],
         tokens_per_page: int,
-        owner: PageOwner,
+        owner: AnyOwner,
         *,
         observer: TreeObserver | None = None,
         page_observer: PageObserver | None = None,
@@ -268,7 +268,8 @@ class RadixTrees:
         return offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
 
     def _adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
-        extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
+        extent: Extent = self._owner.adopt(group_id, ids)
+        node.extents[group_id] = extent
         extent.node = node
         self.num_pages[group_id] += ids.size
         self._times.refresh(node, extent)
