@@ -38,8 +38,9 @@ coverage: setup ## what the fast tests run of serving/ and boot/; fails below 85
 	@$(run) .ci/coverage.py $(ARGS)
 
 .PHONY: lint
-lint: setup ## ruff check and ruff format --check
+lint: setup ## ruff check, ruff format --check, mypy
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
 
 .PHONY: docs
 docs: setup ## write the pages that come from the code
@@ -47,5 +48,5 @@ docs: setup ## write the pages that come from the code
 
 .PHONY: clean
 clean: ## remove .venv, caches and build output of this checkout; the shared SGLang stays
-	rm -rf .venv .cache build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

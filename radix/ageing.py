@@ -6,12 +6,22 @@ Called by `RadixTrees` when a hit, an insert or an eviction has changed what is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import Node, PageOwner
+from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import Range
 from sglang_jenga.radix.times import Times
+
+
+class AgeingOptions(NamedTuple):
+    """As in `RadixTrees`."""
+
+    resume_points: bool
+    shield: bool
+    state_cost_tokens: int
+    grace_tokens: int
 
 
 class Ageing:
@@ -31,23 +41,18 @@ class Ageing:
         paths: Paths,
         queues: EvictionQueues,
         times: Times,
-        owner: PageOwner,
-        *,
-        resume_points: bool,
-        shield: bool,
-        state_cost: int,
-        grace_tokens: int,
+        owner: AnyOwner,
+        options: AgeingOptions,
     ) -> None:
-        """As in `RadixTrees`."""
         self._paths, self._queues, self._times, self._owner = paths, queues, times, owner
-        self._state_cost = state_cost
-        self._grace_tokens = grace_tokens
+        self._state_cost_tokens = options.state_cost_tokens
+        self._grace_tokens = options.grace_tokens
         self._closed = paths.closed
         self._others = [g for g in range(len(paths.policies)) if g != self._closed]
         # Groups whose pages are of no use behind a hit that went past them.
         aging = [g for g in self._others if paths.policies[g].ages_behind_hits]
-        self._passed = tuple(aging if resume_points else ())
-        self._shielding = self._passed if shield else ()
+        self._passed = tuple(aging if options.resume_points else ())
+        self._shielding = self._passed if options.shield else ()
         self.prefix_groups = [g for g in self._others if paths.policies[g].per_prefix]
 
     def tick(self) -> None:
@@ -66,14 +71,15 @@ class Ageing:
             paths.parts_read(node, own, group_id)
         read = [(group_id, set(paths.parts_read(node, own, group_id))) for group_id, own in ranges]
         for part in upwards(node, 0):
-            refresh(part, closed)  # it reads them all
+            if (extent := part.extents[closed]) is not None:  # it reads them all
+                refresh(part, extent)
             for group_id, parts in read:
-                if part.extents[group_id] is None:
+                if (extent := part.extents[group_id]) is None:
                     continue
                 if part.resume_point[group_id] or part in parts:
-                    refresh(part, group_id)
+                    refresh(part, extent)
                 elif hit and group_id in self._passed:
-                    self.demote(part, group_id)
+                    self.demote(part, extent)
 
     def mark_resume_points(self, node: Node) -> None:
         """Called when a key is complete up to ``node``. Later requests resume at ``node``, at a
@@ -98,13 +104,13 @@ class Ageing:
             grace_tokens = set(paths.parts_read(node, before, group_id))
             for part in upwards(node, 0):
                 part.resume_point[group_id] = part in kept
-                if part.extents[group_id] is None:
+                if (extent := part.extents[group_id]) is None:
                     continue
-                self._reshield(part, group_id)
+                self._reshield(part, extent)
                 if part in kept:
-                    self._times.refresh(part, group_id)
+                    self._times.refresh(part, extent)
                 elif part not in grace_tokens:
-                    self.demote(part, group_id)
+                    self.demote(part, extent)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
         """As many tokens as are read at a path's end once more, and at least ``grace_tokens``."""
@@ -114,33 +120,31 @@ class Ageing:
         count = max(self._grace_tokens, sum(end - begin for begin, end in last))
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
-    def demote(self, node: Node, group_id: int) -> None:
+    def demote(self, node: Node, extent: Extent) -> None:
         """The node's pages of one group go before all that are of use, unless they do already."""
-        extent = node.extents[group_id]
         if extent.shielded or self._times.is_demoted(extent):
             return
-        self._times.demote(node, group_id)
+        self._times.demote(node, extent)
         if not extent.pinned:  # else it gets its entry when it is unlocked
-            self._queues.push(node, group_id)
+            self._queues.push(node, extent)
 
     # ---- shield -----------------------------------------------------------------------------
 
     def reshield(self, node: Node) -> None:
         """Locks of the node have come or gone."""
         for group_id in self._shielding:
-            if node.extents[group_id] is not None:
-                self._reshield(node, group_id)
+            if (extent := node.extents[group_id]) is not None:
+                self._reshield(node, extent)
 
-    def _reshield(self, node: Node, group_id: int) -> None:
-        extent = node.extents[group_id]
+    def _reshield(self, node: Node, extent: Extent) -> None:
         if extent.pinned:
             return
-        wanted = self.is_shielded(node, group_id)
+        wanted = self.is_shielded(node, extent.group_id)
         if wanted != extent.shielded:
             self._owner.shield(extent, wanted)
             self._times.shield(extent, wanted)
             if not wanted:
-                self._queues.push(node, group_id)
+                self._queues.push(node, extent)
 
     def is_shielded(self, node: Node, group_id: int) -> bool:
         """Whether the node's pages of a group have to be shielded, if nobody has locked them."""
@@ -159,20 +163,22 @@ class Ageing:
         it. If that is fewer than ``state_cost_tokens`` tokens, and nobody has branched there, it is
         demoted."""
         last = node.parent
-        while last.parent is not None and last.extents[group_id] is None:
+        while last is not None:
             if self._is_branch(last, group_id):
                 return
+            if (state := last.extents[group_id]) is not None:
+                break
             last = last.parent
-        if last.parent is None or self._is_branch(last, group_id):
+        else:
             return
         before = last.parent
-        while before.parent is not None and (
-            before.extents[group_id] is None
-            or self._times.is_demoted(before.extents[group_id])  # goes first itself
+        while before is not None and (
+            (extent := before.extents[group_id]) is None
+            or self._times.is_demoted(extent)  # goes first itself
         ):
             before = before.parent
-        if last.end - before.end < self._state_cost:
-            self.demote(last, group_id)
+        if last.end - (0 if before is None else before.end) < self._state_cost_tokens:
+            self.demote(last, state)
 
     @staticmethod
     def _is_branch(node: Node, group_id: int) -> bool:
@@ -187,14 +193,17 @@ class Ageing:
             return
         times, closed = self._times, self._closed
         while (
-            node.parent is not None
+            (above := node.parent) is not None
             and all(node.extents[group_id] is None for group_id in self.prefix_groups)
-            and all(times.is_demoted(child.extents[closed]) for child in node.children.values())
+            and all(
+                (own := child.extents[closed]) is None or times.is_demoted(own)
+                for child in node.children.values()
+            )
         ):
             for group_id, extent in enumerate(node.extents):
                 if extent is not None and not self._paths.policies[group_id].per_prefix:
-                    self.demote(node, group_id)
-            node = node.parent
+                    self.demote(node, extent)
+            node = above
 
 
 def _joined(ranges: Iterable[Range]) -> list[Range]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from operator import attrgetter
 
-from sglang_jenga.radix.node import Node, PageOwner
+from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.times import Times
 
 MANY = 1024  # entries below which no queue is tidied
@@ -31,7 +31,7 @@ class EvictionQueues:
     """
 
     def __init__(
-        self, num_groups: int, owner: PageOwner, times: Times, *, balanced: bool = True
+        self, num_groups: int, owner: AnyOwner, times: Times, *, balanced: bool = True
     ) -> None:
         self._owner, self._times = owner, times
         self._balanced = balanced
@@ -40,9 +40,9 @@ class EvictionQueues:
         self._counter = 0
         self._limit = MANY
 
-    def push(self, node: Node, group_id: int) -> None:
-        """Make a node known as a candidate, or as one that has become older."""
-        time = self._times.of(node.extents[group_id])
+    def push(self, node: Node, extent: Extent) -> None:
+        """Make a node's extent known as a candidate, or as one that has become older."""
+        time, group_id = self._times.of(extent), extent.group_id
         before = node.in_smalls[group_id]
         if before is None or time < before:
             node.in_smalls[group_id] = time
@@ -60,12 +60,13 @@ class EvictionQueues:
         for group_id, extent in enumerate(back.extents):
             front.in_smalls[group_id] = front.in_larges[group_id] = None
             if extent is not None and not extent.pinned:
-                self.push(back, group_id)
+                self.push(back, extent)
 
     def next_large(self) -> tuple[int, int] | None:
         """The turn and the group of the large page to empty next, None if none can be."""
         times = self._times
-        for extent in self._owner.take_woken(times.array):
+        woken: list[Extent] = self._owner.take_woken(times.array)
+        for extent in woken:
             # From its own time on: when the large page has its turn may have been misjudged.
             self._push_large(extent.node, extent.group_id, times.of(extent))
         best = None
@@ -77,25 +78,27 @@ class EvictionQueues:
                     break
         return best
 
-    def pop_large(self) -> tuple[int, int, Node] | None:
-        """Take out the turn, the group and a node that lies in the large page to empty next."""
+    def pop_large(self) -> tuple[int, Extent] | None:
+        """Take out the turn of the large page to empty next, and an extent that lies in it."""
         best = self.next_large()
         if best is None:
             return None
         turn, group_id = best
         node = heapq.heappop(self._larges[group_id])[2]
         node.in_larges[group_id] = None
-        return turn, group_id, node
+        extent = node.extents[group_id]
+        assert extent is not None
+        return turn, extent
 
-    def pop_node(self, group_id: int, before: int | None = None) -> Node | None:
-        """Take out the least recently used node of one group, None if it has no evictable one, or
+    def pop_small(self, group_id: int, before: int | None = None) -> Extent | None:
+        """Take out the least recently used extent of one group, None if it has no evictable one, or
         none whose time is before ``before``."""
         time = self._top_small(group_id)
         if time is None or (before is not None and time >= before):
             return None
         node = heapq.heappop(self._smalls[group_id])[2]
         node.in_smalls[group_id] = None
-        return node
+        return node.extents[group_id]
 
     def _top_small(self, group_id: int) -> int | None:
         """Bring the oldest candidate with its true time to the top; return that."""
@@ -104,10 +107,10 @@ class EvictionQueues:
             time, counter, node = heap[0]
             if node.in_smalls[group_id] != time:
                 heapq.heappop(heap)  # it has another entry
-            elif not node.evictable(group_id):
+            elif (extent := node.evictable(group_id)) is None:
                 heapq.heappop(heap)
                 node.in_smalls[group_id] = None
-            elif (now := self._times.of(node.extents[group_id])) != time:
+            elif (now := self._times.of(extent)) != time:
                 node.in_smalls[group_id] = now
                 heapq.heapreplace(heap, (now, counter, node))
             else:
@@ -122,9 +125,8 @@ class EvictionQueues:
             if node.in_larges[group_id] != time:
                 heapq.heappop(heap)
                 continue
-            turn = None
-            if node.evictable(group_id):
-                turn = self._owner.turn(node.extents[group_id], array)
+            extent = node.evictable(group_id)
+            turn = None if extent is None else self._owner.turn(extent, array)
             node.in_larges[group_id] = turn
             if turn is None:
                 heapq.heappop(heap)
@@ -149,9 +151,9 @@ class EvictionQueues:
                 (self._larges[group_id], _in_larges),
             ):
                 valid = [entry for entry in heap if placed(entry[2])[group_id] == entry[0]]
-                heap[:] = [entry for entry in valid if entry[2].evictable(group_id)]
+                heap[:] = [entry for entry in valid if entry[2].evictable(group_id) is not None]
                 for _, _, node in valid:
-                    if not node.evictable(group_id):
+                    if node.evictable(group_id) is None:
                         placed(node)[group_id] = None  # it is pushed again when it is unlocked
                 heapq.heapify(heap)
                 most = max(most, len(heap))

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 from sglang_jenga.radix.eviction import EvictionQueues
-from sglang_jenga.radix.node import NO_PAGES, Node, PageOwner, Run, TreeObserver
+from sglang_jenga.radix.node import NO_PAGES, AnyOwner, Node, Run, TreeObserver
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
 from sglang_jenga.radix.times import Times
 
@@ -19,7 +19,7 @@ class Paths:
         self,
         policies: Sequence[LayerPolicy],
         tokens_per_page: int,
-        owner: PageOwner,
+        owner: AnyOwner,
         queues: EvictionQueues,
         times: Times,
         observer: TreeObserver | None,
@@ -75,7 +75,7 @@ class Paths:
         front.resume_point = list(node.resume_point)
         node.parent.children[front.edge] = front
         node.begin, node.parent = at, front
-        node.edge = self.edge(None, node.key, 0)[1]
+        node.edge = self.edge(None, node.run.tokens, at - node.run.begin)
         front.children[node.edge] = node
         for group_id, extent in enumerate(node.extents):
             if self.policies[group_id].per_prefix:
@@ -83,12 +83,12 @@ class Paths:
                 continue  # the page and its locks are those of the whole prefix
             front.locks[group_id] = node.locks[group_id]
             if extent is not None:
-                halves = self._owner.split(extent, index // self.tokens_per_page)
-                for part, half in zip((front, node), halves, strict=True):
-                    part.extents[group_id], half.node = half, part
-                self._times.inherit(front, group_id, node.extents[group_id])
+                first, last = self._owner.split(extent, index // self.tokens_per_page)
+                front.extents[group_id], first.node = first, front
+                node.extents[group_id], last.node = last, node
+                self._times.inherit(front, first, last)
                 if not front.locks[group_id]:
-                    self._queues.push(front, group_id)
+                    self._queues.push(front, first)
         if self._observer is not None:
             self._observer.split(front, node)
         return front
@@ -101,18 +101,18 @@ class Paths:
         """
         if not self._times.aligned:
             return
-        while (front := node.parent) is not None and front.parent is not None:
+        while (front := node.parent) is not None and (above := front.parent) is not None:
             if not self._alike(front, node):
                 node = front
                 continue
-            for group_id, extent in enumerate(front.extents):
-                if extent is not None:
-                    self._owner.join(extent, node.extents[group_id])
+            for group_id, (first, last) in enumerate(zip(front.extents, node.extents, strict=True)):
+                if first is not None and last is not None:
+                    self._owner.join(first, last)
                     front.extents[group_id] = None
             if front.run is not node.run:
                 node.run = Run(np.concatenate([front.key, node.key]), front.begin)
-            node.begin, node.edge, node.parent = front.begin, front.edge, front.parent
-            node.parent.children[node.edge] = node
+            node.begin, node.edge, node.parent = front.begin, front.edge, above
+            above.children[node.edge] = node
             self._queues.joined(front, node)
             if self._observer is not None:
                 self._observer.joined(front, node)
@@ -133,12 +133,12 @@ class Paths:
             if (
                 front.locks[group_id] != back.locks[group_id]
                 or front.resume_point[group_id] != back.resume_point[group_id]
-                or (first is None) != (last is None)
             ):
                 return False
-            if first is not None and (
-                first.shielded != last.shielded or not self._times.as_old(first, last)
-            ):
+            if first is None or last is None:
+                if first is not last:
+                    return False
+            elif first.shielded != last.shielded or not self._times.as_old(first, last):
                 return False
         return True
 
@@ -161,19 +161,19 @@ class Paths:
             ]
         found = []
         at = len(ranges) - 1
-        while at >= 0 and node.parent is not None:
+        while at >= 0 and (above := node.parent) is not None:
             begin, end = ranges[at]
             if node.end <= begin:
                 at -= 1
             elif node.begin >= end:
-                node = node.parent
+                node = above
             elif node.end > end:
                 node = self.split(node, end)
             else:
                 if node.begin < begin:
-                    self.split(node, begin)  # the front keeps its age and stays evictable
+                    above = self.split(node, begin)  # it keeps its age and stays evictable
                 found.append(node)
-                node = node.parent
+                node = above
         return found
 
 
@@ -189,7 +189,6 @@ def common(tokens: np.ndarray, others: np.ndarray) -> int:
 
 def upwards(node: Node, begin: int) -> Iterator[Node]:
     """Nodes from ``node`` up that hold a position at or after ``begin``."""
-    while node.parent is not None and node.end > begin:
-        above = node.parent
+    while (above := node.parent) is not None and node.end > begin:
         yield node
         node = above

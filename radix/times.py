@@ -36,7 +36,7 @@ class Times:
         default = LayerPolicy.set_prefix_length
         self._by_length = [type(policy).set_prefix_length is default for policy in policies]
         self.array = np.zeros(1024, dtype=np.int64)
-        self._view = memoryview(self.array)  # single reads and writes cost a third that way
+        self._view = self.array.data  # single reads and writes cost a third that way
 
     def of(self, extent: Extent) -> int:
         return self._view[extent.number]
@@ -49,23 +49,22 @@ class Times:
         view = self._view
         return -view[extent.number] // _RANKS == -view[other.number] // _RANKS
 
-    def refresh(self, node: Node, group_id: int) -> None:
-        """The node's pages of this group are of use now."""
-        extent = node.extents[group_id]
+    def refresh(self, node: Node, extent: Extent) -> None:
+        """This extent of the node is of use now."""
         tier = _TIER if extent.shielded else 0
-        self._set(extent, self.now * _RANKS - self._rank(node, group_id) + tier)
+        self._set(extent, self.now * _RANKS - self._rank(node, extent.group_id) + tier)
 
-    def demote(self, node: Node, group_id: int) -> None:
-        self._set(node.extents[group_id], self.now * _RANKS - self._rank(node, group_id) - _TIER)
+    def demote(self, node: Node, extent: Extent) -> None:
+        self._set(extent, self.now * _RANKS - self._rank(node, extent.group_id) - _TIER)
 
     def shield(self, extent: Extent, shielded: bool) -> None:
         """The extent has been shielded, or is not any more."""
         self._view[extent.number] += _TIER if shielded else -_TIER
 
-    def inherit(self, node: Node, group_id: int, extent: Extent) -> None:
-        """The node's pages of this group were part of ``extent`` and are as old as that."""
-        used_at = -(-self._view[extent.number] // _RANKS)  # a tier is a multiple of _RANKS
-        self._set(node.extents[group_id], used_at * _RANKS - self._rank(node, group_id))
+    def inherit(self, node: Node, extent: Extent, rest: Extent) -> None:
+        """This extent of the node was part of ``rest`` and is as old as that."""
+        used_at = -(-self._view[rest.number] // _RANKS)  # a tier is a multiple of _RANKS
+        self._set(extent, used_at * _RANKS - self._rank(node, extent.group_id))
 
     def _rank(self, node: Node, group_id: int) -> int:
         if not self.aligned:
@@ -79,5 +78,5 @@ class Times:
     def _set(self, extent: Extent, time: int) -> None:
         if extent.number >= self.array.size:
             self.array = np.resize(self.array, 2 * extent.number)
-            self._view = memoryview(self.array)
+            self._view = self.array.data
         self._view[extent.number] = time

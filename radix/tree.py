@@ -17,17 +17,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from sglang_jenga.radix.ageing import Ageing
+from sglang_jenga.radix.ageing import Ageing, AgeingOptions
 from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.hits import joint_hit
 from sglang_jenga.radix.node import (
     NO_PAGES,
+    AnyOwner,
     Extent,
     Inserted,
     Match,
     Node,
     PageObserver,
-    PageOwner,
     PathLock,
     PrefixPages,
     Run,
@@ -57,7 +57,7 @@ class RadixTrees:
         self,
         policies: Sequence[LayerPolicy],
         tokens_per_page: int,
-        owner: PageOwner,
+        owner: AnyOwner,
         *,
         observer: TreeObserver | None = None,
         page_observer: PageObserver | None = None,
@@ -84,12 +84,7 @@ class RadixTrees:
         self._observer = observer
         self._page_observer = page_observer
         self._balanced, self._aligned = balanced, aligned
-        self._ageing = {
-            "resume_points": resume_points,
-            "shield": shield,
-            "state_cost": state_cost_tokens,
-            "grace_tokens": grace_tokens,
-        }
+        self._ageing = AgeingOptions(resume_points, shield, state_cost_tokens, grace_tokens)
         self._most_on_path = most_on_path
         self._start_empty()
 
@@ -109,7 +104,7 @@ class RadixTrees:
             self._times,
             self._observer,
         )
-        self._ages = Ageing(self._paths, self._queues, self._times, self._owner, **self._ageing)
+        self._ages = Ageing(self._paths, self._queues, self._times, self._owner, self._ageing)
 
     @property
     def root(self) -> Node:
@@ -118,7 +113,7 @@ class RadixTrees:
     def clear(self) -> None:
         """Evict everything; nothing may be locked."""
         for child in list(self.root.children.values()):
-            self._remove(child)
+            self._remove(self.root, child)
         self._start_empty()
         if self._observer is not None:
             self._observer.cleared()
@@ -194,8 +189,8 @@ class RadixTrees:
         self._ages.mark_resume_points(node)
         # Not before: the queues would have to set every new node's age right.
         for adopted, group_id in self._adopted:
-            if adopted.evictable(group_id):
-                self._queues.push(adopted, group_id)
+            if (extent := adopted.evictable(group_id)) is not None:
+                self._queues.push(adopted, extent)
             if self.policies[group_id].per_prefix:
                 self._ages.demote_cheap_states(adopted, group_id)
         self._adopted.clear()
@@ -273,10 +268,11 @@ class RadixTrees:
         return offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
 
     def _adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
-        extent = node.extents[group_id] = self._owner.adopt(group_id, ids)
+        extent: Extent = self._owner.adopt(group_id, ids)
+        node.extents[group_id] = extent
         extent.node = node
         self.num_pages[group_id] += ids.size
-        self._times.refresh(node, group_id)
+        self._times.refresh(node, extent)
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
         self._adopted.append((node, group_id))
@@ -291,10 +287,10 @@ class RadixTrees:
         ``without``: groups of which the request has what it needs in pages of its own.
         """
         # Splits may cut nodes later, so the receipt names tokens, not nodes.
-        ranges = (
+        ranges = [
             () if group_id in without else tuple(self._paths.ranges_read(group_id, node.end))
             for group_id in self._groups
-        )
+        ]
         lock = PathLock(node, tuple(ranges))
         for group_id in self._closed_last:  # it shields what is not pinned then
             for part in self._paths.parts_read(node, lock.ranges[group_id], group_id):
@@ -349,7 +345,7 @@ class RadixTrees:
         extent = node.extents[group_id]
         if extent is not None:
             self._owner.unpin(extent)
-            self._queues.push(node, group_id)
+            self._queues.push(node, extent)
         self._ages.reshield(node)
 
     # ---- evict ------------------------------------------------------------------------------
@@ -366,26 +362,26 @@ class RadixTrees:
             victim = self._queues.pop_large()
             if victim is None:
                 return False
-            turn, group_id, node = victim
-            extent = node.extents[group_id]
+            turn, extent = victim
+            group_id = extent.group_id
             # The last ones: behind them in the same node lie pages as old, and of longer prefixes.
             due = owner.due(extent, self._times.array, turn)
-            due = due[-self._larges_to_cut(node, group_id, missing) :]
+            due = due[-self._larges_to_cut(extent, missing) :]
             for other in (*owner.sharing(extent, due), extent):
                 if other.node.extents[group_id] is other:  # else it went with one before
                     self._cut(other.node, group_id, owner.first_in(other, due))
         return True
 
-    def _larges_to_cut(self, node: Node, group_id: int, missing: int) -> int:
-        """How many large pages of one group to take from a node when ``missing`` are wanted.
+    def _larges_to_cut(self, extent: Extent, missing: int) -> int:
+        """How many large pages to take from an extent when ``missing`` are wanted.
 
         With a leaf's tokens go the other groups' pages, so fewer of the closed group will do; never
         more than are wanted, and the rest comes in the next round.
         """
-        if group_id != self._closed:
+        if extent.group_id != self._closed:
             return missing
-        larges = sum(extent.num_large for extent in node.extents if extent is not None)
-        return max(1, int(missing * node.extents[group_id].num_large / larges))
+        larges = sum(other.num_large for other in extent.node.extents if other is not None)
+        return max(1, int(missing * extent.num_large / larges))
 
     def evict_small(self, group_id: int, count: int, *, before: int | None = None) -> int:
         """Evict ``count`` small pages of one group, the least recently used first (step 5).
@@ -394,10 +390,10 @@ class RadixTrees:
         """
         pages = self.num_pages[group_id]
         while (missing := count - (pages - self.num_pages[group_id])) > 0:
-            node = self._queues.pop_node(group_id, before)
-            if node is None:
+            extent = self._queues.pop_small(group_id, before)
+            if extent is None:
                 break
-            self._cut(node, group_id, max(0, node.extents[group_id].size - missing))
+            self._cut(extent.node, group_id, max(0, extent.size - missing))
         return pages - self.num_pages[group_id]
 
     def _evict_beyond(self, most: int, end: Node) -> None:
@@ -409,7 +405,7 @@ class RadixTrees:
             for node in reversed(holders):
                 if excess <= 0 or node is end:
                     break
-                if node.evictable(group_id) and node.children and not node.parts:
+                if node.evictable(group_id) is not None and node.children and not node.parts:
                     self._cut(node, group_id, 0)
                     excess -= 1
 
@@ -440,8 +436,10 @@ class RadixTrees:
         if index:
             self._paths.split(node, node.begin + index * self.tokens_per_page)
         if group_id == self._closed:
-            self._remove(node)
-            self._ages.demote_unreachable(node.parent)
+            above = node.parent
+            assert above is not None, "the root has no pages"
+            self._remove(above, node)
+            self._ages.demote_unreachable(above)
         else:
             self._drop(node, group_id)
             if self._page_observer is not None:
@@ -449,10 +447,10 @@ class RadixTrees:
             if self.policies[group_id].per_prefix:
                 self._ages.demote_unreachable(node)
 
-    def _remove(self, top: Node) -> None:
-        """Take out a node and all below it; with it go every group's pages, which nothing could
-        reach any more."""
-        del top.parent.children[top.edge]
+    def _remove(self, above: Node, top: Node) -> None:
+        """Take out a child of ``above`` and all below it; with it go every group's pages, which
+        nothing could reach any more."""
+        del above.children[top.edge]
         stack = [top]
         while stack:
             node = stack.pop()
@@ -502,12 +500,12 @@ class RadixTrees:
                     totals[group_id] += extent.size
                 others = max(0, node.locks[group_id] - 1)
                 shared[group_id] += others * self._num_positions(node, group_id)
-                if node.evictable(group_id):
-                    time = self._times.of(extent)
+                if (evictable := node.evictable(group_id)) is not None:
+                    time = self._times.of(evictable)
                     entry = node.in_smalls[group_id]
                     assert entry is not None and entry <= time, "an evictable node is not queued"
                     shielded = self._ages.is_shielded(node, group_id)
-                    assert extent.shielded == shielded
+                    assert evictable.shielded == shielded
             below = sum(child.locks[self._closed] for child in node.children.values())
             assert node.locks[self._closed] >= below, "a locked node under an unlocked one"
         assert totals == self.num_pages

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.host.cache_sides import Shape, build, request
-from sglang_jenga.testing.engines import preload, run_engine
+from sglang_jenga.testing.context import configured
+from sglang_jenga.testing.engines import run_engine
 
 WINDOW = 1024
 ANSWER = 64
@@ -159,7 +160,14 @@ class Jenga(Side):
         from sglang_jenga.pages.tables import StepDemand
 
         fresh = [0] if req.kv.kv_allocated_len == 0 else []
-        step = StepDemand([req], np.array([start]), np.array([end]), self.page_size, fresh=fresh)
+        step = StepDemand(
+            [req],
+            np.array([start]),
+            np.array([end]),
+            self.page_size,
+            fresh=fresh,
+            prefix_pages=self.cache.prefix_pages,
+        )
         with self.allocator.allocating(step):
             slots = self.allocator.alloc_extend(None, None, None, None, None, end - start)
         self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.int())
@@ -348,10 +356,11 @@ def main() -> None:
     parser.add_argument("--most-nodes", type=int, default=100_000, help="skip larger trees")
     parser.add_argument("--json", help="write all times, in seconds, to this file")
     options = parser.parse_args()
-    preload()
-    import torch
+    with configured():
+        _report(options)
 
-    torch.set_num_threads(1)
+
+def _report(options: argparse.Namespace) -> None:
     found = {}
     kinds = " | ".join(f"{operation}, us" for operation in OPERATIONS)
     print(f"unified / jenga **ratio**\n\n| groups | page | prompt | nodes | {kinds} | total, ms |")

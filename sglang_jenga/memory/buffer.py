@@ -57,7 +57,8 @@ class PoolBuffer:
         num_slots = self.plan.num_slots(group_id)
         k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
         alone = len(self.plan.groups) == 1
-        keys, values = [], []
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
         offset = 0
         for _ in group.group.layer_ids:
             for views, dim, row in ((keys, heads.k_dim, k_row), (values, heads.v_dim, v_row)):

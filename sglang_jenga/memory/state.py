@@ -30,7 +30,8 @@ class StatePart:
 
     @property
     def layer_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+        itemsize: int = self.dtype.itemsize
+        return prod(self.shape) * itemsize
 
 
 @dataclass(frozen=True, slots=True)

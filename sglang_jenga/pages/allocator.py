@@ -18,6 +18,7 @@ from sglang_jenga.pages.large_pages import LargePages
 from sglang_jenga.plan.spec import PoolPlan
 
 Order = Literal["packed", "paper", "fullest"]
+_NOBODY = Extent(-1, np.zeros(0, dtype=np.int64), 1, 0)  # whose numbers are unused
 
 
 class Allocator:
@@ -59,7 +60,7 @@ class Allocator:
         self._k = large.smalls
         self.num_used = [0] * len(self._k)
         self.num_cached = [0] * len(self._k)
-        self._extents: list[Extent | None] = [None]  # by number; number 0 is nobody's
+        self._extents = [_NOBODY]  # by number; number 0 is nobody's
         self._unused_numbers: list[int] = []
         # Order "paper" only: the large page a request filled last, per group.
         self._home: dict[tuple[int, object], int] = {}
@@ -128,12 +129,12 @@ class Allocator:
         Returns per group one int64 array, the requests' small ids one after another, or None, and
         then nothing has changed.
         """
-        need = [np.asarray(counts, dtype=np.int64) for counts in need]
-        totals = [int(counts.sum()) for counts in need]
+        wanted = [np.asarray(counts, dtype=np.int64) for counts in need]
+        totals = [int(counts.sum()) for counts in wanted]
         if not self.fits_now(totals):
             return None
         result = []
-        for group_id, counts in enumerate(need):
+        for group_id, counts in enumerate(wanted):
             # What the groups after this one cannot do without stays out of its reach.
             later = self._large_needed(
                 [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
@@ -221,12 +222,12 @@ class Allocator:
             number = self._unused_numbers.pop()
         else:
             number = len(self._extents)
-            self._extents.append(None)
+            self._extents.append(_NOBODY)
         extent = self._extents[number] = Extent(group_id, small_ids, self._k[group_id], number)
         return extent
 
     def _forget(self, extent: Extent) -> None:
-        self._extents[extent.number] = None
+        self._extents[extent.number] = _NOBODY
         self._unused_numbers.append(extent.number)
 
     def pin(self, extent: Extent) -> None:
@@ -336,7 +337,7 @@ class Allocator:
         plan, extents = self.plan, list(extents)
         self.large.check(extents)
         assert {extent.number: extent for extent in extents} == {
-            number: extent for number, extent in enumerate(self._extents) if extent is not None
+            number: extent for number, extent in enumerate(self._extents) if extent is not _NOBODY
         }
         for group_id, holder in enumerate(self.large.holder):
             mine = [extent for extent in extents if extent.group_id == group_id]

@@ -15,7 +15,7 @@ stay in this one file: numba keeps machine code on disk and renews it when this 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -36,6 +36,8 @@ GROUP, K, GROUP_FORMAT, FREE, SLACK, IDLE, SPARE_SLACK, SPARE_IDLE, TOP, HEADS =
 
 NEVER = np.iinfo(np.int64).max
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 
 def block_size(k: int) -> int:
     """Places that a group with ``k`` small pages per large page needs in ``book``: its counters and
@@ -43,16 +45,18 @@ def block_size(k: int) -> int:
     return HEADS + 3 * (k + 1)
 
 
-def _compiled(signature: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+def _compiled(signature: str | None = None) -> Callable[[_Function], _Function]:
     """Compile; with a signature at once, so that no request waits for it. The machine code is kept
     on disk where numba finds a place for it."""
 
-    def compile_now(function: Callable[..., Any]) -> Any:
+    def compile_now(function: _Function) -> _Function:
         arguments = () if signature is None else (signature,)
+        compiled: _Function
         try:
-            return njit(*arguments, cache=True)(function)
+            compiled = njit(*arguments, cache=True)(function)
         except RuntimeError:  # no folder that can be written to
-            return njit(*arguments)(function)
+            compiled = njit(*arguments)(function)
+        return compiled
 
     return compile_now
 
@@ -62,7 +66,7 @@ _IDS = "int64[::1]"
 
 
 @_compiled()
-def _level(k, kept, occupied):
+def _level(k: int, kept: int, occupied: int) -> int:
     """List of a large page among the partly filled ones, 0 for none; the highest is filled first.
 
     Those with a page that stays come before those that eviction could still empty. Among each the
@@ -80,7 +84,7 @@ def _level(k, kept, occupied):
 
 
 @_compiled()
-def _relist(pages, book, base, large_id, level):
+def _relist(pages: np.ndarray, book: np.ndarray, base: int, large_id: int, level: int) -> None:
     """Move a large page to the front of another list. O(1)."""
     old, after, before = pages[large_id, LEVEL], pages[large_id, AFTER], pages[large_id, BEFORE]
     if old:
@@ -101,7 +105,15 @@ def _relist(pages, book, base, large_id, level):
 
 
 @_compiled()
-def _shift(pages, book, base, large_id, used, kept, occupied):
+def _shift(
+    pages: np.ndarray,
+    book: np.ndarray,
+    base: int,
+    large_id: int,
+    used: int,
+    kept: int,
+    occupied: int,
+) -> None:
     """Add to the counts of one large page, and to all that follows from them. O(1)."""
     k = book[base + K]
     used_before, used_now = pages[large_id, USED], pages[large_id, USED] + used
@@ -135,10 +147,10 @@ def _shift(pages, book, base, large_id, used, kept, occupied):
 
 
 @_compiled()
-def _bind(pages, book, base):
+def _bind(pages: np.ndarray, book: np.ndarray, base: int) -> int:
     """Take an empty large page for a group; its bytes are stale if they are of another format."""
     book[NUM_EMPTY] -= 1
-    large_id = pages[book[NUM_EMPTY], STACK]
+    large_id: int = pages[book[NUM_EMPTY], STACK]
     pages[large_id, OWNER] = book[base + GROUP]
     written, new = pages[large_id, FORMAT], book[base + GROUP_FORMAT]
     if written != new:
@@ -150,7 +162,16 @@ def _bind(pages, book, base):
 
 
 @_compiled(f"int64({_BOOKS}, int64, int64, {_IDS}, int64)")
-def take_from(pages, book, holder, base, large_id, count, ids, at):
+def take_from(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    large_id: int,
+    count: int,
+    ids: np.ndarray,
+    at: int,
+) -> int:
     """Take up to ``count`` empty small pages of one large page, lowest ids first, into ``ids`` from
     ``at`` on. Returns how many."""
     k = book[base + K]
@@ -168,14 +189,24 @@ def take_from(pages, book, holder, base, large_id, count, ids, at):
 
 
 @_compiled(f"int64({_BOOKS}, {_IDS}, int64)")
-def take_new(pages, book, holder, base, ids, at):
+def take_new(
+    pages: np.ndarray, book: np.ndarray, holder: np.ndarray, base: int, ids: np.ndarray, at: int
+) -> int:
     """Bind an empty large page and take all of it, or as much as ``ids`` has room for."""
     count = min(book[base + K], ids.size - at)
     return take_from(pages, book, holder, base, _bind(pages, book, base), count, ids, at)
 
 
 @_compiled(f"int64({_BOOKS}, int64, {_IDS}, int64)")
-def take_loose(pages, book, holder, base, count, ids, at):
+def take_loose(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    count: int,
+    ids: np.ndarray,
+    at: int,
+) -> int:
     """Fill partly filled large pages, the best first, and bind new ones for the rest. Returns how
     many were bound."""
     bound = 0
@@ -196,7 +227,15 @@ def take_loose(pages, book, holder, base, count, ids, at):
 
 
 @_compiled(f"void({_BOOKS}, {_IDS}, int64, {_IDS})")
-def take_packed(pages, book, holder, base, counts, room, ids):
+def take_packed(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    counts: np.ndarray,
+    room: int,
+    ids: np.ndarray,
+) -> None:
     """``counts[i]`` small pages for each request of a batch, one after another in ``ids``: whole
     large pages for each alone, at most ``room`` in all, and the remainders into the fullest."""
     k = book[base + K]
@@ -216,7 +255,18 @@ def take_packed(pages, book, holder, base, counts, room, ids):
 
 
 @_compiled(f"boolean({_BOOKS}, {_IDS}, int32, int32, int64, int64, int64)")
-def move(pages, book, holder, base, ids, before, after, used, kept, occupied):
+def move(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    ids: np.ndarray,
+    before: int,
+    after: int,
+    used: int,
+    kept: int,
+    occupied: int,
+) -> bool:
     """Small pages go from one holder to another; each adds so much to the counts of its large page.
 
     False, and nothing has changed, if one of them is not with ``before`` or is listed twice.
@@ -239,7 +289,15 @@ def move(pages, book, holder, base, ids, before, after, used, kept, occupied):
 
 
 @_compiled(f"void({_BOOKS}, {_IDS}, int64, int64)")
-def count(pages, book, holder, base, ids, used, kept):
+def count(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    ids: np.ndarray,
+    used: int,
+    kept: int,
+) -> None:
     """Add so much to the counts of the large pages of these small pages, for each of them."""
     k = book[base + K]
     i = 0
@@ -251,7 +309,14 @@ def count(pages, book, holder, base, ids, used, kept):
 
 
 @_compiled()
-def _newest(pages, book, holder, base, large_id, times):
+def _newest(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    large_id: int,
+    times: np.ndarray,
+) -> int:
     """Number of the extent in a large page whose time is the newest, 0 if no extent is in it."""
     k = book[base + K]
     found = 0
@@ -263,7 +328,14 @@ def _newest(pages, book, holder, base, large_id, times):
 
 
 @_compiled(f"{_IDS}({_BOOKS}, {_IDS}, int64[::1])")
-def newest_in(pages, book, holder, base, large_ids, times):
+def newest_in(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    large_ids: np.ndarray,
+    times: np.ndarray,
+) -> np.ndarray:
     """Numbers of the newest extent in each of these large pages that is idle and of this group."""
     found = np.empty(large_ids.size, dtype=np.int64)
     size = 0
@@ -276,7 +348,14 @@ def newest_in(pages, book, holder, base, large_ids, times):
 
 
 @_compiled(f"int64({_BOOKS}, {_IDS}, int64[::1])")
-def turn(pages, book, holder, base, ids, times):
+def turn(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    ids: np.ndarray,
+    times: np.ndarray,
+) -> int:
     """When the first of the large pages that these small pages lie in has its turn to be emptied:
     the least of their newest times. NEVER if none of them is idle."""
     k = book[base + K]
@@ -291,7 +370,15 @@ def turn(pages, book, holder, base, ids, times):
 
 
 @_compiled(f"{_IDS}({_BOOKS}, {_IDS}, int64[::1], int64)")
-def due(pages, book, holder, base, ids, times, time):
+def due(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    ids: np.ndarray,
+    times: np.ndarray,
+    time: int,
+) -> np.ndarray:
     """Idle large pages of these small pages, in their order, whose turn comes by ``time``."""
     k = book[base + K]
     found = np.empty(ids.size, dtype=np.int64)
@@ -310,7 +397,14 @@ def due(pages, book, holder, base, ids, times, time):
 
 
 @_compiled(f"int64({_BOOKS}, {_IDS}, {_IDS})")
-def first_in(pages, book, holder, base, ids, large_ids):
+def first_in(
+    pages: np.ndarray,
+    book: np.ndarray,
+    holder: np.ndarray,
+    base: int,
+    ids: np.ndarray,
+    large_ids: np.ndarray,
+) -> int:
     """Index of the first of these small pages that lies in one of the large pages, or their number
     if none does."""
     k = book[base + K]
@@ -327,7 +421,9 @@ def first_in(pages, book, holder, base, ids, large_ids):
 
 
 @_compiled(f"{_IDS}({_BOOKS}, {_IDS})")
-def extents_in(pages, book, holder, base, large_ids):
+def extents_in(
+    pages: np.ndarray, book: np.ndarray, holder: np.ndarray, base: int, large_ids: np.ndarray
+) -> np.ndarray:
     """Numbers of the extents in these large pages, once for each stretch of neighbours."""
     k = book[base + K]
     found = np.empty(large_ids.size * k, dtype=np.int64)

@@ -60,7 +60,7 @@ class LargePages:
             self.book[base + books.GROUP_FORMAT] = elements.index(elements[group_id])
             self.book[base + books.HEADS : base + books.block_size(k)] = -1
         # The same memory for single reads, which cost a fifth that way.
-        self._read = memoryview(self.book)
+        self._read = self.book.data
         self.holder = [
             np.zeros(plan.num_small(group_id), dtype=np.int32)
             for group_id in range(len(plan.groups))
@@ -136,7 +136,8 @@ class LargePages:
 
     def take_stale(self) -> list[int]:
         """Large pages bound since the last call whose bytes are of another format: zero them."""
-        return self._drain(books.NUM_STALE, books.STALE).tolist()
+        stale: list[int] = self._drain(books.NUM_STALE, books.STALE).tolist()
+        return stale
 
     def take_woken(self) -> np.ndarray:
         """Large pages that became idle since the last call, or lost a small page while they were
@@ -163,10 +164,13 @@ class LargePages:
         owner = np.full(plan.num_large, UNBOUND)
         for group_id, (holder, k) in enumerate(zip(self.holder, self.smalls, strict=True)):
             numbers, which = np.unique(holder, return_inverse=True)
-            pinned = [number < 0 or stay.get(number, (False,))[0] for number in numbers.tolist()]
-            kept = [number < 0 or any(stay.get(number, ())) for number in numbers.tolist()]
-            for row, held in zip(counts, (pinned, kept, numbers != EMPTY), strict=True):
-                row += np.array(held)[which].reshape(plan.num_large, k).sum(axis=1)
+            states = [
+                (True, True) if number < 0 else stay.get(number, (False, False))
+                for number in numbers.tolist()
+            ]
+            marks = np.array([(pinned, pinned or shielded) for pinned, shielded in states])
+            for row, mark in zip(counts, (*marks.T, numbers != EMPTY), strict=True):
+                row += mark[which].reshape(plan.num_large, k).sum(axis=1)
             filled = (holder != EMPTY).reshape(plan.num_large, k).any(axis=1)
             assert (owner[filled] == UNBOUND).all(), "a large page of two groups"
             owner[filled] = group_id

@@ -94,7 +94,7 @@ def _plan(args: argparse.Namespace) -> str:
     notes = (*geometry.notes, *_load_notes(geometry), *notes)
     if args.json:
         return json.dumps(_as_json(geometry, plan, rows, notes), indent=2)
-    text = format_plan(plan, rows, stock_summary=geometry.stock.summary, notes=notes)
+    text = format_plan(plan, rows, stock_summary=geometry.stock_summary, notes=notes)
     return f"{head}\nserved: yes\n{text}"
 
 
@@ -182,10 +182,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _load_notes(geometry: ConfigLayers) -> tuple[str, ...]:
-    notes = ()
-    if geometry.states:
-        notes += (f"each running request pins {geometry.states} state slot(s)",)
-    return notes
+    if not geometry.states:
+        return ()
+    return (f"each running request pins {geometry.states} state slot(s)",)
 
 
 def _refusal_as_json(geometry: ConfigLayers) -> dict[str, Any]:
@@ -216,7 +215,7 @@ def _as_json(
             for item in plan.groups
         ],
         "capacity": [{**row._asdict(), "tokens": row.tokens} for row in rows],
-        "stock": geometry.stock.summary,
+        "stock": geometry.stock_summary,
         "notes": list(notes),
     }
 

@@ -127,7 +127,7 @@ def check(config: Config, *, where: str = "") -> None:
 
 def architectures_of(config: Config) -> list[str]:
     """Return the architectures that a checked config names."""
-    names = config.get("architectures")
+    names: list[str] | None = config.get("architectures")
     if not names:
         raise ValueError("config.json lacks architectures")
     return names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sglang_jenga.plan.layer_lists import Read, need
 
@@ -11,7 +11,7 @@ from sglang_jenga.plan.layer_lists import Read, need
 class Heads(NamedTuple):
     """KV heads of one layer, on all ranks together, and the width of their rows."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # nobody asks a shape for tuple.count
     k_dim: int
     v_dim: int
 
@@ -65,34 +65,41 @@ def _kv_heads(read: Read) -> int:
     new_falcon = read("model_type") in _FALCON and read("new_decoder_architecture")
     if read("multi_query") and not new_falcon:
         return 1
-    section = read("attn_config")  # DBRX, MPT
-    if isinstance(section, Mapping) and section.get("kv_n_heads"):
-        return section["kv_n_heads"]
+    nested = _nested(read, "attn_config", "kv_n_heads")  # DBRX, MPT
+    if nested:
+        return nested
     blocks = read("block_configs")
     if blocks and read("model_type") == "nemotron-nas":
         return _of_blocks(blocks, need(read, "num_attention_heads"))
     counts = (read(name) for name in _COUNTS)
     found = next((count for count in counts if count is not None), None)
-    return need(read, "num_attention_heads") if found is None else found
+    heads: int = need(read, "num_attention_heads") if found is None else found
+    return heads
 
 
-def _of_blocks(blocks: list[Mapping], heads: int) -> int:
+def _of_blocks(blocks: list[Mapping[str, Any]], heads: int) -> int:
     """Nemotron-NAS: every block says how many query heads share one of K and V."""
     sections = [block.get("attention") for block in blocks if isinstance(block, Mapping)]
-    shared = {
+    shared: set[Any] = {
         section.get("n_heads_in_group")
         for section in sections
         if isinstance(section, Mapping) and not section.get("no_op")
     }
-    if len(shared) != 1 or any(type(count) is not int or count <= 0 for count in shared):
+    count = shared.pop() if len(shared) == 1 else None
+    if type(count) is not int or count <= 0:
         raise ValueError("block_configs must agree on a number n_heads_in_group")
-    return heads // shared.pop()
+    return heads // count
 
 
 def _window_heads(read: Read, full: Heads) -> int:
-    if read("swa_num_key_value_heads") is not None:
-        return read("swa_num_key_value_heads")
-    section = read("attention_other_setting")  # Step-3.5
-    if isinstance(section, Mapping) and section.get("num_attention_groups"):
-        return section["num_attention_groups"]
-    return full.count
+    count: int | None = read("swa_num_key_value_heads")
+    if count is not None:
+        return count
+    nested = _nested(read, "attention_other_setting", "num_attention_groups")  # Step-3.5
+    return nested or full.count
+
+
+def _nested(read: Read, section: str, name: str) -> int | None:
+    fields = read(section)
+    found: int | None = fields.get(name) if isinstance(fields, Mapping) else None
+    return found

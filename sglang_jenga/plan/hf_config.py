@@ -52,6 +52,11 @@ class ConfigLayers:
     refused: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def stock_summary(self) -> str:
+        """How stock SGLang stores the model, in words; empty where nobody asked."""
+        return "" if self.stock is None else self.stock.summary
+
 
 def read_geometry(
     config: Mapping[str, Any],
@@ -99,13 +104,11 @@ def read_geometry(
     if refused and not why:
         return ConfigLayers(architecture, (), None, refused=refused)
     has_states = any("state" in kinds for kinds in layers)
-    if has_states and row.state is None:
-        raise ValueError(f"{architecture}: the table of models does not size its states")
     if has_states and page_size > 1 and not row.tracks:
         refused = refused or layer_rules.flag_refusal(
             "--page-size", layer_rules.PAGES_WITHOUT_TRACKING, value=page_size
         )
-    reading = _Reading(row, read, layers, heads, itemsize, page_size, tp)
+    reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     return ConfigLayers(
         architecture,
@@ -153,6 +156,7 @@ def context_length(read: Read) -> int | None:
 class _Reading:
     """A config and its row, with the numbers of one rank. ``layers``: see `layer_lists`."""
 
+    architecture: str
     row: ModelRow
     read: Read
     layers: LayerList
@@ -162,14 +166,15 @@ class _Reading:
     tp: int
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        groups = []
+        groups: list[LayerGroup] = []
+        width = self.row.window.stored(self.read)  # without one no layer is a window's
         for name in ("full", "window"):
             layer_ids = self._ids(name)
             if layer_ids:
                 entry_bytes = len(layer_ids) * self._row_bytes(name)
                 kind: LayerKind = Full()
-                if name == "window":
-                    kind = kind_of(self.row.sliding, self.row.window.stored(self.read))
+                if name == "window" and width is not None:
+                    kind = kind_of(self.row.sliding, width)
                 groups.append(LayerGroup(kind, layer_ids, entry_bytes, self.page_size))
         state_ids = self._ids("state")
         if state_ids:
@@ -218,6 +223,8 @@ class _Reading:
 
     def _state_bytes(self) -> int:
         """One request's state over all layers, on one rank."""
+        if self.row.state is None:
+            raise ValueError(f"{self.architecture}: the table of models does not size its states")
         return len(self._ids("state")) * self.row.state(self.read, self.tp)
 
 

@@ -31,7 +31,7 @@ class Window:
     def seen(self, read: Read) -> int | None:
         """Tokens that a layer sees, the current one included; None without a window."""
         for name in self.fields:
-            length = _nested(read, name)
+            length: int | None = _nested(read, name)
             if length:
                 return length + self.beside
         return None
