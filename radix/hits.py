@@ -6,21 +6,24 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 from sglang_jenga.radix.node import Miss, Node
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
 
 def joint_hit(
-    path: Sequence[Node], end: int, policies: Sequence[LayerPolicy], tokens_per_page: int
+    path: Sequence[Node],
+    end: int,
+    policies: Sequence[LayerPolicy],
+    others: Sequence[int],
+    tokens_per_page: int,
 ) -> tuple[int, tuple[Miss, ...]]:
     """Longest length, at most ``end``, that is a hit in every group; and what cut it.
 
     ``path``: the nodes from the root that hold ``[0, end)``. The prefix-closed group has all of
-    them by the trees' invariant, so it is not asked. The length only falls, and each group is asked
-    again after another one has cut it, so what is left satisfies all of them at once.
+    them by the trees' invariant, so only the ``others`` are asked. The length only falls, and each
+    group is asked again after another one has cut it, so what is left satisfies all of them at
+    once.
     """
     misses: list[Miss] = []
-    closed = closed_group(policies)
-    others = [group_id for group_id in range(len(policies)) if group_id != closed]
     if not others:
         return end, ()
     turns, content = cycle(others), 0

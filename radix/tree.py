@@ -79,7 +79,7 @@ class RadixTrees:
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
         self._closed = closed_group(self.policies)
-        self._closed_last = sorted(self._groups, key=lambda group_id: group_id == self._closed)
+        self._others = [group_id for group_id in self._groups if group_id != self._closed]
         self._owner = owner
         self._observer = observer
         self._page_observer = page_observer
@@ -127,7 +127,7 @@ class RadixTrees:
         Lock the node before anything else is matched, or it may have become part of a longer one.
         """
         path, agreed = self._paths.walk(namespace, key)
-        end, misses = joint_hit(path, agreed, self.policies, self.tokens_per_page)
+        end, misses = joint_hit(path, agreed, self.policies, self._others, self.tokens_per_page)
         if not end:
             return Match(self.root, agreed, misses)
         while path[-1].begin >= end:
@@ -292,7 +292,7 @@ class RadixTrees:
             for group_id in self._groups
         ]
         lock = PathLock(node, tuple(ranges))
-        for group_id in self._closed_last:  # it shields what is not pinned then
+        for group_id in (*self._others, self._closed):  # which shields what is not pinned then
             for part in self._paths.parts_read(node, lock.ranges[group_id], group_id):
                 part.locks[group_id] += 1
                 if part.locks[group_id] == 1:

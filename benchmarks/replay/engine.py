@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -20,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
-from sglang_jenga.testing.engines import CPU_ARGUMENTS, die_with_parent, preload, tail
+from sglang_jenga.testing.engines import (
+    CPU_ARGUMENTS,
+    forking_engine,
+    lead_processes,
+    preload,
+    tail,
+)
 
 
 class ReplayFailed(RuntimeError):
@@ -112,21 +117,9 @@ def _arguments(model: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 def _engine_process(
     log_path: Path, outcome: Path, play: Any, env: dict[str, str], arguments: dict[str, Any]
 ) -> None:
-    os.setpgid(0, 0)
-    threading.Thread(target=die_with_parent, args=(os.getppid(),), daemon=True).start()
-    with log_path.open("wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    os.environ.update(env)
-    import torch
-    from sglang.srt.entrypoints import engine
-
+    lead_processes(log_path, env)
+    engine = forking_engine()
     from benchmarks.replay.seams import replay_scheduler_process
-
-    torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
-    engine.mp.set_start_method("fork", force=True)
-    engine.mp.set_start_method = lambda *args, **kwargs: None
 
     class ReplayEngine(engine.Engine):
         run_scheduler_process_func = staticmethod(

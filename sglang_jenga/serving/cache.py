@@ -35,7 +35,7 @@ from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.ablation import ALL_ON, CacheOptions
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
-from sglang_jenga.serving.pressure import Need, Pressure, Price
+from sglang_jenga.serving.pressure import Need, Pressure, Price, Release
 from sglang_jenga.serving.state_caching import (
     EndStates,
     TrackedStates,
@@ -108,7 +108,7 @@ class JengaRadixCache(BasePrefixCache):
                 pressure.add(price, BehindWindows(self.windows, pressure, exactly=exactly))
             if not self.disable and (self.windows is not None or not exactly):
                 # Once more after the last tokens behind windows: they may complete large pages.
-                pressure.add(max(price, Price.CACHED), self)
+                pressure.add(max(price, Price.CACHED), CachedPrefixes(self))
         if self.states is not None:
             pressure.add(Price.TRACKED, TrackingSlots(self, pressure))
 
@@ -362,11 +362,6 @@ class JengaRadixCache(BasePrefixCache):
         for group_id, cached in enumerate(self.core.num_cached):
             self.trees.evict_small(group_id, cached)
 
-    def free(self, until: Need) -> bool:
-        """A release: cached prefixes."""
-        self.evict_to_fit(until.smalls)
-        return until.met
-
     def evict_to_fit(self, need: Sequence[int]) -> None:
         """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
 
@@ -481,6 +476,17 @@ class JengaRadixCache(BasePrefixCache):
 
     def available_and_evictable_str(self) -> str:
         return f"{self.allocator.debug_print()}\n"
+
+
+class CachedPrefixes(Release):
+    """What nobody runs on, the oldest first."""
+
+    def __init__(self, cache: JengaRadixCache) -> None:
+        self._cache = cache
+
+    def free(self, until: Need) -> bool:
+        self._cache.evict_to_fit(until.smalls)
+        return until.met
 
 
 def _namespace(key: RadixKey) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_jenga.pages.allocator import Allocator
 
@@ -38,9 +38,16 @@ class Need:
         return self._core.fits_now(self.smalls)
 
 
-class Release(Protocol):
+class Release:
+    """One way to give memory up."""
+
     def free(self, until: Need) -> bool:
         """Give up as little as meets the need, or all there is; whether it is met."""
+        raise NotImplementedError
+
+    def num_releasable(self) -> int:
+        """States that running requests hold, could give up here, and go on."""
+        return 0
 
 
 class Pressure:
@@ -67,17 +74,15 @@ class Pressure:
         for new ones: it may be wanted for a state.
         """
         need = Need(self._core, smalls, to_run=to_run)
+        met: bool | None = None  # not asked yet
         for price, _, release in self._releases:
-            if price > Price.UNREACHABLE and need.met:
-                return True
-            if release.free(need):
-                return True
-        return need.met
+            if price > Price.UNREACHABLE:
+                met = need.met if met is None else met
+                if met:
+                    return True
+            met = release.free(need)
+        return need.met if met is None else met
 
     def releasable_states(self) -> int:
         """States that decoding requests are tracked in, and can go on without."""
-        return sum(
-            release.num_releasable()
-            for price, _, release in self._releases
-            if price == Price.TRACKED
-        )
+        return sum(release.num_releasable() for _, _, release in self._releases)

@@ -20,7 +20,7 @@ from sglang.srt.runtime_context import mamba_checkpoint_grid, mamba_track_grid
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix.node import Match, PrefixPages
 from sglang_jenga.radix.tree import RadixTrees
-from sglang_jenga.serving.pressure import Need, Pressure
+from sglang_jenga.serving.pressure import Need, Pressure, Release
 
 LEAST_BRANCH = 64
 """Tokens that a state at a branch point must save whoever hits it to be worth its bytes."""
@@ -180,8 +180,8 @@ class TrackedStates:
         return length if length > match.node.end else None
 
 
-class UnreachableTokens:
-    """A release: tokens that no state behind them can make a hit."""
+class UnreachableTokens(Release):
+    """Tokens that no state behind them can make a hit."""
 
     def __init__(self, trees: RadixTrees, core: Allocator) -> None:
         self._trees, self._core = trees, core
@@ -191,8 +191,8 @@ class UnreachableTokens:
         return until.met
 
 
-class TrackingSlots:
-    """A release: states that decoding requests are tracked in, one after the other, each with the
+class TrackingSlots(Release):
+    """States that decoding requests are tracked in, one after the other, each with the
     cached states that share its large page."""
 
     def __init__(self, cache: Any, pressure: Pressure) -> None:

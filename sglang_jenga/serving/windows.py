@@ -24,7 +24,7 @@ from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.policy import LayerPolicy, Prefix
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.groups import Cursor
-from sglang_jenga.serving.pressure import Need, Pressure
+from sglang_jenga.serving.pressure import Need, Pressure, Release
 
 FEW_DUE = 64
 
@@ -233,8 +233,8 @@ def _dead_end(kind: LayerKind, length: int) -> int:
     return 0 if dead is None else dead[1]
 
 
-class BehindWindows:
-    """A release: what running requests' windows have left behind."""
+class BehindWindows(Release):
+    """What running requests' windows have left behind."""
 
     def __init__(self, windows: Windows, pressure: Pressure, *, exactly: bool) -> None:
         self._windows, self._pressure, self._exactly = windows, pressure, exactly

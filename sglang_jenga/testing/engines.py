@@ -155,20 +155,9 @@ def _engine_process(
     prepare: Callable[[], None] | None,
     arguments: dict[str, Any],
 ) -> None:
-    os.setpgid(0, 0)
-    threading.Thread(target=die_with_parent, args=(os.getppid(),), daemon=True).start()
-    with log_path.open("wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    os.environ.update(env)
+    lead_processes(log_path, env)
     try:
-        import torch
-        from sglang.srt.entrypoints import engine
-
-        torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
-        engine.mp.set_start_method("fork", force=True)
-        engine.mp.set_start_method = lambda *args, **kwargs: None
+        engine = forking_engine()
         expected = multiprocessing.get_context("fork").Value("i", 0)
         _admit_together(expected)
         if prepare is not None:
@@ -229,7 +218,30 @@ def _admit_together(expected: Any) -> None:
     Scheduler.get_new_batch_prefill = admitted
 
 
-def die_with_parent(parent: int) -> None:
+def lead_processes(log_path: Path, env: dict[str, str]) -> None:
+    """Make this process, just forked, the leader of a group that an engine's processes join. It
+    ends with its parent, writes to the log, and has ``env`` besides."""
+    os.setpgid(0, 0)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    with log_path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    os.environ.update(env)
+
+
+def forking_engine() -> Any:
+    """SGLang's module of engines, whose processes are forked from this one."""
+    import torch
+    from sglang.srt.entrypoints import engine
+
+    torch.set_num_threads(1)  # torch may be older here than OMP_NUM_THREADS
+    engine.mp.set_start_method("fork", force=True)
+    engine.mp.set_start_method = lambda *args, **kwargs: None
+    return engine
+
+
+def _die_with_parent(parent: int) -> None:
     """A killed test run must not leave its engines behind."""
     while os.getppid() == parent:
         time.sleep(1)

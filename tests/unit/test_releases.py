@@ -26,7 +26,7 @@ class Held:
         return until.met
 
     def num_releasable(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self._only_to_run else 0
 
 
 def full_pool():
