@@ -49,13 +49,8 @@ SUBCLASSES = (
         constructs=False,
     ),
     Subclass(
-        "sglang.srt.mem_cache.prefill_budget.PrefillBudget",
-        f"{_OURS}.serving.admission:JengaDenseBudget",
-        "what a round of admission may promise",
-    ),
-    Subclass(
         "sglang.srt.mem_cache.prefill_budget.SharedSWAPrefillBudget",
-        f"{_OURS}.serving.admission:JengaSWABudget",
-        "the same with windows",
+        f"{_OURS}.serving.admission:JengaBudget",
+        "what a round of admission may promise",
     ),
 )

@@ -87,9 +87,11 @@ class Allocator:
             for count, k in zip(missing, self._k, strict=True)
         ]
 
-    def fits_after_evicting(self, need: Sequence[int], *, beside_shielded: bool = False) -> bool:
+    def fits_after_evicting(
+        self, need: Sequence[int], *, beside_shielded: bool = False, larges_coming: int = 0
+    ) -> bool:
         """Whether they could be handed out if every cached small page were evicted, or every one
-        that is not shielded.
+        that is not shielded, and ``larges_coming`` more large pages were empty.
 
         Exact: a large page with a small page that stays lends its other small pages to its own
         group only; one without becomes empty.
@@ -99,7 +101,17 @@ class Allocator:
             own, reclaimable = large.spare_slack, large.num_spare_idle
         else:
             own, reclaimable = large.slack, large.num_reclaimable
-        return self._large_needed(need, own) <= large.num_empty + reclaimable
+        return self._large_needed(need, own) <= large.num_empty + reclaimable + larges_coming
+
+    def most_after_evicting(
+        self, group_id: int, beside: Sequence[int], *, larges_coming: int = 0
+    ) -> int:
+        """Small pages of one group that could be handed out together with ``beside`` of the others
+        if every cached small page were evicted; -1 if those alone could not."""
+        large = self.large
+        larges = large.num_empty + large.num_reclaimable + larges_coming
+        larges -= self._large_needed(beside, large.slack)
+        return -1 if larges < 0 else large.slack[group_id] + larges * self._k[group_id]
 
     def fits_empty_pool(self, need: Sequence[int]) -> bool:
         """Whether they could be handed out if nothing at all were in use."""

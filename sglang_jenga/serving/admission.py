@@ -19,19 +19,23 @@ from typing import Any
 
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
 
-from sglang_jenga.plan.planner import most_that_fits
+from sglang_jenga.serving.lone_request import LoneRequest
 
 
-class _Round:
-    """Common to all models: what has been promised and put off in one round of admission.
+class JengaBudget(SharedSWAPrefillBudget):
+    """What has been promised and put off in one round of admission.
 
-    A model with states gives every new request ``states_per_request`` of them beside its tokens,
-    out of the same bytes; a prompt whose next chunk is asked for has its own already. States that
-    running requests are tracked in are as good as cached ones: they are given up for new requests.
+    * Tokens of every group are promised together: all groups compete for the same large pages.
+    * A new request is promised its states as well, ``states_per_request`` of them. A prompt in
+      flight has its own already. States that running requests are tracked in count as free: they
+      are given up for new requests.
+    * Where SGLang does not track states inside a prompt, a request that parts from cached ones
+      behind the last cached state is cut there: the chunk's end leaves a state at the branch
+      point, which the next ones hit. SGLang runs one cut prompt at a time, so nobody is admitted
+      after it.
 
-    Where SGLang does not track states inside a prompt, a request that parts from cached ones behind
-    the last cached state is cut there: the chunk's end leaves a state at the branch point, which
-    the next ones hit. SGLang runs one cut prompt at a time, so nobody is admitted after it.
+    With mapped groups the round asks as SGLang does of a shared pool, and without as SGLang does
+    of a pool of one kind; there the two differ in whom they set memory aside for.
     """
 
     adder: Any = None  # SGLang's PrefillAdder of this round
@@ -39,7 +43,15 @@ class _Round:
     _parked = False  # a chunk had to wait
     _cut = False  # a prompt does not end in this round
     _cut_at_branch = False  # a new one is cut where it parts from others
+    _in_flight = False  # the prompt asked for holds memory already
+    _slid = False  # windows have been slid; once per round is enough
     _states_promised = 0
+
+    def __init__(self, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
+        super().__init__(allocator, tree_cache, **kwargs)
+        self._groups = allocator.groups
+        self._capacity = allocator.capacity
+        self._lone = LoneRequest(allocator)
 
     @property
     def _running(self) -> Sequence[Any]:
@@ -51,6 +63,8 @@ class _Round:
         """Whether the request asked for would have the server to itself."""
         return not self._running and not self.adder.can_run_list
 
+    # ---- what is left -----------------------------------------------------------------------
+
     @cached_property
     def _states_to_give_up(self) -> int:
         return self.allocator.pressure.releasable_states()  # nothing changes them during a round
@@ -59,37 +73,113 @@ class _Round:
     def states_wanted(self) -> int:
         """States promised in this round and those of one more request, beyond those that decoding
         requests can go on without; below zero if these are more."""
-        promised = self._states_promised + self.allocator.states_per_request
+        promised = self._states_promised + self._capacity.states_per_request
         return promised - self._states_to_give_up
 
-    # ---- what SGLang asks -------------------------------------------------------------------
+    @property
+    def _tokens_left(self) -> int:
+        """Tokens that could be had if everything cached went for them."""
+        return self._capacity.tokens_beside(self.states_wanted)
+
+    @property
+    def remaining_total(self) -> int:
+        return self._tokens_left - self.total_offset
+
+    @property
+    def remaining_current(self) -> int:
+        # Where nothing is cached, SGLang forecasts how requests of known lengths end. It counts a
+        # page too many and keeps a token free, which a request that is alone can do without.
+        spare = 2 * self.page_size + 2 if self._alone else 0
+        return self._tokens_left + spare - self.current_offset
+
+    @cached_property
+    def _window_growth(self) -> list[float]:
+        """Window tokens, per mapped group, that running requests will come to hold by decoding on.
+
+        SGLang reserves full tokens for that, window tokens not: in its own fixed window pool they
+        are worth little. Here they are most of the bytes.
+        """
+        return self.tree_cache.windows.growth(
+            self._running, self.adder._get_running_request_total_token_offset
+        )
+
+    def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
+        """Whether so many tokens, and states of one more request, fit beside what is promised."""
+        need, mapped = self._groups.need, self._groups.mapped
+        if empty_pool:
+            return True  # intake has refused whoever does not fit an empty pool
+        full_tokens += self.total_offset
+        swa_tokens += self.swa_offset
+        states = self.states_wanted
+
+        def fits(growth: Sequence[float]) -> bool:
+            return self._capacity.fits(
+                need(full_tokens, [swa_tokens + more for more in growth], states),
+                beside_shielded=not self._in_flight and not self._alone,
+            )
+
+        if not mapped:
+            return fits(())
+        # Most rounds of a full server end here, without asking every running request.
+        if fits([0] * len(mapped)) and fits(self._window_growth):
+            return True
+        if self._slid:
+            return False
+        self._slid = True
+        self.tree_cache.windows.slide(self.allocator.pressure.decoding, exactly=False)
+        return fits(self._window_growth)
+
+    # ---- the prompt in flight ---------------------------------------------------------------
+
+    def available_chunk_tokens(self, chunk_limit: int) -> int | None:
+        if self._groups.mapped:
+            return super().available_chunk_tokens(chunk_limit)
+        available = PrefillBudget.available_chunk_tokens(self, chunk_limit)
+        # Whole small pages: a chunk that ends inside one leaves a state that no prefix names.
+        return min(chunk_limit, max(self.page_size, available - available % self.page_size))
 
     def fit_chunk(
         self, *, extend_input_len: int, max_new_tokens: int, chunk_limit: int
     ) -> int | None:
         """Tokens that the next chunk of the prompt in flight may have, None to park it."""
-        wanted = min(extend_input_len, chunk_limit)
+        windows = self.tree_cache.windows
+        enough = min(extend_input_len, chunk_limit) - self._lone.window_large
         limit: int | None = None
         for exactly in (False, True):
-            if self.tree_cache.windows is not None:
-                self.tree_cache.windows.slide_prompt(self.req, exactly=exactly)
+            if windows is not None:
+                windows.slide_prompt(self.req, exactly=exactly)
             limit = self._next_chunk(extend_input_len, max_new_tokens, chunk_limit)
-            if limit is not None and limit > wanted - self._window_large:
+            if windows is None or (limit is not None and limit > enough):
                 break
-            if self.tree_cache.windows is None:
-                break  # nothing more to give back: the same answer again
         self._parked = limit is None
         self._cut = limit is None or limit < extend_input_len
         return limit
 
     def _next_chunk(self, extend: int, new: int, limit: int) -> int | None:
         if self._alone:
-            return self._lone_chunk(extend, new, limit)
-        self._states_promised -= self.allocator.states_per_request  # it has its own
+            return self._lone.chunk(self.req, extend, new, limit)
+        self._states_promised -= self._capacity.states_per_request  # it has its own
+        self._in_flight = True
         try:
-            return self._fit_chunk(extend, new, limit)
+            if self._groups.mapped:
+                return super().fit_chunk(
+                    extend_input_len=extend, max_new_tokens=new, chunk_limit=limit
+                )
+            return self._chunk_in_what_is_left(extend, limit)
         finally:
-            self._states_promised += self.allocator.states_per_request
+            self._states_promised += self._capacity.states_per_request
+            self._in_flight = False
+
+    def _chunk_in_what_is_left(self, extend: int, limit: int) -> int | None:
+        """Of a pool of one kind of slots SGLang sets nothing aside for running requests here, and
+        dies if decoding has taken the room meanwhile; ours cuts the chunk or parks it."""
+        room = int(self.remaining_current) - self.page_size
+        if min(extend, limit) <= room:
+            return limit
+        room -= room % self.page_size
+        return room if room > 0 else None
+
+    # ---- a new request ----------------------------------------------------------------------
 
     def check_prefill(
         self,
@@ -102,7 +192,7 @@ class _Round:
         if self._parked:
             return False, None
         if self._alone:
-            limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
+            limit = self._lone.chunk(self.req, extend_input_len, max_new_tokens, chunk_limit)
             if limit is None:
                 self.tree_cache.forgo_hit(self.req)
                 return False, None
@@ -131,22 +221,25 @@ class _Round:
     def can_allocate_prefill(
         self,
         *,
+        paged_input: int,
         extend_input_len: int,
         max_new_tokens: int,
         chunk_limit: int | None,
-        **demand: Any,
     ) -> bool:
         """Asked where nothing is cached and answers have known lengths."""
         if self._parked or self._cut_twice(extend_input_len, chunk_limit):
             return False
         if not self._alone:
-            return super().can_allocate_prefill(
+            # Of a pool of one kind of slots SGLang forecasts next how running requests end.
+            sglangs = SharedSWAPrefillBudget if self._groups.mapped else PrefillBudget
+            return sglangs.can_allocate_prefill(
+                self,
+                paged_input=paged_input,
                 extend_input_len=extend_input_len,
                 max_new_tokens=max_new_tokens,
                 chunk_limit=chunk_limit,
-                **demand,
             )
-        limit = self._lone_chunk(extend_input_len, max_new_tokens, chunk_limit)
+        limit = self._lone.chunk(self.req, extend_input_len, max_new_tokens, chunk_limit)
         if limit is not None and limit < extend_input_len:
             self.adder.rem_chunk_tokens = limit  # SGLang takes all of it for the first chunk
             self._cut = True
@@ -160,136 +253,4 @@ class _Round:
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
         if not is_chunked_continuation:
-            self._states_promised += self.allocator.states_per_request
-
-    # ---- a request that is alone ------------------------------------------------------------
-
-    def _lone_chunk(self, extend: int, new: int, limit: int | None) -> int | None:
-        """Tokens that its next chunk may have: ``extend`` at most if ``limit`` allows as much,
-        whole pages otherwise; None if it does not fit now."""
-        core, page_size = self.allocator.core, self.page_size
-        prefix = self.req.prefix_len
-        rest = self.allocator.need_of_rest(prefix, prefix + extend + new)
-        groups = self.allocator.groups
-        if self.req.kv.holds_kv and groups.state is not None:
-            rest[groups.state] = 0  # it has its states
-
-        def fits(chunk: int) -> bool:
-            pages = -(-chunk // page_size)
-            # Every token group has to hold the chunk, the last one while the window is read too.
-            need = list(rest)
-            for group_id in groups.of_tokens:
-                need[group_id] = max(pages, need[group_id])
-            return core.fits_after_evicting(need)
-
-        chunk = extend if limit is None else min(extend, limit)
-        if not fits(chunk):
-            most = 0 if limit is None else (chunk - 1) // page_size
-            chunk = most_that_fits(most, lambda pages: fits(pages * page_size)) * page_size
-        if chunk < extend:
-            chunk -= chunk % page_size
-            if chunk > self._window_large:
-                chunk -= chunk % self._window_large
-        return chunk or None
-
-    @cached_property
-    def _window_large(self) -> int:
-        """Tokens in a large page of windows; 1 without windows. A lone request takes such large
-        pages whole and leaves them behind one after the other, so that there are no gaps."""
-        plans = [self.allocator.core.plan.groups[group] for group in self.allocator.groups.mapped]
-        sizes = (plan.smalls_per_large * plan.group.tokens_per_page for plan in plans)
-        return max(sizes, default=1)
-
-
-class JengaDenseBudget(_Round, PrefillBudget):
-    """Models with one attention group. SGLang's budget lets a prompt's next chunk run in any case
-    and dies if decoding has taken the room meanwhile; here it is cut or parked."""
-
-    @property
-    def remaining_current(self) -> int:
-        # Where nothing is cached, SGLang forecasts how requests of known lengths end. It counts a
-        # page too many and keeps a token free, which a request that is alone can do without.
-        spare = 2 * self.page_size + 2 if self._alone else 0
-        return self._tokens_left + spare - self.current_offset
-
-    @property
-    def _tokens_left(self) -> int:
-        """Tokens that could be had if everything cached went for them."""
-        return self._available_and_evictable()
-
-    def available_chunk_tokens(self, chunk_limit: int) -> int:
-        """Whole small pages: a chunk that ends inside one leaves a state that no prefix names."""
-        available = super().available_chunk_tokens(chunk_limit)
-        return min(chunk_limit, max(self.page_size, available - available % self.page_size))
-
-    def _fit_chunk(self, extend: int, new: int, limit: int) -> int | None:
-        room = int(self.remaining_current) - self.page_size
-        if min(extend, limit) <= room:
-            return limit
-        room -= room % self.page_size
-        return room if room > 0 else None
-
-
-class JengaStateBudget(JengaDenseBudget):
-    """Models with full attention and states, which compete for the same large pages."""
-
-    @property
-    def remaining_total(self) -> int:
-        return self._tokens_left - self.total_offset
-
-    @property
-    def _tokens_left(self) -> int:
-        return self.allocator.tokens_beside(self.states_wanted)
-
-
-class JengaSWABudget(_Round, SharedSWAPrefillBudget):
-    """Models with full and window layers, and perhaps states, which compete for the same large
-    pages."""
-
-    _slid = False  # once per round is enough
-    _in_flight = False  # the prompt asked for holds memory already
-
-    @cached_property
-    def _window_growth(self) -> list[float]:
-        """Window tokens, per window group, that running requests will come to hold by decoding on.
-
-        SGLang reserves full tokens for that, window tokens not: in its own fixed window pool they
-        are worth little. Here they are most of the bytes.
-        """
-        return self.tree_cache.windows.growth(
-            self._running, self.adder._get_running_request_total_token_offset
-        )
-
-    def _fit_chunk(self, extend: int, new: int, limit: int) -> int | None:
-        self._in_flight = True
-        try:
-            return SharedSWAPrefillBudget.fit_chunk(
-                self, extend_input_len=extend, max_new_tokens=new, chunk_limit=limit
-            )
-        finally:
-            self._in_flight = False
-
-    def _fits(self, full_tokens: float, swa_tokens: float, *, empty_pool: bool = False) -> bool:
-        allocator, core = self.allocator, self.allocator.core
-        need = allocator.groups.need
-        if empty_pool:
-            states = allocator.states_per_request
-            return core.fits_empty_pool(need(full_tokens, swa_tokens, states))
-        states = max(0, self.states_wanted)
-        full_tokens += self.total_offset
-        swa_tokens += self.swa_offset
-
-        def fits(growth: Sequence[float]) -> bool:
-            smalls = need(full_tokens, [swa_tokens + more for more in growth], states)
-            return core.fits_after_evicting(
-                smalls, beside_shielded=not self._in_flight and not self._alone
-            )
-
-        # Most rounds of a full server end here, without asking every running request.
-        if fits([0] * len(allocator.groups.mapped)) and fits(self._window_growth):
-            return True
-        if self._slid:
-            return False
-        self._slid = True
-        self.tree_cache.windows.slide(allocator.pressure.decoding, exactly=False)
-        return fits(self._window_growth)
+            self._states_promised += self._capacity.states_per_request

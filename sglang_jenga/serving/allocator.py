@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from sglang.srt.utils.common import is_pin_memory_available
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables, StepDemand
-from sglang_jenga.plan.planner import most_that_fits
-from sglang_jenga.plan.request_need import RequestNeed
-from sglang_jenga.serving.admission import JengaDenseBudget, JengaStateBudget, JengaSWABudget
+from sglang_jenga.serving.admission import JengaBudget
+from sglang_jenga.serving.capacity import Capacity
 from sglang_jenga.serving.groups import ServedGroups
 from sglang_jenga.serving.pressure import Pressure
+from sglang_jenga.serving.rounds import Rounds
 from sglang_jenga.serving.slot_map import SlotMap
 
 
@@ -61,12 +60,9 @@ class _JengaAllocator:
         self._kvcache = kvcache
         self._step: StepDemand | None = None
         self.groups = ServedGroups(core.plan)
+        self.capacity = Capacity(core, self.groups, self.page_size)
+        self.rounds = Rounds()
         self.pressure = Pressure(core)
-        self.rounds_stuck = 0  # see scheduling.next_batch
-        self.was_asked = False  # whether admission was, in this round
-        # The queue in which nobody more could be admitted, and for how many rounds that stands.
-        self.refused: tuple[int, str | None] = (0, None)
-        self.rounds_refused = 0
         # Per group whose pages are found through the full ones: where they lie.
         self.slot_maps = {
             group_id: SlotMap(
@@ -74,26 +70,10 @@ class _JengaAllocator:
             )
             for group_id in self.groups.mapped
         }
-        # States that a new request takes: its own and those it is tracked in.
-        self.states_per_request = 0
-        # Says how many a decode step takes besides; None where it never does.
+        # Says how many states a decode step takes; None where it never takes any.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None
 
     # ---- capacity ---------------------------------------------------------------------------
-
-    @cached_property
-    def request_need(self) -> RequestNeed:
-        return RequestNeed(self.core.plan, self.states_per_request)
-
-    def need_of_rest(self, held: int, tokens: int) -> list[int]:
-        """Small pages per group that a request of ``tokens`` tokens takes beyond those that it
-        holds, or has locked, for the first ``held`` of them, a whole number of pages."""
-        need = self.request_need.pages(tokens)
-        kinds = self.groups.kinds
-        return [
-            max(0, count - kind.alive_pages(held, self.page_size))
-            for count, kind in zip(need, kinds, strict=True)
-        ]
 
     def max_new_tokens_for_memory(
         self,
@@ -104,48 +84,15 @@ class _JengaAllocator:
         sliding_window_size: int | None,
         chunk_size: int | None,
     ) -> int | None:
-        """The most new tokens with which the request fits an empty pool, None if it never does."""
-        at_once = 0 if chunk_size else input_tokens
-        longest = self.request_need.longest(input_tokens + max_new_tokens, at_once=at_once)
-        return None if longest < input_tokens else longest - input_tokens
+        return self.capacity.most_new_tokens(input_tokens, max_new_tokens, chunked=bool(chunk_size))
 
     def available_size(self) -> int:
-        """Tokens that every group at once could take now, without evicting."""
-        most = min(self.core.obtainable(group) for group in self.groups.of_tokens)
-        if len(self.groups.of_tokens) > 1:
-            need, size = self.groups.need, self.page_size
-            most = most_that_fits(most, lambda pages: self.core.fits_now(need(pages * size)))
-        return most * self.page_size
+        return self.capacity.available()
 
-    def group_available(self, group_id: int) -> int:
-        """Tokens one group alone could take, the cached pages of other groups given up for it.
-
-        Its own cached pages are not in it: SGLang counts them as evictable beside this number.
-        """
-        large = self.core.large
-        larges = large.num_empty + large.num_reclaimable - large.reclaimable[group_id]
-        smalls = large.free[group_id] + larges * self.core.plan.groups[group_id].smalls_per_large
-        return smalls * self.page_size
-
-    def group_allocated(self, group_id: int) -> int:
-        """Tokens' worth of small pages handed out to requests or held by the cache."""
-        return (self.core.num_used[group_id] + self.core.num_cached[group_id]) * self.page_size
-
-    def tokens_beside(self, states: int) -> int:
-        """Tokens that fit together with ``states`` more states once everything cached is evicted;
-        -1 if the states alone do not fit. Negative ``states``: that many are about to be given up,
-        which frees large pages only where one state fills one."""
-        large, plans = self.core.large, self.core.plan.groups
-        row, state = self.groups.row, self.groups.state
-        short = states - large.slack[state]
-        if plans[state].smalls_per_large > 1:
-            short = max(0, short)
-        larges = (
-            large.num_empty + large.num_reclaimable - -(-short // plans[state].smalls_per_large)
-        )
-        if larges < 0:
-            return -1
-        return (large.slack[row] + larges * plans[row].smalls_per_large) * self.page_size
+    def create_prefill_budget(
+        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
+    ) -> JengaBudget:
+        return JengaBudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
@@ -353,13 +300,7 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
         """Tokens; with states, those held and those that could be taken now: the split moves."""
         if self.groups.state is None:
             return self.max_tokens
-        return self.available_size() + self.group_allocated(self.groups.row)
-
-    def create_prefill_budget(
-        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> JengaDenseBudget:
-        budget = JengaDenseBudget if self.groups.state is None else JengaStateBudget
-        return budget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        return self.available_size() + self.capacity.group_allocated(self.groups.row)
 
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
@@ -373,25 +314,23 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
         self.full_to_swa_index_mapping = first.tensor
         kvcache.register_mapping(first.tensor)
 
-    def create_prefill_budget(
-        self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0
-    ) -> JengaSWABudget:
-        return JengaSWABudget(self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-
     def full_available_size(self) -> int:
-        return self.group_available(self.groups.row)
+        return self.capacity.group_available(self.groups.row)
 
     def swa_available_size(self) -> int:
-        return self.group_available(self.groups.mapped[0])
+        return self.capacity.group_available(self.groups.mapped[0])
 
     def swa_capacity_and_available(
         self, *, full_capacity: int, swa_capacity: int
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """The split moves, so a group's capacity is what it has plus what it could still get."""
-        return tuple(
-            (self.group_available(group) + self.group_allocated(group), self.group_available(group))
+        capacity = self.capacity
+        full, swa = (
+            (available + capacity.group_allocated(group), available)
             for group in (self.groups.row, self.groups.mapped[0])
+            for available in [capacity.group_available(group)]
         )
+        return full, swa
 
     @property
     def size(self) -> int:

@@ -11,18 +11,9 @@ import numpy as np
 
 from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving.allocator import is_ours
+from sglang_jenga.serving.rounds import PATIENCE, Stuck
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 1000
-"""Rounds in which nothing runs and nobody is admitted, before the first in the queue is given up.
-In rounds, not seconds, so that all ranks give it up in the same one."""
-
-
-REFUSED_ROUNDS = 16
-"""Rounds at most in which a refused request is not asked for again though nothing was given back:
-the expected lengths of running requests shrink meanwhile."""
-
 
 # ---- a round of admission -------------------------------------------------------------------
 
@@ -37,10 +28,9 @@ def next_prefill(
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator) or not self.is_hybrid_swa:
         return original(self, prefill_delayer_single_pass, running_batch)
-    queue = self.waiting_queue
+    rounds = allocator.rounds
     if (
-        allocator.rounds_refused
-        and allocator.refused == (len(queue), queue[0].rid if queue else None)
+        rounds.is_refused(self.waiting_queue)
         and running_batch.batch_is_full
         and not running_batch.is_empty()
         and not self.enable_priority_preemption
@@ -48,14 +38,10 @@ def next_prefill(
         and self.chunked_req is None
         and prefill_delayer_single_pass is None
     ):
-        allocator.rounds_refused -= 1
+        rounds.pass_over()
         return None, running_batch
     batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-    queue = self.waiting_queue
-    if running_batch.batch_is_full and queue:
-        allocator.refused, allocator.rounds_refused = (len(queue), queue[0].rid), REFUSED_ROUNDS
-    else:
-        allocator.rounds_refused = 0
+    rounds.note_admission(self.waiting_queue, refused=running_batch.batch_is_full)
     return batch, running_batch
 
 
@@ -83,12 +69,11 @@ def ask_for_request(
 def _ask(adder: Any, req: Any) -> None:
     adder.memory_budget.req = req
     if is_ours(adder.token_to_kv_pool_allocator):
-        adder.token_to_kv_pool_allocator.was_asked = True
+        adder.token_to_kv_pool_allocator.rounds.asked = True
 
 
 def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
-    """What to do if something waits, nothing runs, and nobody is admitted. Rounds in which nobody
-    was asked for do not count: who waits for a LoRA adapter, say, does not wait for memory.
+    """What to do if something waits, nothing runs, and nobody is admitted.
 
     A prompt in flight begins anew as soon as its last chunk has been computed. Otherwise this is
     the last resort against a server that waits for ever: no known load comes here; if one does, a
@@ -96,21 +81,16 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return
-    was_asked, allocator.was_asked = allocator.was_asked, False
     # With DP attention a rank runs an idle batch while others run theirs.
     batch = plan.batch_to_run
     nothing = batch is None or batch.forward_mode.is_idle()
-    stuck = nothing and plan.running_batch.is_empty()
-    if not stuck or not (self.waiting_queue or self.chunked_req):
-        allocator.rounds_stuck = 0
-        return
-    if not was_asked:
-        return
-    allocator.rounds_stuck += 1
-    if allocator.rounds_stuck == 2 and self.chunked_req is not None:
+    stuck = allocator.rounds.note_end(
+        idle=nothing and plan.running_batch.is_empty(),
+        waiting=bool(self.waiting_queue or self.chunked_req),
+    )
+    if stuck is Stuck.BEGIN_ANEW and self.chunked_req is not None:
         _begin_anew(self, self.chunked_req)
-    elif allocator.rounds_stuck >= PATIENCE:
-        allocator.rounds_stuck = 0
+    elif stuck is Stuck.GIVE_UP:
         _give_up(self)
 
 

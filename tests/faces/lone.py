@@ -57,7 +57,7 @@ def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
             held = min(tokens, group.window + slack)
         pages = -(-held // page_size)
         if group.kind.name == "state":
-            pages = pools.allocator.states_per_request * k
+            pages = pools.allocator.capacity.states_per_request * k
         if group_id == pools.plan.null_group:
             pages += pools.plan.null_smalls
         badly_filled = 2 if group.window is not None else 1

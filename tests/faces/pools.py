@@ -132,7 +132,7 @@ def build_pools(shape: Shape, settings: Settings) -> Pools:
     )
     if states is not None:
         rows.mamba_allocator = StateSlots(allocator, states.size)
-        allocator.states_per_request = rows.states_per_request
+        allocator.capacity.states_per_request = rows.states_per_request
         if rows.enable_mamba_extra_buffer_lazy:
             allocator.states_of_step = rows.states_of_step
     params = CacheInitParams(

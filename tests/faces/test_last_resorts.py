@@ -6,10 +6,9 @@ from unittest import mock
 
 import pytest
 
-from sglang_jenga.serving import scheduling
+from sglang_jenga.serving import rounds
 from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
-from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
 
@@ -27,15 +26,19 @@ def test_a_client_that_asks_for_beams_is_told_so_and_nobody_else_notices(model, 
         rig.check_nothing_lost()
 
 
-def aborted_after(shape: Shape, forbidden: str, *, prompt: int, settings: Settings) -> str:
-    """Why a request was aborted that found no room: ``forbidden`` never has any."""
-    from sglang_jenga.serving.admission import JengaSWABudget
+def aborted_after(forbidden: str) -> str:
+    """Why a request was aborted that found no room: what ``forbidden`` names has never any."""
+    from sglang_jenga.serving import admission, lone_request
 
-    with Rig(shape, settings) as rig:
-        rig.fails.add(rid := rig.submit(answer([0], prompt), 8))
+    owner, name = {
+        "a lone request": (lone_request.LoneRequest, "chunk"),
+        "the next chunk": (admission.JengaBudget, "_next_chunk"),
+    }[forbidden]
+    with Rig(MODELS["windows"][1], Settings(chunk=8)) as rig:
+        rig.fails.add(rid := rig.submit(answer([0], 20), 8))
         with (
-            mock.patch.object(scheduling, "PATIENCE", 20),
-            mock.patch.object(JengaSWABudget, forbidden, lambda *args: None),
+            mock.patch.object(rounds, "PATIENCE", 20),
+            mock.patch.object(owner, name, lambda *args: None),
         ):
             rig.turn(100)
         message = rig.ended(rid).message
@@ -45,31 +48,27 @@ def aborted_after(shape: Shape, forbidden: str, *, prompt: int, settings: Settin
 
 
 def test_who_is_never_admitted_is_given_up_and_told_what_was_wanted_and_what_there_was():
-    message = aborted_after(
-        MODELS["windows"][1], "_lone_chunk", prompt=20, settings=Settings(chunk=8)
-    )
+    message = aborted_after("a lone request")
     assert "28 tokens wanted, 0 of them answered" in message
     assert "#empty large pages" in message
 
 
 def test_a_prompt_whose_next_chunk_never_fits_begins_anew_and_is_then_given_up():
-    message = aborted_after(
-        MODELS["windows"][1], "_next_chunk", prompt=20, settings=Settings(chunk=8)
-    )
+    message = aborted_after("the next chunk")
     assert "28 tokens wanted, 0 of them answered" in message
 
 
 def test_a_prompt_that_cannot_go_on_among_its_own_gaps_begins_anew_in_an_empty_pool():
-    from sglang_jenga.serving.admission import JengaSWABudget
+    from sglang_jenga.serving.admission import JengaBudget
 
-    lone = JengaSWABudget._next_chunk
+    lone = JengaBudget._next_chunk
     with Rig(MODELS["windows"][1], Settings(chunk=8)) as rig:
 
         def refused_once(self, *args):
             return lone(self, *args) if self.req.retraction_count else None
 
         rid = rig.submit(answer([0], 30), 8)
-        with mock.patch.object(JengaSWABudget, "_next_chunk", refused_once):
+        with mock.patch.object(JengaBudget, "_next_chunk", refused_once):
             rig.run()
         assert (rig.ended(rid).reason, rig.ended(rid).retractions) == ("length", 1)
         rig.check_nothing_lost()
@@ -81,7 +80,7 @@ def test_nobody_is_given_up_while_the_engine_is_paused(mode):
         rid = rig.submit(answer([0], 30), 8)
         rig.turn(2)
         rig.pause(mode)
-        with mock.patch.object(scheduling, "PATIENCE", 5):
+        with mock.patch.object(rounds, "PATIENCE", 5):
             rig.turn(30)
             rig.resume()
             rig.run()
@@ -93,7 +92,7 @@ def test_who_waits_for_something_else_than_memory_is_not_given_up():
         rig.scheduler.enable_lora = True
         rig.scheduler.can_schedule_lora_req = lambda *_: False  # the adapter is on its way
         rid = rig.submit(answer([0], 10), 4)
-        with mock.patch.object(scheduling, "PATIENCE", 20):
+        with mock.patch.object(rounds, "PATIENCE", 20):
             rig.turn(100)
         assert rig.ended(rid) is None
         rig.scheduler.enable_lora = False
@@ -104,9 +103,9 @@ def test_who_waits_for_something_else_than_memory_is_not_given_up():
 def test_rounds_count_in_which_other_ranks_run_and_this_one_an_idle_batch():
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
-    from sglang_jenga.serving.admission import JengaSWABudget
+    from sglang_jenga.serving.admission import JengaBudget
 
-    usual = JengaSWABudget._next_chunk
+    usual = JengaBudget._next_chunk
 
     def refused_once(budget, *arguments):
         return usual(budget, *arguments) if budget.req.retraction_count else None
@@ -138,7 +137,7 @@ def test_rounds_count_in_which_other_ranks_run_and_this_one_an_idle_batch():
         scheduler.run_batch = unless_idle(run)
         scheduler.process_batch_result = unless_idle(process)
         rid = rig.submit(answer([0], 30), 8)
-        with mock.patch.object(JengaSWABudget, "_next_chunk", refused_once):
+        with mock.patch.object(JengaBudget, "_next_chunk", refused_once):
             rig.turn(100)
         assert (rig.ended(rid).reason, rig.ended(rid).retractions) == ("length", 1)
 
