@@ -80,9 +80,9 @@ class LayerKind:
         """Of a request's first ``length`` tokens, those that no later step reads; None: all are."""
         return None
 
-    def growth(self, length: int, tokens: int) -> int:
+    def growth(self, length: int, tokens: float) -> float:
         """Entries, at most, that a request of ``length`` tokens holds more while it decodes so many
-        ``tokens`` more."""
+        ``tokens`` more: an expected number, so it may be a fraction."""
         return tokens
 
     def gaps(self, load: Load, smalls_per_large: int) -> int:

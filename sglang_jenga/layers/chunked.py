@@ -50,5 +50,5 @@ class Chunked(Sliding):
         end = length - length % self.width
         return (0, end) if end else None
 
-    def growth(self, length: int, tokens: int) -> int:
+    def growth(self, length: int, tokens: float) -> float:
         return min(tokens, self.width - length % self.width)

@@ -41,7 +41,7 @@ class State(LayerKind):
     def step(self, start: Any, end: Any, tokens_per_page: int) -> Any:
         return 0 * end  # it got its state with its row
 
-    def growth(self, length: int, tokens: int) -> int:
+    def growth(self, length: int, tokens: float) -> float:
         return 0
 
     def gaps(self, load: Load, smalls_per_large: int) -> int:

@@ -46,5 +46,5 @@ class Window(Sliding):
         end = length - self.width + 1
         return (0, end) if end > 0 else None
 
-    def growth(self, length: int, tokens: int) -> int:
+    def growth(self, length: int, tokens: float) -> float:
         return min(tokens, max(0, self.width - length))

@@ -134,7 +134,7 @@ class Allocator:
     # ---- requests ---------------------------------------------------------------------------
 
     def alloc(
-        self, requests: Sequence[object], need: Sequence[Sequence[int] | np.ndarray]
+        self, requests: Sequence[object] | np.ndarray, need: Sequence[Sequence[int] | np.ndarray]
     ) -> list[np.ndarray] | None:
         """Hand out small pages for a whole batch: ``need[g][i]`` of group g to ``requests[i]``.
 
@@ -167,7 +167,7 @@ class Allocator:
     def _alloc_paper(
         self,
         group_id: int,
-        requests: Sequence[object],
+        requests: Sequence[object] | np.ndarray,
         counts: Sequence[int],
         room: int,
         ids: np.ndarray,

@@ -37,6 +37,33 @@ class PageTables:
             start % self.tokens_per_page :
         ][: end - start]
 
+    def enter_prefixes(self, step: StepDemand) -> None:
+        """Write the matched prefixes of a step's fresh requests."""
+        for index in step.fresh:
+            if step.starts[index]:
+                assert step.prefix_pages is not None, "a hit has pages"
+                for group_id, table in enumerate(self.rows):
+                    pages = step.prefix_pages(step.reqs[index], group_id)
+                    table[step.rows[index], : pages.size] = pages
+
+    def enter(self, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
+        """Write a step's new small pages; the slots of its tokens, int64.
+
+        ``ids``: one request's after another's, ``step.pages[i]`` of each."""
+        table, per_page = self.rows[group_id], self.tokens_per_page
+        if len(step.reqs) == len(ids) and per_page == 1:  # decode: one token, one small page each
+            table[step.rows, step.starts] = ids
+            return ids
+        at = 0
+        parts = []
+        for row, start, end, count in step.spans():
+            first = -(-start // per_page)
+            table[row, first : first + count] = ids[at : at + count]
+            at += count
+            if per_page > 1:
+                parts.append(self.slots(group_id, row, start, end))
+        return np.concatenate(parts) if per_page > 1 else ids
+
 
 def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
     """All slots of small pages, in order, int64; with one token per page that may be the ids."""

@@ -166,8 +166,8 @@ class _JengaAllocator:
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
-        self._enter_prefixes(step)
-        slots = [self._enter(group, step, ids[group]) for group in self.groups.of_tokens]
+        self.tables.enter_prefixes(step)
+        slots = [self.tables.enter(group, step, ids[group]) for group in self.groups.of_tokens]
         assert slots[self.groups.row].size == num_tokens
         return self._publish(slots[self.groups.row], ids)
 
@@ -184,35 +184,14 @@ class _JengaAllocator:
         need = self.groups.need(tokens, states=count)
         if not self.pressure.make_room(need, to_run=to_run):
             return None
+        state = self.groups.state
+        assert state is not None, "only models with states ask"
         demand = [np.zeros(count, dtype=np.int64) for _ in need]
-        demand[self.groups.state] += 1
+        demand[state] += 1
         ids = self.core.alloc([None] * count, demand)
+        assert ids is not None, "room has been made"
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
-        return ids[self.groups.state]
-
-    def _enter_prefixes(self, step: StepDemand) -> None:
-        for index in step.fresh:
-            if step.starts[index]:
-                for group_id, table in enumerate(self.tables.rows):
-                    pages = step.prefix_pages(step.reqs[index], group_id)
-                    table[step.rows[index], : pages.size] = pages
-
-    def _enter(self, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
-        """Write new pages into the page tables; slots of the step's tokens."""
-        table = self.tables.rows[group_id]
-        per_page = self.page_size
-        if len(step.reqs) == len(ids) and per_page == 1:  # decode: one token, one small page each
-            table[step.rows, step.starts] = ids
-            return ids
-        at = 0
-        parts = []
-        for row, start, end, count in step.spans():
-            first = -(-start // per_page)
-            table[row, first : first + count] = ids[at : at + count]
-            at += count
-            if per_page > 1:
-                parts.append(self.tables.slots(group_id, row, start, end))
-        return np.concatenate(parts) if per_page > 1 else ids
+        return ids[state]
 
     def _publish(self, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
         """The step's slots on the device, and what the kernels need to find those of other groups;

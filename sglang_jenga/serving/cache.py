@@ -7,15 +7,13 @@ page tables and evicts host ids, so nothing here waits for the device.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
-    BasePrefixCache,
     DecLockRefResult,
     EvictParams,
     EvictResult,
@@ -24,18 +22,21 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.runtime_context import get_exec
 
+from sglang_jenga.pages.extent import Extent
 from sglang_jenga.pages.tables import expand
 from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPages
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.ablation import ALL_ON, CacheOptions
+from sglang_jenga.serving.cache_sizes import CacheSizes
+from sglang_jenga.serving.eviction import CachedPrefixes, Eviction
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
-from sglang_jenga.serving.pressure import Need, Pressure, Price, Release
+from sglang_jenga.serving.pressure import Pressure, Price
+from sglang_jenga.serving.rows import Rows
 from sglang_jenga.serving.state_caching import (
     EndStates,
     TrackedStates,
@@ -47,7 +48,7 @@ from sglang_jenga.serving.windows import BehindWindows, Windows
 logger = logging.getLogger(__name__)
 
 
-class JengaRadixCache(BasePrefixCache):
+class JengaRadixCache(CacheSizes):
     """Serves SGLang from `RadixTrees`. With ``disable`` it keeps nothing but still frees rows."""
 
     def __init__(self, params: CacheInitParams, options: CacheOptions = ALL_ON) -> None:
@@ -60,6 +61,7 @@ class JengaRadixCache(BasePrefixCache):
         self.core = self.allocator.core
         self.tables = self.allocator.tables
         self.groups = self.allocator.groups
+        self._rows = Rows(self.allocator, self.req_to_token_pool)
         self.states: EndStates | TrackedStates | None = None
         if self.groups.state is not None:
             tracked = params.enable_mamba_extra_buffer
@@ -71,7 +73,7 @@ class JengaRadixCache(BasePrefixCache):
             self.page_size,
             self.core,
             observer=self.events,
-            page_observer=self if self.supports_swa() else None,
+            page_observer=self._rows if self.groups.mapped else None,
             balanced=options.balanced,
             aligned=options.aligned,
             resume_points=options.resume_points,
@@ -79,6 +81,7 @@ class JengaRadixCache(BasePrefixCache):
             state_cost_tokens=self._state_cost_tokens() if options.cheap_states else 0,
             most_on_path=self._most_states_on_path(),
         )
+        self.eviction = Eviction(self.trees, self.core, self._report_evicted)
         self.windows: Windows | None = None
         if self.groups.mapped:
             self.windows = Windows(
@@ -108,13 +111,13 @@ class JengaRadixCache(BasePrefixCache):
                 pressure.add(price, BehindWindows(self.windows, pressure, exactly=exactly))
             if not self.disable and (self.windows is not None or not exactly):
                 # Once more after the last tokens behind windows: they may complete large pages.
-                pressure.add(max(price, Price.CACHED), CachedPrefixes(self))
+                pressure.add(max(price, Price.CACHED), CachedPrefixes(self.eviction))
         if self.states is not None:
-            pressure.add(Price.TRACKED, TrackingSlots(self, pressure))
+            pressure.add(Price.TRACKED, TrackingSlots(self.states, self.eviction, pressure))
 
     def _state_cost_tokens(self) -> int:
         """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
-        if self.states is None:
+        if self.groups.state is None:
             return 0
         plans = self.core.plan.groups
         state, row = plans[self.groups.state], plans[self.groups.row]
@@ -152,7 +155,8 @@ class JengaRadixCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         match = Match(self.trees.root, 0, ())
         if self._without_hit and params.req in self._without_hit:
-            self.evict_everything()  # what it leaves anew must not be exchanged for what was cached
+            # What it leaves anew must not be exchanged for what was cached.
+            self.eviction.everything()
         elif not self.disable:
             key = params.key
             length = len(key)
@@ -197,7 +201,7 @@ class JengaRadixCache(BasePrefixCache):
         It is admitted, and the node locked, before anything is allocated; otherwise the next
         round's match overwrites this.
         """
-        if req.kv.holds_mamba:
+        if req.kv.holds_mamba or self.groups.state is None:
             return
         extent = node.extents[self.groups.state]
         req.kv.mamba_cow_src_index = None if extent is None else torch.from_numpy(extent.ids)
@@ -238,7 +242,7 @@ class JengaRadixCache(BasePrefixCache):
         return False
 
     def _insert(self, req: Any, up_to: int, *, finished: bool) -> None:
-        kv, row = req.kv, req.kv.req_pool_idx
+        kv = req.kv
         protected = kv.cache_protected_len
         # With prompts and decode steps in one batch SGLang counts the token of the step in flight,
         # which nobody knows yet.
@@ -250,10 +254,7 @@ class JengaRadixCache(BasePrefixCache):
             return
         # First, since making room for a copy may change the trees, and what the row still holds.
         states = None if self.states is None else self.states.take(req, end, finished=finished)
-        offers: list[TokenPages | PrefixPages] = [
-            TokenPages(begin, self.tables.pages(group_id, row, begin, end).astype(np.int64))
-            for group_id, begin in self._own_from(kv)
-        ]
+        offers: list[TokenPages | PrefixPages] = [*self._rows.own_pages(kv, end)]
         if states is not None:
             offers.append(states)
         if self.events is not None:
@@ -272,67 +273,25 @@ class JengaRadixCache(BasePrefixCache):
         if not finished:
             # It runs on a state of its own, so the cached one may go while it runs. Before the old
             # lock goes: otherwise the shared part would be evictable for a moment.
-            own = () if self.states is None else (self.groups.state,)
+            own = () if self.groups.state is None else (self.groups.state,)
             lock = self.trees.lock(node, without=own)
         self.unlock(req.lock)
         req.lock, req.last_node = lock, node
         if lock is not None and self.windows is not None:
             self.windows.watch(req)
         if not finished and any(declined[group_id] for group_id in self.groups.of_tokens):
-            self._repoint_row(row, node, protected)
+            self._rows.repoint(kv.req_pool_idx, self.trees, node, protected)
         kv.cache_protected_len = end
         kv.cache_inserted_len = max(kv.cache_inserted_len, end)
-
-    def _own_from(self, kv: Any) -> Iterator[tuple[int, int]]:
-        """Per token group the position from which on the request's row holds pages of its own."""
-        for group_id in self.groups.of_tokens:
-            slid = 0
-            if group_id in self.groups.mapped:
-                slid = kv.get_evicted_seqlen(self.groups.cursor(group_id))
-            yield group_id, max(kv.cache_protected_len, slid)
-
-    def _repoint_row(self, row: int, node: Node, start: int) -> None:
-        """The row's positions from ``start`` on now lie in the tree's pages, not in the request's
-        own copies."""
-        first = start // self.page_size
-        pages = {
-            group_id: self.trees.pages_to(node, group_id)[first:]
-            for group_id in self.groups.of_tokens
-        }
-        for group_id, ids in pages.items():
-            self.tables.rows[group_id][row, first : first + ids.size] = ids
-        for slot_map in self.allocator.slot_maps.values():
-            slot_map.upload()  # before a step could read the row with the old map
-        slots = self.allocator.to_device(expand(pages[self.groups.row], self.page_size))
-        self.req_to_token_pool.write((row, slice(start, node.end)), slots.to(torch.int32))
-
-    def changed(self, node: Node, group_id: int) -> None:
-        """The trees have got or lost pages of tokens that they have the full pages of."""
-        slot_map = self.allocator.slot_maps.get(group_id)
-        if slot_map is None:
-            return
-        own, full = node.extents[group_id], node.extents[self.groups.row].ids
-        if own is None:
-            slot_map.part(full)
-        else:
-            slot_map.pair(full, own.ids)
 
     # ---- release ----------------------------------------------------------------------------
 
     def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
-        row, free = kv.req_pool_idx, self.allocator.free_row_pages
-        dead_begin = kv.swa_dead_lo(self.page_size)
-        for start, end in coalesce_ranges(ranges):
-            start = max(start, kv.cache_protected_len)  # what lies before is the trees'
-            free(self.groups.row, row, start, end)
-            for group_id in self.groups.mapped:
-                # Without the part whose pages slid out already.
-                slid = kv.get_evicted_seqlen(self.groups.cursor(group_id))
-                free(group_id, row, start, min(end, dead_begin))
-                free(group_id, row, max(start, dead_begin, slid), end)
+        self._rows.free(kv, ranges)
 
     def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
         """The token at ``pre_len`` and later ones cannot see all of the request's window pages."""
+        assert self.windows is not None, "SGLang asks where there are windows"
         self.windows.leave(req, pre_len, eviction_interval)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
@@ -357,38 +316,8 @@ class JengaRadixCache(BasePrefixCache):
 
     # ---- evict ------------------------------------------------------------------------------
 
-    def evict_everything(self) -> None:
-        """Give up all that no running request needs."""
-        for group_id, cached in enumerate(self.core.num_cached):
-            self.trees.evict_small(group_id, cached)
-
-    def evict_to_fit(self, need: Sequence[int]) -> None:
-        """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
-
-        Evicts nothing when even everything would not be enough: the caller will retract.
-        """
-        if not self.core.fits_after_evicting(need):
-            return
-        started, before = time.perf_counter(), sum(self.trees.num_pages)
-        while (missing := self.core.larges_missing(need)) and (
-            self.trees.evict_smalls_before_large(self.core.smalls_missing(need))
-            or self.trees.evict_large(missing + self._ahead(missing))
-        ):
-            pass  # an emptied large page may have had small pages that were counted on
-        while self.core.larges_missing(need):
-            # No large page can be emptied any more: single small pages, of groups that are short.
-            wanted = self.core.smalls_to_spare_a_large(need)
-            if not sum(self.trees.evict_small(*short) for short in enumerate(wanted)):
-                raise RuntimeError("the allocator promised more than the prefix cache can evict")
-        evicted = before - sum(self.trees.num_pages)
-        self.update_eviction_metrics(evicted * self.page_size, started)
-
-    def _ahead(self, missing: int) -> int:
-        """Large pages to evict besides: finding and cutting victims costs most of an eviction, and
-        the next steps will want as much again. Little of what is cached, so that nothing is hit
-        less."""
-        large = self.core.large
-        return min(15 * missing, large.num_reclaimable // 64)
+    def _report_evicted(self, num_smalls: int, started: float) -> None:
+        self.update_eviction_metrics(num_smalls * self.page_size, started)
 
     def evict_for_alloc(self, params: EvictParams, **_: Any) -> EvictResult:
         """Does nothing. SGLang asks here for one group; the allocation that follows decides for all
@@ -397,13 +326,7 @@ class JengaRadixCache(BasePrefixCache):
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict so many tokens of each group, whatever that frees: SGLang's own requests."""
-        started = time.perf_counter()
-        evicted = [
-            self.trees.evict_small(group_id, count)
-            for group_id, count in enumerate(self.groups.wanted(params))
-        ]
-        self.update_eviction_metrics(sum(evicted) * self.page_size, started)
-        return self.groups.evicted(evicted)
+        return self.groups.evicted(self.eviction.of_each(self.groups.wanted(params)))
 
     def reset(self) -> None:
         """Drop every cached prefix. SGLang calls it only while no request runs."""
@@ -417,76 +340,22 @@ class JengaRadixCache(BasePrefixCache):
             self.core.plan.num_large - held,
         )
 
-    # ---- sizes, in tokens -------------------------------------------------------------------
-
-    def supports_swa(self) -> bool:
-        return bool(self.groups.mapped)
-
-    def supports_mamba(self) -> bool:
-        return self.states is not None
-
-    def supports_prefix_sharing(self) -> bool:
-        return not self.disable
-
-    @property
-    def _protected(self) -> list[int]:
-        """Small pages per group that running requests have locked."""
-        counts = zip(self.trees.num_pages, self.core.num_cached, strict=True)
-        return [pages - cached for pages, cached in counts]
-
-    def evictable_size(self) -> int:
-        return self.core.num_cached[self.groups.row] * self.page_size
-
-    def full_evictable_size(self) -> int:
-        return self.evictable_size()
-
-    def swa_evictable_size(self) -> int:
-        return self.groups.of_mapped(self.core.num_cached)
-
-    def protected_size(self) -> int:
-        return self._protected[self.groups.row] * self.page_size
-
-    def full_protected_size(self) -> int:
-        return self.protected_size()
-
-    def swa_protected_size(self) -> int:
-        return self.groups.of_mapped(self._protected)
-
-    def mamba_evictable_size(self) -> int:
-        """In states."""
-        return self.groups.of_states(self.core.num_cached)
-
-    def mamba_protected_size(self) -> int:
-        """In states."""
-        return self.groups.of_states(self._protected)
-
-    def total_size(self) -> int:
-        return self.trees.num_pages[self.groups.row] * self.page_size
+    # ---- checks -----------------------------------------------------------------------------
 
     def sanity_check(self) -> None:
         self.trees.check()
-        self.core.check(self.trees.extents())
+        self.core.check(cast("list[Extent]", self.trees.extents()))
         for group_id, slot_map in self.allocator.slot_maps.items():
             for node in self.trees.nodes():
-                full, own = node.extents[self.groups.row].ids, node.extents[group_id]
-                slot_map.check(full, np.zeros_like(full) if own is None else own.ids)
+                full, own = node.extents[self.groups.row], node.extents[group_id]
+                assert full is not None, "whatever is cached has its full pages"
+                slot_map.check(full.ids, np.zeros_like(full.ids) if own is None else own.ids)
 
     def pretty_print(self) -> None:
         print(self.available_and_evictable_str())
 
     def available_and_evictable_str(self) -> str:
         return f"{self.allocator.debug_print()}\n"
-
-
-class CachedPrefixes(Release):
-    """What nobody runs on, the oldest first."""
-
-    def __init__(self, cache: JengaRadixCache) -> None:
-        self._cache = cache
-
-    def free(self, until: Need) -> bool:
-        self._cache.evict_to_fit(until.smalls)
-        return until.met
 
 
 def _namespace(key: RadixKey) -> tuple[str | None, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, cast
 
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -70,5 +70,5 @@ class EventPublisher:
 
 
 def _key_of(node: Node) -> RadixKey:
-    extra_key, cache_salt = node.namespace
+    extra_key, cache_salt = cast("tuple[str | None, str | None]", node.namespace)
     return RadixKey(array("q", node.key.tobytes()), extra_key, cache_salt=cache_salt)

@@ -185,7 +185,7 @@ def update_running_batch(original: Callable[..., Any], self: Any, batch: Any) ->
     return original(self, batch)
 
 
-def retract_decode(original: Callable[[Any], tuple], self: Any) -> tuple:
+def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tuple[Any, ...]:
     """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
     it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once.
     Unless it has been aborted before, which stands."""

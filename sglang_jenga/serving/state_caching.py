@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import mamba_checkpoint_grid, mamba_track_grid
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix.node import Match, PrefixPages
 from sglang_jenga.radix.tree import RadixTrees
+from sglang_jenga.serving.eviction import Eviction
 from sglang_jenga.serving.pressure import Need, Pressure, Release
 
 LEAST_BRANCH = 64
@@ -195,16 +196,18 @@ class TrackingSlots(Release):
     """States that decoding requests are tracked in, one after the other, each with the
     cached states that share its large page."""
 
-    def __init__(self, cache: Any, pressure: Pressure) -> None:
-        self._cache, self._pressure = cache, pressure
+    def __init__(
+        self, states: EndStates | TrackedStates, eviction: Eviction, pressure: Pressure
+    ) -> None:
+        self._states, self._eviction, self._pressure = states, eviction, pressure
 
     def free(self, until: Need) -> bool:
         if until.to_run:
-            for _ in self._cache.states.release_tracking(self._pressure.decoding):
-                self._cache.evict_to_fit(until.smalls)
+            for _ in self._states.release_tracking(self._pressure.decoding):
+                self._eviction.to_fit(until.smalls)
                 if until.met:
                     return True
         return until.met
 
     def num_releasable(self) -> int:
-        return self._cache.states.num_releasable(self._pressure.decoding)
+        return self._states.num_releasable(self._pressure.decoding)

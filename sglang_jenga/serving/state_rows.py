@@ -80,7 +80,7 @@ class JengaStateRows(HybridReqToTokenPool):
         **_: Any,
     ) -> None:
         self.mamba_pool = self._state_pool
-        self.mamba_allocator: StateSlots | None = None  # set once the allocator exists
+        self.mamba_allocator: Any = None  # `StateSlots`, once the allocator exists
         self.mamba_map = {layer_id: index for index, layer_id in enumerate(mamba_layer_ids)}
         self.mamba_ckpt_pool = None
         none = {"size": 0, "device": device}

@@ -33,4 +33,4 @@ def drop_answers(result: Any, self: Any, *_: Any, **__: Any) -> None:
     if not is_ours(cache.token_to_kv_pool_allocator):
         return
     if any(req in cache.resumable for req in self.scheduler.waiting_queue):
-        cache.evict_everything()
+        cache.eviction.everything()

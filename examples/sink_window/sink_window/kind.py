@@ -55,5 +55,5 @@ class SinkWindow(Sliding):
         end = length - self.width + 1
         return (SINKS, end) if end > SINKS else None
 
-    def growth(self, length: int, tokens: int) -> int:
+    def growth(self, length: int, tokens: float) -> float:
         return min(tokens, max(0, SINKS + self.width - length))
