@@ -11,10 +11,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sglang_jenga.boot import window_models
+from sglang_jenga.boot import known_model
 from sglang_jenga.layers.base import Address
 from sglang_jenga.memory.buffer import HeadShape
-from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.spec import LayerGroup
 
 if TYPE_CHECKING:
@@ -105,22 +104,19 @@ def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
     """Return the line to stop with, or None if the model of SGLang's ``KVCacheConfigurator`` was
     built as its groups are planned."""
     layers = of_model(configurator.model)
-    model = configurator.model_config
-    architectures = model.hf_config.architectures
-    row = layer_rules.row_of(architectures)
+    known = known_model.of_model(configurator.model_config)
     groups = geometry.groups[: len(geometry.heads)]
     seen = None
-    if layer_rules.has_row(architectures):
-        read = window_models.reader(model.hf_text_config)
-        seen = row.window.seen(read)
-        _note_width(groups, row.window.stored(read))
+    if known.listed:
+        seen = known.row.window.seen(known.read)
+        _note_width(groups, known.row.window.stored(known.read))
     found = differences(layers, groups, geometry.heads, seen)
     _note_unread(layers, groups)
     if not found:
         return None
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return (
-        f"--memory-backend jenga: SGLang built {architectures[0]} otherwise than planned: "
+        f"--memory-backend jenga: SGLang built {known.architecture} otherwise than planned: "
         f"{found[0]}{more}; drop --memory-backend"
     )
 

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
 from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 
-from sglang_jenga.boot import window_models
+from sglang_jenga.boot import known_model, window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
-from sglang_jenga.plan.layer_rules import row_of
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes
@@ -53,7 +52,7 @@ def geometry_of(configurator: Any) -> ServedLayers:
         sliding = HeadShape(
             model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
         )
-        row = row_of(model.hf_config.architectures)
+        row = known_model.of_model(model).row
         # SGLang's window excludes the current token, ours includes it.
         window = configurator.sliding_window_size + 1
         groups = (

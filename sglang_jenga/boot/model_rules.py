@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sglang_jenga.boot import window_models
+from sglang_jenga.boot import known_model
 from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_ONLY
@@ -40,23 +40,20 @@ MODEL_RULES = (
 
 def refused_lines(model: Any) -> list[str]:
     """At most one line: a model with a reason is refused, other reasons follow from it."""
-    architectures = model.hf_config.architectures
+    known = known_model.of_model(model)
     try:
-        row = layer_rules.row_of(architectures)
-        reasons = [row.why_refused(window_models.reader(model.hf_text_config))]
+        reasons = [known.row.why_refused(known.read)]
     except ValueError as error:  # a config that the table cannot read
         reasons = [str(error)]
     reasons += [rule.why for rule in MODEL_RULES if rule.applies(model)]
-    return [layer_rules.refusal(architectures[0], why) for why in reasons if why][:1]
+    return [layer_rules.refusal(known.architecture, why) for why in reasons if why][:1]
 
 
 def ranks_lines(model: Any, tp: int) -> list[str]:
     """A line if SGLang's layers cannot be shared by so many ranks. It asserts that, with a trace,
     once the model is built; its CPU engine pads heads instead."""
-    architectures = model.hf_config.architectures
-    row = layer_rules.row_of(architectures)
-    read = window_models.reader(model.hf_text_config)
-    line = ranks_refusal(architectures[0], row, read, tp)
+    known = known_model.of_model(model)
+    line = ranks_refusal(known.architecture, known.row, known.read, tp)
     return [line] if line else []
 
 
@@ -101,7 +98,7 @@ def _has_windows_only(model: Any) -> bool:
 
 
 def _has_unknown_states(model: Any) -> bool:
-    return has_state(model) and layer_rules.row_of(model.hf_config.architectures).state is None
+    return has_state(model) and known_model.of_model(model).row.state is None
 
 
 def _has_extra_cache(model: Any) -> bool:

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sglang_jenga.plan import layer_rules
-from sglang_jenga.plan.layer_lists import Read
+from sglang_jenga.boot import known_model
+from sglang_jenga.plan.layer_rules import row_of
+from sglang_jenga.plan.model_row import ModelRow
 
 _logger = logging.getLogger(__name__)
 _enabled = False
@@ -32,34 +33,29 @@ def enable(on: bool) -> None:
     _enabled = on
 
 
-def reader(config: Any) -> Read:
-    """How the table of models reads a config object of transformers."""
-    return lambda name: getattr(config, name, None)
-
-
 def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kinds | None:
     """Say per layer whether it has a window, or None if this model is not ours to change."""
-    if not _enabled or text_config is None or not _is_ours(architectures or ()):
+    if not _enabled or text_config is None:
         return None
-    layers = layer_rules.row_of(architectures).stored_layers(reader(text_config))
+    model = known_model.of_config(architectures or (), text_config)
+    if not _is_ours(model.row):
+        return None
+    layers = model.row.stored_layers(model.read)
     if not any("window" in kinds for kinds in layers):
         return None
     return [True if "window" in kinds else False if "full" in kinds else None for kinds in layers]
 
 
-def _is_ours(architectures: Sequence[str]) -> bool:
+def _is_ours(row: ModelRow) -> bool:
     """Whether the table may have windows for a model that SGLang has none for."""
-    row = layer_rules.row_of(architectures)
     return row.layers is not None and not row.refused and not row.stock_stores_windows
 
 
 def stored_window(model: Any) -> int | None:
     """Tokens that the window group of this ``ModelConfig`` will hold, None if only the model's code
     knows."""
-    architectures = model.hf_config.architectures
-    if not layer_rules.has_row(architectures):
-        return None
-    return layer_rules.row_of(architectures).window.stored(reader(model.hf_text_config))
+    known = known_model.of_model(model)
+    return known.row.window.stored(known.read) if known.listed else None
 
 
 def is_hybrid(
@@ -86,7 +82,7 @@ def register_overrides() -> None:
     from sglang.srt.arg_groups.model_override_base import register_model_override_predicate
 
     # Predicates run after the models' own overrides, and the last writer wins.
-    @register_model_override_predicate(lambda architecture: _is_ours([architecture]))
+    @register_model_override_predicate(lambda architecture: _is_ours(row_of([architecture])))
     def jenga_stores_windows(server_args: Any, hf_config: Any) -> dict[str, bool]:
         if not _enabled or server_args.disable_hybrid_swa_memory:
             return {}
