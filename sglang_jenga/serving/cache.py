@@ -14,6 +14,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
     DecLockRefResult,
     EvictParams,
     EvictResult,
@@ -48,7 +49,7 @@ from sglang_jenga.serving.windows import BehindWindows, Windows
 logger = logging.getLogger(__name__)
 
 
-class JengaRadixCache(CacheSizes):
+class JengaRadixCache(CacheSizes, BasePrefixCache):
     """Serves SGLang from `RadixTrees`. With ``disable`` it keeps nothing but still frees rows."""
 
     def __init__(self, params: CacheInitParams, options: CacheOptions = ALL_ON) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
-
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.groups import ServedGroups
 
 
-class CacheSizes(BasePrefixCache):
-    """Sizes are in tokens, of states in states. Counters say them: nothing is walked."""
+class CacheSizes:
+    """Mixed into SGLang's base class. Sizes are in tokens, of states in states. Counters say them: nothing is walked."""
 
     trees: RadixTrees
     core: Allocator
