@@ -10,7 +10,8 @@ from sglang_jenga.serving.groups import ServedGroups
 
 
 class CacheSizes:
-    """Mixed into SGLang's base class. Sizes are in tokens, of states in states. Counters say them: nothing is walked."""
+    """Mixed into SGLang's base class. Sizes are in tokens, those of states in states. Counters say
+    them: nothing is walked."""
 
     trees: RadixTrees
     core: Allocator
