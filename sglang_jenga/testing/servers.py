@@ -24,10 +24,9 @@ from pathlib import Path
 
 import requests
 
+from sglang_jenga.testing.cpu_engine import CPU_ENV, ROOT
 from sglang_jenga.testing.warm import Forked, WarmLauncher
 
-ROOT = Path(__file__).resolve().parents[2]
-CPU_ENV = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 CPU_FLAGS = (
     ("--device", "cpu"),
     ("--attention-backend", "torch_native"),

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from sglang_jenga.testing.cpu_engine import CPU_ENV, ROOT
+
 
 class Forked:
     """The part of `subprocess.Popen` that `Server` uses, for a process that is not our child."""
@@ -43,8 +45,6 @@ class WarmLauncher:
     """Context manager around the process that forks; entering it costs the imports once."""
 
     def __init__(self, env: dict[str, str] | None = None):
-        from sglang_jenga.testing.servers import CPU_ENV, ROOT
-
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(Path(__file__))],
             env=os.environ | CPU_ENV | (env or {}),
