@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_jenga.testing.servers import CPU_ENV, ROOT, Server
+from sglang_jenga.testing.cpu_engine import CPU_ENV, ROOT
+from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
 PACKAGE = ROOT / "examples" / "sink_window"
