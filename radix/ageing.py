@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import Range
+from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
 

@@ -6,9 +6,9 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.node import NO_PAGES, AnyOwner, Node, Run, TreeObserver
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
+from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
 
