@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sglang_jenga.pages.allocator import Allocator
-from sglang_jenga.pages.books import EMPTY
+from sglang_jenga.pages.layout import EMPTY
 from tests.conftest import plan_of
 
 BOTH_ORDERS = pytest.mark.parametrize("order", ["packed", "paper"])
