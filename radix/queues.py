@@ -16,16 +16,15 @@ class EvictionQueues:
     """Two queues per group, ordered by time (`Times`):
 
     * ``smalls``: every evictable node, by its own time
-    * ``larges``: evictable nodes that lie in large pages which eviction alone could empty, by the
-      turn of the first of these: a large page has its turn when the newest of its small pages has
-      (paper section 5.4)
+    * ``larges``: evictable nodes that lie in reclaimable large pages, by the turn of the first of
+      these. A large page has its turn when the newest of its small pages has (paper section 5.4)
 
-    Nothing is moved when a node is used, locked or dropped: an entry may be early, or of what is no
-    candidate any more, and is set right when it comes to the top. No entry may be late, so whoever
-    becomes older is pushed again. For every evictable node:
+    No entry moves when a node is used, locked or dropped. So an entry may be early, or stand for a
+    node that is no candidate any more; it is set right when it comes to the top. No entry may be
+    late, so a node that becomes older is pushed again. For every evictable node:
 
         in_smalls[g] is not None and in_smalls[g] <= its time
-        for each idle large page some node in it has in_larges[g] <= the turn of the large page
+        in each reclaimable large page some node has in_larges[g] <= the turn of the large page
 
     O(log n) each. ``balanced``: one clock for all groups, else group after group.
     """
@@ -41,7 +40,7 @@ class EvictionQueues:
         self._limit = MANY
 
     def push(self, node: Node, extent: Extent) -> None:
-        """Make a node's extent known as a candidate, or as one that has become older."""
+        """Enter a node's extent as a candidate, or once more because it has become older."""
         time, group_id = self._times.of(extent), extent.group_id
         before = node.in_smalls[group_id]
         if before is None or time < before:
@@ -67,7 +66,7 @@ class EvictionQueues:
         times = self._times
         woken: list[Extent] = self._owner.take_woken(times.array)
         for extent in woken:
-            # From its own time on: when the large page has its turn may have been misjudged.
+            # Its own time is never later than the turn, which may have been misjudged.
             self._push_large(extent.node, extent.group_id, times.of(extent))
         best = None
         for group_id in range(len(self._larges)):
@@ -143,7 +142,8 @@ class EvictionQueues:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Throw out entries of what is gone, locked, or has another one. O(n), once in n."""
+        """Throw out entries of nodes that are gone, locked, or entered elsewhere. O(n), once in n
+        pushes."""
         most = 0
         for group_id in range(len(self._smalls)):
             for heap, placed in (

@@ -70,11 +70,19 @@ class RadixTrees:
         grace_tokens: int = 512,
         most_on_path: int | None = None,
     ) -> None:
-        """``state_cost_tokens``: tokens of full attention that fit in the bytes of one page of a
-        whole prefix. A page that saves fewer is demoted once a longer prefix has one.
-        ``grace_tokens``: tokens before a path's end that keep their age; at least as many as the
-        group reads there. ``most_on_path``: pages of whole prefixes that a path keeps, not counting
-        those where requests part; None for any number.
+        """Start empty. ``owner`` is told what becomes of pages, the observers what of nodes.
+
+        Args:
+            balanced: one clock for all groups; else evictions go through one group after the other.
+            aligned: of equally old pages those of longer prefixes go first, in all groups.
+            resume_points: window pages are demoted except where requests resume (`Ageing`).
+            shield: resume points inside what running requests have locked go last.
+            state_cost_tokens: tokens of full attention that fit in the bytes of one page of a whole
+                prefix. A page that saves fewer is demoted once a longer prefix has one.
+            grace_tokens: tokens before a path's end that keep their age; at least as many as the
+                group reads there.
+            most_on_path: pages of whole prefixes that a path keeps, not counting those where
+                requests part; None for any number.
         """
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
