@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.node import AnyOwner, Extent, Node
 from sglang_jenga.radix.paths import Paths, upwards
 from sglang_jenga.radix.policy import Range
+from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
 
@@ -27,9 +27,9 @@ class AgeingOptions(NamedTuple):
 class Ageing:
     """Keeps the times and resume points of the nodes on `Paths`, and says which pages are shielded.
 
-    A page of a window is shielded while it decides about hits on pages that are in use anyway: it
-    is a few bytes, and without it the full pages of the same tokens, locked by running requests,
-    are worth nothing to the next request. For every node and window group:
+    Running requests may have locked the full pages before a resume point while nobody has locked
+    its window. Those full pages serve the next request only if the window is there, and a window is
+    a few bytes: it is shielded. For every node and window group:
 
         extents[g].shielded == resume_point[g] and locks[c] > 0 and not locks[g]
 
@@ -63,7 +63,7 @@ class Ageing:
 
     def touch(self, node: Node, *, hit: bool) -> None:
         """Refresh what each group reads of the prefix that ends at ``node``, and the resume points
-        before it. The rest ages, and after a hit goes before all that was of use."""
+        before it. The rest of the path ages; a hit also demotes what lies behind windows."""
         refresh = self._times.refresh
         paths, closed = self._paths, self._closed
         ranges = [(group_id, paths.ranges_read(group_id, node.end)) for group_id in self._others]
@@ -88,8 +88,8 @@ class Ageing:
         ``grace_tokens`` before ``node`` keep their age. All other window pages of the path are
         demoted: the windows of its middle, of earlier ends, and of where a prompt was cut.
 
-        Of states only the one that is consumed is refreshed. Without the forks a prefix in daily
-        use would lose the windows that its users begin with.
+        A state is refreshed only by the request that resumes from it. Without the forks a prefix in
+        daily use would lose the windows with which its users begin.
         """
         if not self._passed:
             return  # full attention reads it all: no path to walk for it

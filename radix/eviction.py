@@ -1,164 +1,142 @@
-"""Which large page, or else which node, is the least recently used, over all groups at once."""
+"""Evicting: victims are asked of the queues, cut out of the trees, and their pages given up."""
 
 from __future__ import annotations
 
-import heapq
-from operator import attrgetter
+from collections.abc import Sequence
 
-from sglang_jenga.radix.node import AnyOwner, Extent, Node
-from sglang_jenga.radix.times import Times
+from sglang_jenga.radix.ageing import Ageing
+from sglang_jenga.radix.holdings import Holdings
+from sglang_jenga.radix.node import AnyOwner, Extent, Node, PageObserver, TreeObserver
+from sglang_jenga.radix.paths import Paths, upwards
+from sglang_jenga.radix.queues import EvictionQueues
+from sglang_jenga.radix.times import DEMOTED_BEFORE, Times
 
-MANY = 1024  # entries below which no queue is tidied
-_Entry = tuple[int, int, Node]  # a time, a counter, whose it is
 
+class Eviction:
+    """Takes pages out of the trees, and the nodes that end with them. c is the prefix-closed group:
 
-class EvictionQueues:
-    """Two queues per group, ordered by time (`Times`):
+        extents[c] is None  =>  the node is gone, with all below it and every group's pages
 
-    * ``smalls``: every evictable node, by its own time
-    * ``larges``: evictable nodes that lie in large pages which eviction alone could empty, by the
-      turn of the first of these: a large page has its turn when the newest of its small pages has
-      (paper section 5.4)
-
-    Nothing is moved when a node is used, locked or dropped: an entry may be early, or of what is no
-    candidate any more, and is set right when it comes to the top. No entry may be late, so whoever
-    becomes older is pushed again. For every evictable node:
-
-        in_smalls[g] is not None and in_smalls[g] <= its time
-        for each idle large page some node in it has in_larges[g] <= the turn of the large page
-
-    O(log n) each. ``balanced``: one clock for all groups, else group after group.
+    So nothing in the trees is unreachable. Of one node the pages at its back go first, since
+    they belong to longer prefixes.
     """
 
     def __init__(
-        self, num_groups: int, owner: AnyOwner, times: Times, *, balanced: bool = True
+        self,
+        paths: Paths,
+        holdings: Holdings,
+        ages: Ageing,
+        queues: EvictionQueues,
+        times: Times,
+        owner: AnyOwner,
+        observer: TreeObserver | None,
+        page_observer: PageObserver | None,
     ) -> None:
-        self._owner, self._times = owner, times
-        self._balanced = balanced
-        self._smalls: list[list[_Entry]] = [[] for _ in range(num_groups)]
-        self._larges: list[list[_Entry]] = [[] for _ in range(num_groups)]
-        self._counter = 0
-        self._limit = MANY
+        self._paths, self._holdings, self._ages = paths, holdings, ages
+        self._queues, self._times, self._owner = queues, times, owner
+        self._observer, self._page_observer = observer, page_observer
+        self._groups = range(len(paths.policies))
+        self._closed = paths.closed
+        self._per_prefix = [policy.per_prefix for policy in paths.policies]
 
-    def push(self, node: Node, extent: Extent) -> None:
-        """Make a node's extent known as a candidate, or as one that has become older."""
-        time, group_id = self._times.of(extent), extent.group_id
-        before = node.in_smalls[group_id]
-        if before is None or time < before:
-            node.in_smalls[group_id] = time
-            self._add(self._smalls[group_id], time, node)
-        self._push_large(node, group_id, time)
+    def evict_large(self, count: int) -> bool:
+        """As `RadixTrees.evict_large`."""
+        owner = self._owner
+        goal = owner.num_empty_larges + count
+        while (missing := goal - owner.num_empty_larges) > 0:
+            victim = self._queues.pop_large()
+            if victim is None:
+                return False
+            turn, extent = victim
+            group_id = extent.group_id
+            # The last ones: behind them in the same node lie pages as old, and of longer prefixes.
+            due = owner.due(extent, self._times.array, turn)
+            due = due[-self._larges_to_cut(extent, missing) :]
+            for other in (*owner.sharing(extent, due), extent):
+                if other.node.extents[group_id] is other:  # else it went with one before
+                    self._cut(other.node, group_id, owner.first_in(other, due))
+        return True
 
-    def _push_large(self, node: Node, group_id: int, time: int) -> None:
-        before = node.in_larges[group_id]
-        if before is None or time < before:
-            node.in_larges[group_id] = time
-            self._add(self._larges[group_id], time, node)
+    def _larges_to_cut(self, extent: Extent, missing: int) -> int:
+        """How many large pages to take from an extent when ``missing`` are wanted.
 
-    def joined(self, front: Node, back: Node) -> None:
-        """``back`` has taken over the pages of ``front``, which are as old as its own."""
-        for group_id, extent in enumerate(back.extents):
-            front.in_smalls[group_id] = front.in_larges[group_id] = None
-            if extent is not None and not extent.pinned:
-                self.push(back, extent)
+        Removing a leaf's tokens frees the other groups' pages too, so fewer large pages of the
+        closed group are needed. The number is rounded down; the next round asks for the rest.
+        """
+        if extent.group_id != self._closed:
+            return missing
+        larges = sum(other.num_large for other in extent.node.extents if other is not None)
+        return max(1, int(missing * extent.num_large / larges))
 
-    def next_large(self) -> tuple[int, int] | None:
-        """The turn and the group of the large page to empty next, None if none can be."""
-        times = self._times
-        woken: list[Extent] = self._owner.take_woken(times.array)
-        for extent in woken:
-            # From its own time on: when the large page has its turn may have been misjudged.
-            self._push_large(extent.node, extent.group_id, times.of(extent))
-        best = None
-        for group_id in range(len(self._larges)):
-            turn = self._top_large(group_id)
-            if turn is not None and (best is None or turn < best[0]):
-                best = (turn, group_id)
-                if not self._balanced:
+    def evict_small(self, group_id: int, count: int, *, before: int | None = None) -> int:
+        """As `RadixTrees.evict_small`; with ``before`` only pages whose time is less."""
+        num_pages = self._holdings.num_pages
+        pages = num_pages[group_id]
+        while (missing := count - (pages - num_pages[group_id])) > 0:
+            extent = self._queues.pop_small(group_id, before)
+            if extent is None:
+                break
+            self._cut(extent.node, group_id, max(0, extent.size - missing))
+        return pages - num_pages[group_id]
+
+    def evict_smalls_before_large(self, short: Sequence[int]) -> int:
+        """As `RadixTrees.evict_smalls_before_large`."""
+        top = self._queues.next_large()
+        if top is None:
+            return 0
+        return sum(
+            self.evict_small(group_id, count, before=top[0])
+            for group_id, count in enumerate(short)
+            if count > 0 and group_id != top[1]
+        )
+
+    def evict_unreachable(self, short: Sequence[int]) -> int:
+        """As `RadixTrees.evict_unreachable`."""
+        if not self._ages.prefix_groups:
+            return 0
+        return self.evict_small(self._closed, short[self._closed], before=DEMOTED_BEFORE)
+
+    def evict_beyond(self, most: int, end: Node) -> None:
+        """Leave the path to ``end`` at most ``most`` pages of whole prefixes, per group of such.
+
+        The shortest prefixes lose theirs first. Locked pages stay, and so do those where requests
+        part.
+        """
+        for group_id in self._ages.prefix_groups:
+            holders = [node for node in upwards(end, 0) if node.extents[group_id] is not None]
+            excess = len(holders) - most
+            for node in reversed(holders):
+                if excess <= 0 or node is end:
                     break
-        return best
+                if node.evictable(group_id) is not None and node.children and not node.parts:
+                    self._cut(node, group_id, 0)
+                    excess -= 1
 
-    def pop_large(self) -> tuple[int, Extent] | None:
-        """Take out the turn of the large page to empty next, and an extent that lies in it."""
-        best = self.next_large()
-        if best is None:
-            return None
-        turn, group_id = best
-        node = heapq.heappop(self._larges[group_id])[2]
-        node.in_larges[group_id] = None
-        extent = node.extents[group_id]
-        assert extent is not None
-        return turn, extent
+    def _cut(self, node: Node, group_id: int, index: int) -> None:
+        """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
+        if index:
+            self._paths.split(node, node.begin + index * self._paths.tokens_per_page)
+        if group_id == self._closed:
+            above = node.parent
+            assert above is not None, "the root has no pages"
+            self.remove(above, node)
+            self._ages.demote_unreachable(above)
+        else:
+            self._holdings.drop(node, group_id)
+            if self._page_observer is not None:
+                self._page_observer.changed(node, group_id)
+            if self._per_prefix[group_id]:
+                self._ages.demote_unreachable(node)
 
-    def pop_small(self, group_id: int, before: int | None = None) -> Extent | None:
-        """Take out the least recently used extent of one group, None if it has no evictable one, or
-        none whose time is before ``before``."""
-        time = self._top_small(group_id)
-        if time is None or (before is not None and time >= before):
-            return None
-        node = heapq.heappop(self._smalls[group_id])[2]
-        node.in_smalls[group_id] = None
-        return node.extents[group_id]
-
-    def _top_small(self, group_id: int) -> int | None:
-        """Bring the oldest candidate with its true time to the top; return that."""
-        heap = self._smalls[group_id]
-        while heap:
-            time, counter, node = heap[0]
-            if node.in_smalls[group_id] != time:
-                heapq.heappop(heap)  # it has another entry
-            elif (extent := node.evictable(group_id)) is None:
-                heapq.heappop(heap)
-                node.in_smalls[group_id] = None
-            elif (now := self._times.of(extent)) != time:
-                node.in_smalls[group_id] = now
-                heapq.heapreplace(heap, (now, counter, node))
-            else:
-                return time
-        return None
-
-    def _top_large(self, group_id: int) -> int | None:
-        """The same of large pages."""
-        heap, array = self._larges[group_id], self._times.array
-        while heap:
-            time, counter, node = heap[0]
-            if node.in_larges[group_id] != time:
-                heapq.heappop(heap)
-                continue
-            extent = node.evictable(group_id)
-            turn = None if extent is None else self._owner.turn(extent, array)
-            node.in_larges[group_id] = turn
-            if turn is None:
-                heapq.heappop(heap)
-            elif turn != time:
-                heapq.heapreplace(heap, (turn, counter, node))
-            else:
-                return turn
-        return None
-
-    def _add(self, heap: list[_Entry], time: int, node: Node) -> None:
-        self._counter += 1  # of full ties the first to come
-        heapq.heappush(heap, (time, self._counter, node))
-        if len(heap) > self._limit:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Throw out entries of what is gone, locked, or has another one. O(n), once in n."""
-        most = 0
-        for group_id in range(len(self._smalls)):
-            for heap, placed in (
-                (self._smalls[group_id], _in_smalls),
-                (self._larges[group_id], _in_larges),
-            ):
-                valid = [entry for entry in heap if placed(entry[2])[group_id] == entry[0]]
-                heap[:] = [entry for entry in valid if entry[2].evictable(group_id) is not None]
-                for _, _, node in valid:
-                    if node.evictable(group_id) is None:
-                        placed(node)[group_id] = None  # it is pushed again when it is unlocked
-                heapq.heapify(heap)
-                most = max(most, len(heap))
-        self._limit = 2 * most + MANY
-
-
-_in_smalls = attrgetter("in_smalls")
-_in_larges = attrgetter("in_larges")
+    def remove(self, above: Node, top: Node) -> None:
+        """Take out a child of ``above`` and all nodes below it, with every group's pages: nothing
+        could reach them any more."""
+        del above.children[top.edge]
+        stack = [top]
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            for group_id in self._groups:
+                self._holdings.drop(node, group_id)
+            if self._observer is not None:
+                self._observer.removed(node)

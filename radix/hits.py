@@ -20,8 +20,7 @@ def joint_hit(
 
     ``path``: the nodes from the root that hold ``[0, end)``. The prefix-closed group has all of
     them by the trees' invariant, so only the ``others`` are asked. The length only falls, and each
-    group is asked again after another one has cut it, so what is left satisfies all of them at
-    once.
+    group is asked again after another one has cut it. So what is left satisfies all of them.
     """
     misses: list[Miss] = []
     if not others:

@@ -32,9 +32,11 @@ _Pages = TypeVar("_Pages", bound=Extent)
 
 
 class PageOwner(Protocol[_Pages]):
-    """Told about every change of a page's state, and asked which large page can be emptied when;
-    the allocator implements it, for extents of its own. ``times`` are those of `radix.times.Times`,
-    by number."""
+    """Told about every change of a page's state, and asked which large page can be emptied when.
+
+    The allocator implements it, for extents of its own. ``times[extent.number]`` are those of
+    `radix.times.Times`.
+    """
 
     @property
     def num_empty_larges(self) -> int: ...
@@ -56,8 +58,8 @@ AnyOwner = PageOwner[Any]  # it gets no extents but those that it has made
 
 
 class Run:
-    """Tokens that nodes were made of together, from position ``begin`` on: nodes that lie one after
-    the other on them are compared with a key at once."""
+    """The tokens, from position ``begin`` on, that neighbouring nodes were made of. One comparison
+    with a key serves all of these nodes."""
 
     __slots__ = ("begin", "tokens")
 
@@ -68,12 +70,17 @@ class Run:
 class Node:
     """The tokens ``[begin, end)`` of every path that runs through it.
 
-    Per group: ``extents[g]`` holds one small page per ``tokens_per_page`` tokens, in a group with
-    one page per prefix the page of the prefix that ends here, or is None for a hole; ``locks[g]``
-    counts the running requests that need it; ``resume_point[g]`` says that later requests resume
-    where it is read, or, in a group with one page per prefix, that requests part right here.
-    ``in_smalls[g]`` and ``in_larges[g]`` are the times of its entries in the two eviction queues of
-    the group, None where it has none. ``forked``: requests have parted at its end.
+    For every group g:
+
+        extents[g]       one small page per ``tokens_per_page`` tokens; in a group with one page per
+                         prefix, the page of the prefix that ends here; None for a hole
+        locks[g]         number of running requests that need it
+        resume_point[g]  later requests resume where it is read; in a group with one page per
+                         prefix, requests part right here
+        in_smalls[g], in_larges[g]
+                         times of its entries in the group's two eviction queues; None for no entry
+
+    ``forked``: requests have parted at its end.
     """
 
     __slots__ = (
@@ -143,7 +150,7 @@ class TreeObserver(Protocol):
 
 
 class PageObserver(Protocol):
-    """Told when a node that stays gets or loses its pages of another group than the first."""
+    """Told when a node that stays gets or loses its pages of any group but the prefix-closed."""
 
     def changed(self, node: Node, group_id: int) -> None: ...
 
@@ -184,8 +191,8 @@ class Match(NamedTuple):
 
 
 class Inserted(NamedTuple):
-    """The node that ends the key, and per group the small ids that the tree did not take, because
-    it already had pages there."""
+    """``node`` ends the key. ``declined[g]``: small ids of group g that the trees did not take,
+    because they had pages there already."""
 
     node: Node
     declined: list[list[np.ndarray]]

@@ -6,14 +6,20 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from sglang_jenga.radix.eviction import EvictionQueues
 from sglang_jenga.radix.node import NO_PAGES, AnyOwner, Node, Run, TreeObserver
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
+from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
 
 class Paths:
-    """Nodes below ``root``; what is cut off a node stays in the groups' eviction queues."""
+    """The nodes below ``root``. For every node but the root:
+
+        parent.end == begin < end           both multiples of tokens_per_page
+        parent.children[edge] is the node
+
+    Splitting and joining nodes splits and joins their extents, and keeps the queues' entries true.
+    """
 
     def __init__(
         self,
@@ -94,10 +100,11 @@ class Paths:
         return front
 
     def join(self, node: Node) -> None:
-        """Undo splits on the path to ``node`` whose sides nothing tells apart any more: evictions
-        and locks cut nodes, and who comes this way has to look at each of them.
+        """Undo splits on the path to ``node`` whose sides nothing tells apart any more.
 
-        Not where times have no ranks: there parts of a path go in the order in which they came.
+        Evictions and locks cut nodes, and every later walk has to look at each piece. Without ranks
+        (`Times.aligned`) nothing is joined: there the parts of a path go in the order in which they
+        came.
         """
         if not self._times.aligned:
             return
@@ -118,8 +125,10 @@ class Paths:
                 self._observer.joined(front, node)
 
     def _alike(self, front: Node, back: Node) -> bool:
-        """Whether a node and its only child could be one node. That no request ends at the front's
-        end is in the locks: one that did would have locked the front alone."""
+        """Whether a node and its only child could be one node.
+
+        The locks say that no request ends at the front's end: it would have locked the front alone.
+        """
         if len(front.children) > 1 or front.forked:
             return False
         if front.locks[self.closed] != back.locks[self.closed]:

@@ -31,10 +31,9 @@ class LayerPolicy:
 
     ``per_prefix``: a page belongs to a prefix as a whole, not to its last tokens. The page of a
     prefix of p tokens stands as the range ``[p - 1, p)``.
-    ``prefix_closed``: who has the pages of a prefix has those of every shorter one, and needs them
-    all. The trees stand on one such group.
-    ``ages_behind_hits``: once a hit has gone past pages, they are of use only where others read
-    them.
+    ``prefix_closed``: a prefix needs the pages of all its tokens, so whoever has them has those of
+    every shorter prefix too. The trees stand on one such group.
+    ``ages_behind_hits``: pages that a hit has gone past are of use only at resume points.
     """
 
     per_prefix: ClassVar[bool] = False
@@ -44,24 +43,25 @@ class LayerPolicy:
     def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
         """Longest length, at most ``prefix.length``, whose hit finds all it needs.
 
-        ``cached``: what the group has of the prefix, longest first, neither overlapping nor
-        adjacent; read as little of it as will do. Of lengths that differ, a group may accept any:
-        ``get_possible_prefix(L) == L`` says that it accepts L.
+        ``cached``: what the group has of the prefix, the last range first, neither overlapping nor
+        adjacent. It is an iterator: read as little of it as will do. The valid lengths need not be
+        contiguous. A caller tests one length n with
+        ``get_possible_prefix(Prefix(n), cached) == n``.
         """
         raise NotImplementedError
 
     def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
         """What the step after this prefix reads, in rising order, not overlapping.
 
-        It is refreshed by a hit and locked while a request runs on the prefix; the rest ages.
+        A hit refreshes it, and a request that runs on the prefix locks it. The rest ages.
         """
         raise NotImplementedError
 
     def set_prefix_length(self, prefix: Prefix, pages: Range) -> int:
-        """Rank of pages, all of one node, `MOST_RANK` at most: of equally old ones the higher rank
-        is evicted first.
+        """Rank of pages of one node, at most `MOST_RANK`. Of equally old pages those with the
+        higher rank are evicted first.
 
-        The prefix length, so that all groups evict the same tokens, unless it says otherwise.
+        Here it is the length of the prefix that they end, so that all groups evict the same tokens.
         """
         return pages[1]
 

@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sglang_jenga.pages import books
-from sglang_jenga.pages.books import EMPTY, NEVER, NULL, USED_BY_REQUEST
+from sglang_jenga.pages import books, turns
 from sglang_jenga.pages.extent import Extent
 from sglang_jenga.pages.large_pages import LargePages
+from sglang_jenga.pages.layout import EMPTY, NEVER, NULL, USED_BY_REQUEST
 from sglang_jenga.plan.spec import PoolPlan
 
 Order = Literal["packed", "paper", "fullest"]
@@ -22,13 +22,13 @@ _NOBODY = Extent(-1, np.zeros(0, dtype=np.int64), 1, 0)  # whose numbers are unu
 
 
 class Allocator:
-    """Two-level, request-aware allocator (paper section 5.4). A small page is in one state:
+    """Two-level, request-aware allocator (paper section 5.4). Each small page is in one state:
 
         EMPTY --alloc--> used by a request --free---> EMPTY
                          used by a request --adopt--> held by an extent --evict--> EMPTY
 
     An `Extent` belongs to the prefix cache. It is pinned while a running request needs it. An
-    evictable one may be shielded: it is then not counted as free where `beside_shielded` is asked.
+    evictable one may be shielded: `fits_after_evicting` then leaves it alone if it is asked to.
     Invariants, for every group g:
 
         num_used[g]   == count(holder[g] == USED_BY_REQUEST) + sum(size of g's pinned extents)
@@ -90,15 +90,16 @@ class Allocator:
     def fits_after_evicting(
         self, need: Sequence[int], *, beside_shielded: bool = False, larges_coming: int = 0
     ) -> bool:
-        """Whether they could be handed out if every cached small page were evicted, or every one
-        that is not shielded, and ``larges_coming`` more large pages were empty.
+        """Whether ``need`` could be handed out if every cached small page were evicted, or with
+        ``beside_shielded`` every one that is not shielded, and ``larges_coming`` more large pages
+        were empty.
 
-        Exact: a large page with a small page that stays lends its other small pages to its own
-        group only; one without becomes empty.
+        The answer is exact. A large page in which a small page stays lends its others to its own
+        group only. One in which none stays becomes empty.
         """
         large = self.large
         if beside_shielded:
-            own, reclaimable = large.spare_slack, large.num_spare_idle
+            own, reclaimable = large.spare_slack, large.num_spare_reclaimable
         else:
             own, reclaimable = large.slack, large.num_reclaimable
         return self._large_needed(need, own) <= large.num_empty + reclaimable + larges_coming
@@ -114,7 +115,7 @@ class Allocator:
         return -1 if larges < 0 else large.slack[group_id] + larges * self._k[group_id]
 
     def fits_empty_pool(self, need: Sequence[int]) -> bool:
-        """Whether they could be handed out if nothing at all were in use."""
+        """Whether ``need`` could be handed out if nothing at all were in use."""
         plan = self.plan
         lent = [0] * len(self._k)
         lent[plan.null_group] = self._k[plan.null_group] - plan.null_smalls
@@ -147,7 +148,7 @@ class Allocator:
             return None
         result = []
         for group_id, counts in enumerate(wanted):
-            # What the groups after this one cannot do without stays out of its reach.
+            # This group leaves the large pages that the groups after it cannot do without.
             later = self._large_needed(
                 [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
             )
@@ -277,7 +278,8 @@ class Allocator:
         return front, extent
 
     def join(self, front: Extent, back: Extent) -> None:
-        """Undo `split`: ``back`` gets the pages of ``front``, which is as it is and ends here."""
+        """Undo `split`: ``back`` gets the pages of ``front``, which must be in the same state and
+        ends here."""
         assert (front.pinned, front.shielded) == (back.pinned, back.shielded)
         self.large.holder[back.group_id][front.ids] = back.number
         back.ids = np.concatenate([front.ids, back.ids])
@@ -305,37 +307,39 @@ class Allocator:
         """
         if extent.k == 1:
             return int(times[extent.number])
-        turn = books.turn(*self.large.group(extent.group_id), extent.ids, times)
+        turn = turns.turn(*self.large.group(extent.group_id), extent.ids, times)
         return None if turn == NEVER else turn
 
     def due(self, extent: Extent, times: np.ndarray, time: int) -> np.ndarray:
         """Ids of the extent's large pages whose turn comes by ``time``, in token order."""
         if extent.k == 1:
             return extent.ids
-        return books.due(*self.large.group(extent.group_id), extent.ids, times, time)
+        return turns.due(*self.large.group(extent.group_id), extent.ids, times, time)
 
     def sharing(self, extent: Extent, large_ids: np.ndarray) -> list[Extent]:
         """The other extents that have small pages in these of its large pages."""
         if extent.k == 1:
             return []
-        numbers = books.extents_in(*self.large.group(extent.group_id), large_ids)
+        numbers = turns.extents_in(*self.large.group(extent.group_id), large_ids)
         others = dict.fromkeys(numbers.tolist())
         others.pop(extent.number, None)
         return [self._extents[number] for number in others]
 
     def first_in(self, extent: Extent, large_ids: np.ndarray) -> int:
         """Index of the extent's first small page that lies in one of these large pages."""
-        return books.first_in(*self.large.group(extent.group_id), extent.ids, large_ids)
+        return turns.first_in(*self.large.group(extent.group_id), extent.ids, large_ids)
 
     def take_woken(self, times: np.ndarray) -> list[Extent]:
-        """Extents whose turn may come earlier than `turn` said: per large page that became idle
-        since the last call, or lost a small page while it was, the newest in it."""
+        """Extents whose turn may come earlier than `turn` said.
+
+        A large page became reclaimable since the last call, or lost a small page while it was. The
+        newest extent in it is returned."""
         woken = self.large.take_woken()
         if not woken.size:
             return []
         found: dict[int, None] = {}
         for group_id in range(len(self._k)):
-            numbers = books.newest_in(*self.large.group(group_id), woken, times)
+            numbers = turns.newest_in(*self.large.group(group_id), woken, times)
             found |= dict.fromkeys(numbers.tolist())
         return [self._extents[number] for number in found]
 

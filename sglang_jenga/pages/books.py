@@ -1,80 +1,57 @@
-"""The books of the pool, kept by compiled loops: counts of large pages, holders of small ones.
+"""The books of the pool: counts of large pages, lists of the partly filled, holders of small pages.
 
 Whatever happens to a run of small pages (allocated, freed, cached, pinned, evicted) costs one call,
-however many they are; inside, a loop over plain arrays. `LargePages` and `Allocator` own the arrays
-and say what they mean; nothing else calls this module.
-
-    pages   int32 [num_large, columns]   one row per large page, columns below
-    book    int64 [...]                  pool-wide numbers, then a block per group: `block_size`
-    holder  int32 [num_small] per group  EMPTY, USED_BY_REQUEST, NULL, or an extent's number
-
-``base`` is where a group's block begins in ``book``. All compiled functions and their constants
-stay in this one file: numba keeps machine code on disk and renews it when this file changes.
+however many they are; inside, a loop over plain arrays (`layout`). `LargePages` and `Allocator` own
+the arrays and say what they mean; nothing else calls this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import njit
 
-EMPTY, USED_BY_REQUEST, NULL = 0, -1, -2
-UNBOUND = -1
-
-# Columns of ``pages``. The last five are lists and marks, which share only the storage of rows.
-OWNER, USED, KEPT, OCCUPIED = 0, 1, 2, 3
-LEVEL, AFTER, BEFORE = 4, 5, 6  # doubly linked lists of partly filled large pages
-FORMAT = 7  # group whose number format the bytes have, UNBOUND: zero, which reads as any
-STACK, WOKEN, IS_WOKEN, STALE, MARK = 8, 9, 10, 11, 12
-COLUMNS = 13
-
-# Places in ``book`` for the whole pool, and in the block of a group.
-NUM_EMPTY, NUM_WOKEN, NUM_STALE, POOL = 0, 1, 2, 3
-GROUP, K, GROUP_FORMAT, FREE, SLACK, IDLE, SPARE_SLACK, SPARE_IDLE, TOP, HEADS = range(10)
-
-NEVER = np.iinfo(np.int64).max
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def block_size(k: int) -> int:
-    """Places that a group with ``k`` small pages per large page needs in ``book``: its counters and
-    the heads of its lists, `PartlyFilled levels <_level>` in number."""
-    return HEADS + 3 * (k + 1)
-
-
-def _compiled(signature: str | None = None) -> Callable[[_Function], _Function]:
-    """Compile; with a signature at once, so that no request waits for it. The machine code is kept
-    on disk where numba finds a place for it."""
-
-    def compile_now(function: _Function) -> _Function:
-        arguments = () if signature is None else (signature,)
-        compiled: _Function
-        try:
-            compiled = njit(*arguments, cache=True)(function)
-        except RuntimeError:  # no folder that can be written to
-            compiled = njit(*arguments)(function)
-        return compiled
-
-    return compile_now
+from sglang_jenga.pages.compiled import BOOKS, IDS, compiled
+from sglang_jenga.pages.layout import (
+    AFTER,
+    BEFORE,
+    EMPTY,
+    FORMAT,
+    FREE,
+    GROUP,
+    GROUP_FORMAT,
+    HEADS,
+    IS_WOKEN,
+    KEPT,
+    LEVEL,
+    NUM_EMPTY,
+    NUM_STALE,
+    NUM_WOKEN,
+    OCCUPIED,
+    OWNER,
+    RECLAIMABLE,
+    SLACK,
+    SPARE_RECLAIMABLE,
+    SPARE_SLACK,
+    STACK,
+    STALE,
+    TOP,
+    UNBOUND,
+    USED,
+    USED_BY_REQUEST,
+    WOKEN,
+    K,
+)
 
 
-_BOOKS = "int32[:,::1], int64[::1], int32[::1], int64"  # pages, book, holder, base
-_IDS = "int64[::1]"
+@compiled()
+def level_of(k: int, kept: int, occupied: int) -> int:
+    """Which list a partly filled large page is in, 0 for none. The highest list is filled first.
 
+    Large pages with a kept small page come before those that eviction could still empty. Within
+    each class the fullest comes first, so that emptier ones drain. One with less than an eighth
+    free comes last of the kept: filling such pages would spread one request's tail over many large
+    pages, and the cached small pages in them could not be given back. With rows of k + 1 levels:
 
-@_compiled()
-def _level(k: int, kept: int, occupied: int) -> int:
-    """List of a large page among the partly filled ones, 0 for none; the highest is filled first.
-
-    Those with a page that stays come before those that eviction could still empty. Among each the
-    fuller come before the emptier, for those to drain; but where less than an eighth is free, last:
-    a request's tail would be spread over many large pages, and keep the cached small pages in them
-    from being given back. With rows of k + 1 levels:
-
-        level == occupied + (k + 1) * row    row 0: only evictable; 1: little room; 2: the others
+        level == occupied + (k + 1) * row    row 0: nothing kept; 1: little room; 2: the others
     """
     if occupied == 0 or occupied == k:
         return 0
@@ -83,7 +60,7 @@ def _level(k: int, kept: int, occupied: int) -> int:
     return occupied + (k + 1) * (2 if k - occupied >= k // 8 else 1)
 
 
-@_compiled()
+@compiled()
 def _relist(pages: np.ndarray, book: np.ndarray, base: int, large_id: int, level: int) -> None:
     """Move a large page to the front of another list. O(1)."""
     old, after, before = pages[large_id, LEVEL], pages[large_id, AFTER], pages[large_id, BEFORE]
@@ -104,7 +81,7 @@ def _relist(pages: np.ndarray, book: np.ndarray, base: int, large_id: int, level
         book[base + TOP] = max(book[base + TOP], level)
 
 
-@_compiled()
+@compiled()
 def _shift(
     pages: np.ndarray,
     book: np.ndarray,
@@ -124,13 +101,13 @@ def _shift(
     pages[large_id, OCCUPIED] = now
 
     book[base + SLACK] += (k - used_now) * (used_now > 0) - (k - used_before) * (used_before > 0)
-    book[base + IDLE] += int(used_now == 0 < now) - int(used_before == 0 < before)
+    book[base + RECLAIMABLE] += int(used_now == 0 < now) - int(used_before == 0 < before)
     book[base + SPARE_SLACK] += (k - kept_now) * (kept_now > 0) - (k - kept_before) * (
         kept_before > 0
     )
-    book[base + SPARE_IDLE] += int(kept_now == 0 < now) - int(kept_before == 0 < before)
+    book[base + SPARE_RECLAIMABLE] += int(kept_now == 0 < now) - int(kept_before == 0 < before)
     book[base + FREE] += (k - now) * (now > 0) - (k - before) * (before > 0)
-    level = _level(k, kept_now, now)
+    level = level_of(k, kept_now, now)
     if level != pages[large_id, LEVEL]:
         _relist(pages, book, base, large_id, level)
     if now == 0:
@@ -146,9 +123,10 @@ def _shift(
         book[NUM_WOKEN] += 1
 
 
-@_compiled()
+@compiled()
 def _bind(pages: np.ndarray, book: np.ndarray, base: int) -> int:
-    """Take an empty large page for a group; its bytes are stale if they are of another format."""
+    """Take an empty large page for a group, and note it as stale if its bytes have another number
+    format."""
     book[NUM_EMPTY] -= 1
     large_id: int = pages[book[NUM_EMPTY], STACK]
     pages[large_id, OWNER] = book[base + GROUP]
@@ -161,7 +139,7 @@ def _bind(pages: np.ndarray, book: np.ndarray, base: int) -> int:
     return large_id
 
 
-@_compiled(f"int64({_BOOKS}, int64, int64, {_IDS}, int64)")
+@compiled(f"int64({BOOKS}, int64, int64, {IDS}, int64)")
 def take_from(
     pages: np.ndarray,
     book: np.ndarray,
@@ -188,7 +166,7 @@ def take_from(
     return taken
 
 
-@_compiled(f"int64({_BOOKS}, {_IDS}, int64)")
+@compiled(f"int64({BOOKS}, {IDS}, int64)")
 def take_new(
     pages: np.ndarray, book: np.ndarray, holder: np.ndarray, base: int, ids: np.ndarray, at: int
 ) -> int:
@@ -197,7 +175,7 @@ def take_new(
     return take_from(pages, book, holder, base, _bind(pages, book, base), count, ids, at)
 
 
-@_compiled(f"int64({_BOOKS}, int64, {_IDS}, int64)")
+@compiled(f"int64({BOOKS}, int64, {IDS}, int64)")
 def take_loose(
     pages: np.ndarray,
     book: np.ndarray,
@@ -207,8 +185,8 @@ def take_loose(
     ids: np.ndarray,
     at: int,
 ) -> int:
-    """Fill partly filled large pages, the best first, and bind new ones for the rest. Returns how
-    many were bound."""
+    """Take ``count`` small pages from partly filled large pages, the highest list first, and from
+    new large pages when there are none. Returns how many were bound."""
     bound = 0
     while count:
         level = book[base + TOP]
@@ -226,7 +204,7 @@ def take_loose(
     return bound
 
 
-@_compiled(f"void({_BOOKS}, {_IDS}, int64, {_IDS})")
+@compiled(f"void({BOOKS}, {IDS}, int64, {IDS})")
 def take_packed(
     pages: np.ndarray,
     book: np.ndarray,
@@ -236,8 +214,9 @@ def take_packed(
     room: int,
     ids: np.ndarray,
 ) -> None:
-    """``counts[i]`` small pages for each request of a batch, one after another in ``ids``: whole
-    large pages for each alone, at most ``room`` in all, and the remainders into the fullest."""
+    """Take ``counts[i]`` small pages for each request of a batch, one request after another in
+    ``ids``. Each request gets whole large pages to itself, all together at most ``room`` of them.
+    The remainders go into partly filled ones."""
     k = book[base + K]
     wholes = np.empty(counts.size, dtype=np.int64)
     at = 0
@@ -254,7 +233,7 @@ def take_packed(
         at += counts[i]
 
 
-@_compiled(f"boolean({_BOOKS}, {_IDS}, int32, int32, int64, int64, int64)")
+@compiled(f"boolean({BOOKS}, {IDS}, int32, int32, int64, int64, int64)")
 def move(
     pages: np.ndarray,
     book: np.ndarray,
@@ -267,9 +246,10 @@ def move(
     kept: int,
     occupied: int,
 ) -> bool:
-    """Small pages go from one holder to another; each adds so much to the counts of its large page.
+    """Change the holder of small pages from ``before`` to ``after``.
 
-    False, and nothing has changed, if one of them is not with ``before`` or is listed twice.
+    Each adds ``used``, ``kept`` and ``occupied`` to the counts of its large page. False, and
+    nothing has changed, if one of them has another holder than ``before`` or is listed twice.
     """
     k = book[base + K]
     for i in range(ids.size):
@@ -288,7 +268,7 @@ def move(
     return True
 
 
-@_compiled(f"void({_BOOKS}, {_IDS}, int64, int64)")
+@compiled(f"void({BOOKS}, {IDS}, int64, int64)")
 def count(
     pages: np.ndarray,
     book: np.ndarray,
@@ -298,7 +278,8 @@ def count(
     used: int,
     kept: int,
 ) -> None:
-    """Add so much to the counts of the large pages of these small pages, for each of them."""
+    """Add ``used`` and ``kept`` to the counts of a large page, once for each of these small pages
+    in it."""
     k = book[base + K]
     i = 0
     while i < ids.size:
@@ -306,132 +287,3 @@ def count(
         while i < ids.size and ids[i] // k == large_id:
             i += 1
         _shift(pages, book, base, large_id, used * (i - start), kept * (i - start), 0)
-
-
-@_compiled()
-def _newest(
-    pages: np.ndarray,
-    book: np.ndarray,
-    holder: np.ndarray,
-    base: int,
-    large_id: int,
-    times: np.ndarray,
-) -> int:
-    """Number of the extent in a large page whose time is the newest, 0 if no extent is in it."""
-    k = book[base + K]
-    found = 0
-    for small_id in range(large_id * k, (large_id + 1) * k):
-        number = holder[small_id]
-        if number > 0 and (found == 0 or times[number] > times[found]):
-            found = number
-    return found
-
-
-@_compiled(f"{_IDS}({_BOOKS}, {_IDS}, int64[::1])")
-def newest_in(
-    pages: np.ndarray,
-    book: np.ndarray,
-    holder: np.ndarray,
-    base: int,
-    large_ids: np.ndarray,
-    times: np.ndarray,
-) -> np.ndarray:
-    """Numbers of the newest extent in each of these large pages that is idle and of this group."""
-    found = np.empty(large_ids.size, dtype=np.int64)
-    size = 0
-    for large_id in large_ids:
-        page = pages[large_id]
-        if page[OWNER] == book[base + GROUP] and page[USED] == 0 < page[OCCUPIED]:
-            found[size] = _newest(pages, book, holder, base, large_id, times)
-            size += 1
-    return found[:size].copy()
-
-
-@_compiled(f"int64({_BOOKS}, {_IDS}, int64[::1])")
-def turn(
-    pages: np.ndarray,
-    book: np.ndarray,
-    holder: np.ndarray,
-    base: int,
-    ids: np.ndarray,
-    times: np.ndarray,
-) -> int:
-    """When the first of the large pages that these small pages lie in has its turn to be emptied:
-    the least of their newest times. NEVER if none of them is idle."""
-    k = book[base + K]
-    first, last = NEVER, -1
-    for small_id in ids:
-        large_id = small_id // k
-        if large_id != last and pages[large_id, USED] == 0:
-            found = _newest(pages, book, holder, base, large_id, times)
-            first = min(first, times[found])
-        last = large_id
-    return first
-
-
-@_compiled(f"{_IDS}({_BOOKS}, {_IDS}, int64[::1], int64)")
-def due(
-    pages: np.ndarray,
-    book: np.ndarray,
-    holder: np.ndarray,
-    base: int,
-    ids: np.ndarray,
-    times: np.ndarray,
-    time: int,
-) -> np.ndarray:
-    """Idle large pages of these small pages, in their order, whose turn comes by ``time``."""
-    k = book[base + K]
-    found = np.empty(ids.size, dtype=np.int64)
-    size = 0
-    for small_id in ids:
-        large_id = small_id // k
-        if pages[large_id, USED] or pages[large_id, MARK]:
-            continue
-        if times[_newest(pages, book, holder, base, large_id, times)] <= time:
-            pages[large_id, MARK] = 1
-            found[size] = large_id
-            size += 1
-    for large_id in found[:size]:
-        pages[large_id, MARK] = 0
-    return found[:size].copy()
-
-
-@_compiled(f"int64({_BOOKS}, {_IDS}, {_IDS})")
-def first_in(
-    pages: np.ndarray,
-    book: np.ndarray,
-    holder: np.ndarray,
-    base: int,
-    ids: np.ndarray,
-    large_ids: np.ndarray,
-) -> int:
-    """Index of the first of these small pages that lies in one of the large pages, or their number
-    if none does."""
-    k = book[base + K]
-    for large_id in large_ids:
-        pages[large_id, MARK] = 1
-    found = ids.size
-    for i in range(ids.size):
-        if pages[ids[i] // k, MARK]:
-            found = i
-            break
-    for large_id in large_ids:
-        pages[large_id, MARK] = 0
-    return found
-
-
-@_compiled(f"{_IDS}({_BOOKS}, {_IDS})")
-def extents_in(
-    pages: np.ndarray, book: np.ndarray, holder: np.ndarray, base: int, large_ids: np.ndarray
-) -> np.ndarray:
-    """Numbers of the extents in these large pages, once for each stretch of neighbours."""
-    k = book[base + K]
-    found = np.empty(large_ids.size * k, dtype=np.int64)
-    size = 0
-    for large_id in large_ids:
-        for small_id in range(large_id * k, (large_id + 1) * k):
-            number = holder[small_id]
-            if number > 0 and (size == 0 or found[size - 1] != number):
-                found[size] = number
-                size += 1
-    return found[:size].copy()

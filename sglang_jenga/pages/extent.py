@@ -10,13 +10,13 @@ import numpy as np
 class Extent:
     """Small pages ``ids`` (int64) of one group in token order, held by the prefix cache.
 
-    ``number`` stands for it in the allocator's books. It is in one of three states:
+    ``number`` stands for the extent in the allocator's books. It is in one of three states:
 
         pinned      a running request needs it
         shielded    eviction may take it, but only when nothing else is left
         otherwise   evictable
 
-    ``node`` is its holder's; nobody here reads it.
+    ``node`` is for the prefix cache, which sets and reads it.
     """
 
     __slots__ = ("group_id", "ids", "k", "node", "number", "pinned", "shielded")

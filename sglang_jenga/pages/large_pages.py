@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sglang_jenga.pages import books
-from sglang_jenga.pages.books import EMPTY, NULL, UNBOUND
+from sglang_jenga.pages import books, layout
 from sglang_jenga.pages.extent import Extent
+from sglang_jenga.pages.layout import EMPTY, NULL, UNBOUND
 from sglang_jenga.plan.spec import PoolPlan
 
 
@@ -26,15 +26,19 @@ class LargePages:
 
     and over the pool:
 
-        num_empty      == count(owner == UNBOUND)
-        free[g]        == sum(k - occupied for large pages of g)    to be had without evicting
-        reclaimable[g]        == count(owner == g and used == 0)           to be emptied by evicting
-        slack[g]       == sum(k - used for large pages of g with used > 0)
-                                                                    to be had beside those
-        spare_reclaimable[g], spare_slack[g]: the same of ``kept``; what is shielded is left alone
+        num_empty             == count(owner == UNBOUND)
+        free[g]               == sum(k - occupied for large pages of g)
+        reclaimable[g]        == count(owner == g and used == 0)
+        slack[g]              == sum(k - used for large pages of g with used > 0)
+        spare_reclaimable[g]  == count(owner == g and kept == 0)
+        spare_slack[g]        == sum(k - kept for large pages of g with kept > 0)
+
+    Group g gets ``free[g]`` small pages without any eviction. When everything cached is evicted,
+    ``reclaimable[g]`` large pages become empty, and ``slack[g]`` small pages can be had in the
+    others. The last two say the same of an eviction that leaves alone what is shielded.
 
         large 0 [0 A A . . .]   group A, k = 6: null page, two used, three empty   slack 3, free 3
-        large 1 [b b]           group B, k = 2: both cached                        idle
+        large 1 [b b]           group B, k = 2: both cached                        reclaimable
         large 2                 empty
 
     Large page 0 holds the null pages for life, so it counts as used.
@@ -44,21 +48,21 @@ class LargePages:
         """``formats``: what `formats` was in a pool of these bytes before; zeroed if None."""
         self.plan = plan
         self.smalls = [group.smalls_per_large for group in plan.groups]
-        self.pages = np.zeros((plan.num_large, books.COLUMNS), dtype=np.int32)
-        self.pages[:, books.OWNER] = UNBOUND
-        self.pages[:, books.FORMAT] = UNBOUND if formats is None else formats
+        self.pages = np.zeros((plan.num_large, layout.COLUMNS), dtype=np.int32)
+        self.pages[:, layout.OWNER] = UNBOUND
+        self.pages[:, layout.FORMAT] = UNBOUND if formats is None else formats
         # Empty large pages, a stack: its top is handed out first, lowest ids first after a reset.
-        self.pages[:, books.STACK] = np.arange(plan.num_large - 1, -1, -1)
-        sizes = [books.block_size(k) for k in self.smalls]
-        self.base = [books.POOL + sum(sizes[:group_id]) for group_id in range(len(sizes))]
-        self.book = np.zeros(books.POOL + sum(sizes), dtype=np.int64)
-        self.book[books.NUM_EMPTY] = plan.num_large
+        self.pages[:, layout.STACK] = np.arange(plan.num_large - 1, -1, -1)
+        sizes = [layout.block_size(k) for k in self.smalls]
+        self.base = [layout.POOL + sum(sizes[:group_id]) for group_id in range(len(sizes))]
+        self.book = np.zeros(layout.POOL + sum(sizes), dtype=np.int64)
+        self.book[layout.NUM_EMPTY] = plan.num_large
         elements = [group.group.element for group in plan.groups]
         for group_id, (base, k) in enumerate(zip(self.base, self.smalls, strict=True)):
-            self.book[base + books.GROUP] = group_id
-            self.book[base + books.K] = k
-            self.book[base + books.GROUP_FORMAT] = elements.index(elements[group_id])
-            self.book[base + books.HEADS : base + books.block_size(k)] = -1
+            self.book[base + layout.GROUP] = group_id
+            self.book[base + layout.K] = k
+            self.book[base + layout.GROUP_FORMAT] = elements.index(elements[group_id])
+            self.book[base + layout.HEADS : base + layout.block_size(k)] = -1
         # The same memory for single reads, which cost a fifth that way.
         self._read = self.book.data
         self.holder = [
@@ -75,14 +79,14 @@ class LargePages:
         self.holder[group_id][ids] = NULL
 
     def group(self, group_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """First arguments of all functions in `page_books`."""
+        """First arguments of all functions in `books` and `turns`."""
         return self.pages, self.book, self.holder[group_id], self.base[group_id]
 
     # ---- counters ---------------------------------------------------------------------------
 
     @property
     def num_empty(self) -> int:
-        return self._read[books.NUM_EMPTY]
+        return self._read[layout.NUM_EMPTY]
 
     def _per_group(self, place: int) -> list[int]:
         read = self._read
@@ -90,23 +94,23 @@ class LargePages:
 
     @property
     def free(self) -> list[int]:
-        return self._per_group(books.FREE)
+        return self._per_group(layout.FREE)
 
     @property
     def slack(self) -> list[int]:
-        return self._per_group(books.SLACK)
+        return self._per_group(layout.SLACK)
 
     @property
     def reclaimable(self) -> list[int]:
-        return self._per_group(books.IDLE)
+        return self._per_group(layout.RECLAIMABLE)
 
     @property
     def spare_slack(self) -> list[int]:
-        return self._per_group(books.SPARE_SLACK)
+        return self._per_group(layout.SPARE_SLACK)
 
     @property
     def spare_reclaimable(self) -> list[int]:
-        return self._per_group(books.SPARE_IDLE)
+        return self._per_group(layout.SPARE_RECLAIMABLE)
 
     @property
     def num_reclaimable(self) -> int:
@@ -114,36 +118,37 @@ class LargePages:
         return sum(self.reclaimable)
 
     @property
-    def num_spare_idle(self) -> int:
-        """Of these the ones without anything that is shielded."""
+    def num_spare_reclaimable(self) -> int:
+        """Large pages that would be emptied by evicting all but what is shielded."""
         return sum(self.spare_reclaimable)
 
     # ---- single large pages -----------------------------------------------------------------
 
     @property
     def owner(self) -> np.ndarray:
-        return self.pages[:, books.OWNER]
+        return self.pages[:, layout.OWNER]
 
     @property
     def formats(self) -> np.ndarray:
         """Per large page the group whose number format its bytes have; UNBOUND reads as any."""
-        return self.pages[:, books.FORMAT]
+        return self.pages[:, layout.FORMAT]
 
-    def is_idle(self, large_id: int) -> bool:
-        """Whether eviction alone would empty a large page."""
+    def is_reclaimable(self, large_id: int) -> bool:
+        """Whether eviction alone would empty the large page."""
         page = self.pages[large_id]
-        return bool(page[books.USED] == 0 < page[books.OCCUPIED])
+        return bool(page[layout.USED] == 0 < page[layout.OCCUPIED])
 
     def take_stale(self) -> list[int]:
-        """Large pages bound since the last call whose bytes are of another format: zero them."""
-        stale: list[int] = self._drain(books.NUM_STALE, books.STALE).tolist()
+        """Large pages bound since the last call whose bytes have another number format. The caller
+        zeroes them."""
+        stale: list[int] = self._drain(layout.NUM_STALE, layout.STALE).tolist()
         return stale
 
     def take_woken(self) -> np.ndarray:
-        """Large pages that became idle since the last call, or lost a small page while they were
-        and may be older for it; some may not be idle any more."""
-        woken = self._drain(books.NUM_WOKEN, books.WOKEN)
-        self.pages[woken, books.IS_WOKEN] = 0
+        """Large pages that eviction can now empty, or whose newest small page may have gone, since
+        the last call. May be out of date: check before use."""
+        woken = self._drain(layout.NUM_WOKEN, layout.WOKEN)
+        self.pages[woken, layout.IS_WOKEN] = 0
         return woken
 
     def _drain(self, number: int, column: int) -> np.ndarray:
@@ -175,11 +180,11 @@ class LargePages:
             assert (owner[filled] == UNBOUND).all(), "a large page of two groups"
             owner[filled] = group_id
         used, kept, occupied = counts
-        assert np.array_equal(pages[:, books.OWNER], owner)
-        assert np.array_equal(pages[:, books.USED], used)
-        assert np.array_equal(pages[:, books.KEPT], kept)
-        assert np.array_equal(pages[:, books.OCCUPIED], occupied)
-        stacked = pages[: self.num_empty, books.STACK]
+        assert np.array_equal(pages[:, layout.OWNER], owner)
+        assert np.array_equal(pages[:, layout.USED], used)
+        assert np.array_equal(pages[:, layout.KEPT], kept)
+        assert np.array_equal(pages[:, layout.OCCUPIED], occupied)
+        stacked = pages[: self.num_empty, layout.STACK]
         assert np.array_equal(np.sort(stacked), np.flatnonzero(owner == UNBOUND))
         for group_id, k in enumerate(self.smalls):
             mine = owner == group_id
@@ -194,15 +199,15 @@ class LargePages:
         """Every partly filled large page is in the list of its level, and nothing else."""
         k, base = self.smalls[group_id], self.base[group_id]
         expected = {
-            int(i): books._level(k, *self.pages[i, [books.KEPT, books.OCCUPIED]].tolist())
-            for i in np.flatnonzero(mine & (self.pages[:, books.OCCUPIED] < k))
+            int(i): books.level_of(k, *self.pages[i, [layout.KEPT, layout.OCCUPIED]].tolist())
+            for i in np.flatnonzero(mine & (self.pages[:, layout.OCCUPIED] < k))
         }
         found: dict[int, int] = {}
         for level in range(3 * (k + 1)):
-            large_id, before = int(self.book[base + books.HEADS + level]), -1
+            large_id, before = int(self.book[base + layout.HEADS + level]), -1
             while large_id >= 0:
-                assert self.pages[large_id, books.BEFORE] == before and large_id not in found
-                assert level <= self.book[base + books.TOP]
+                assert self.pages[large_id, layout.BEFORE] == before and large_id not in found
+                assert level <= self.book[base + layout.TOP]
                 found[large_id] = level
-                large_id, before = int(self.pages[large_id, books.AFTER]), large_id
+                large_id, before = int(self.pages[large_id, layout.AFTER]), large_id
         assert found == expected, f"partly filled pages {found}, expected {expected}"

@@ -76,9 +76,10 @@ def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
 class StepDemand:
     """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
-    ``pages[i]``: new small pages of a request where a token takes an entry; arrays,
-    since a decode step has hundreds of requests. ``fresh``: requests without a row yet, by index;
-    their matched prefix, which ``prefix_pages(req, group_id)`` names, enters the page tables.
+    ``pages[i]``: new small pages of request i in each group where a token takes an entry. These are
+    arrays, since a decode step has hundreds of requests. ``fresh``: indices of the requests without
+    a row yet. The pages of their matched prefix, ``prefix_pages(req, group_id)``, enter the page
+    tables.
     """
 
     __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "prefix_pages", "reqs", "starts")

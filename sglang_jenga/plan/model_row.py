@@ -17,11 +17,11 @@ _ALL_FULL = layer_lists.every_layer("full")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How far a window layer looks back: the first of the config's ``fields`` that is there (a dot
-    leads into a nested section), and ``beside`` tokens more. ``kept``: so many more are kept by
-    SGLang's runner than its layers see.
+    """How far a window layer looks back. Widths count the current token; SGLang's do not.
 
-    Widths count the current token, SGLang's do not.
+    The config states a length in the first of ``fields`` that is there; a dot leads into a nested
+    section. A layer sees ``beside`` tokens more than that. SGLang's runner keeps ``kept`` tokens
+    more than a layer sees.
     """
 
     fields: tuple[str, ...] = ("sliding_window_size", "sliding_window")

@@ -86,9 +86,9 @@ def _padded(
 ) -> tuple[int, tuple[int, ...]]:
     """Return the cheapest ``(large_page_bytes, smalls_per_large)`` not far over `limit`.
 
-    An eighth over the limit is allowed for the padding of the largest small page itself. While
-    every cut pads some group by more than `MAX_PADDING`, the limit doubles: a few of the largest
-    small page in a large page leave little to pad.
+    A large page may exceed `limit` by an eighth, so that the largest small page can itself be
+    padded. If every cut pads some group by more than `MAX_PADDING`, the limit doubles and the
+    search begins again: several of the largest small pages in one large page leave less to pad.
     """
     inner = _inner_cut(groups, pool_bytes) if len(groups) > 2 else None
     cap = limit + limit // 8

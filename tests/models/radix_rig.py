@@ -16,7 +16,7 @@ from sglang_jenga.layers.full import FullPolicy
 from sglang_jenga.layers.state import StatePolicy
 from sglang_jenga.layers.window import WindowPolicy
 from sglang_jenga.pages.allocator import Allocator
-from sglang_jenga.radix import eviction
+from sglang_jenga.radix import queues
 from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.tree import RadixTrees
 from tests.conftest import plan_of
@@ -95,7 +95,7 @@ class Rig(RuleBasedStateMachine):
         tidy,
         most,
     ):
-        eviction.MANY = tidy
+        queues.MANY = tidy
         packings, states = data.draw(st.sampled_from(self.geometries)), self.states
         num_large = data.draw(st.sampled_from(self.sizes(packings)))
         plan = plan_of(packings, num_large)

@@ -1,6 +1,6 @@
 """What radix trees take of a request's pages, and what they leave it to free."""
 
-from sglang_jenga.pages.books import USED_BY_REQUEST
+from sglang_jenga.pages.layout import USED_BY_REQUEST
 from tests.conftest import World, fork, tokens
 from tests.models.radix_examples import PAGE_SIZES, WINDOW, declined, used_map
 
