@@ -224,6 +224,14 @@ ROUNDS = (
         "the triple that it returns; `to_finish`",
     ),
     Hook(
+        f"{_BATCH}.ScheduleBatch.mamba_lazy_prealloc_at_boundary",
+        "around",
+        "(self, mamba_track_interval)",
+        f"{_OURS}.serving.scheduling:take_second_slots",
+        "of a step only the requests at a track boundary are looked at",
+        "which fields of the batch it reads",
+    ),
+    Hook(
         f"{_BATCH}.ScheduleBatch.maybe_evict_swa",
         "around",
         "(self)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,19 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
     step = StepDemand(batch.reqs, starts, starts + token_per_req, allocator.page_size)
     with allocator.allocating(step):
         return original(batch, token_per_req)
+
+
+def take_second_slots(original: Callable[..., None], self: Any, mamba_track_interval: int) -> None:
+    """SGLang looks at every request of a step for those that come to a track boundary, with a read
+    of a tensor each; there are one or two."""
+    if is_ours(self.token_to_kv_pool_allocator):
+        at = (self.seq_lens_cpu % mamba_track_interval == 0).nonzero().view(-1)
+        self = SimpleNamespace(
+            reqs=[self.reqs[index] for index in at.tolist()],
+            seq_lens_cpu=self.seq_lens_cpu[at],
+            req_to_token_pool=self.req_to_token_pool,
+        )
+    original(self, mamba_track_interval)
 
 
 def maybe_evict_swa(original: Callable[..., Any], self: Any) -> None:
