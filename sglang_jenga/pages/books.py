@@ -14,6 +14,7 @@ from sglang_jenga.pages.layout import (
     AFTER,
     BEFORE,
     EMPTY,
+    FIRST,
     FORMAT,
     FREE,
     GROUP,
@@ -130,6 +131,7 @@ def _bind(pages: np.ndarray, book: np.ndarray, base: int) -> int:
     book[NUM_EMPTY] -= 1
     large_id: int = pages[book[NUM_EMPTY], STACK]
     pages[large_id, OWNER] = book[base + GROUP]
+    pages[large_id, FIRST] = 0
     written, new = pages[large_id, FORMAT], book[base + GROUP_FORMAT]
     if written != new:
         if written != UNBOUND:
@@ -154,13 +156,14 @@ def take_from(
     ``at`` on. Returns how many."""
     k = book[base + K]
     taken = 0
-    for small_id in range(large_id * k, (large_id + 1) * k):
-        if taken == count:
-            break
+    small_id, end = large_id * k + pages[large_id, FIRST], (large_id + 1) * k
+    while taken < count and small_id < end:
         if holder[small_id] == EMPTY:
             holder[small_id] = USED_BY_REQUEST
             ids[at + taken] = small_id
             taken += 1
+        small_id += 1
+    pages[large_id, FIRST] = small_id - large_id * k
     if taken:
         _shift(pages, book, base, large_id, taken, taken, taken)
     return taken
@@ -260,10 +263,13 @@ def move(
         holder[ids[i]] = after
     i = 0
     while i < ids.size:
-        large_id, start = ids[i] // k, i
+        large_id, start, first = ids[i] // k, i, k
         while i < ids.size and ids[i] // k == large_id:
+            first = min(first, ids[i] - large_id * k)
             i += 1
         count = i - start
+        if after == EMPTY and first < pages[large_id, FIRST]:
+            pages[large_id, FIRST] = first
         _shift(pages, book, base, large_id, used * count, kept * count, occupied * count)
     return True
 

@@ -17,8 +17,9 @@ UNBOUND = -1
 OWNER, USED, KEPT, OCCUPIED = 0, 1, 2, 3
 LEVEL, AFTER, BEFORE = 4, 5, 6  # doubly linked lists of partly filled large pages
 FORMAT = 7  # group whose number format the bytes have, UNBOUND: zero, which reads as any
-STACK, WOKEN, IS_WOKEN, STALE, MARK = 8, 9, 10, 11, 12
-COLUMNS = 13
+FIRST = 8  # of a bound large page: so many small pages at its beginning are not empty, at least
+STACK, WOKEN, IS_WOKEN, STALE, MARK = 9, 10, 11, 12, 13
+COLUMNS = 14
 
 # Places in ``book`` for the whole pool, and in the block of a group.
 NUM_EMPTY, NUM_WOKEN, NUM_STALE, POOL = 0, 1, 2, 3
