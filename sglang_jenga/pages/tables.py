@@ -77,9 +77,9 @@ class StepDemand:
     """What a batch is about to allocate: tokens ``[starts[i], ends[i])`` of ``reqs[i]``.
 
     ``pages[i]``: new small pages of request i in each group where a token takes an entry. These are
-    arrays, since a decode step has hundreds of requests. ``fresh``: indices of the requests without
-    a row yet. The pages of their matched prefix, ``prefix_pages(req, group_id)``, enter the page
-    tables.
+    arrays, since a decode step has hundreds of requests. ``rows``: their rows, if known already.
+    ``fresh``: indices of the requests without a row yet. The pages of their matched prefix,
+    ``prefix_pages(req, group_id)``, enter the page tables.
     """
 
     __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "prefix_pages", "reqs", "starts")
@@ -91,12 +91,13 @@ class StepDemand:
         ends: np.ndarray,
         tokens_per_page: int,
         *,
+        rows: np.ndarray | None = None,
         fresh: Sequence[int] = (),
         prefix_pages: Callable[[Any, int], np.ndarray] | None = None,
     ) -> None:
         self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
         self.prefix_pages = prefix_pages
-        self._rows: np.ndarray | None = None
+        self._rows = rows
         step = tokens_per_page
         self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
         self.num_pages = int(self.pages.sum())

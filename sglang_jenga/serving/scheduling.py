@@ -12,6 +12,7 @@ import numpy as np
 
 from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving.allocator import is_ours
+from sglang_jenga.serving.host_arrays import host_array
 from sglang_jenga.serving.rounds import PATIENCE, Stuck
 
 logger = logging.getLogger(__name__)
@@ -161,11 +162,17 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
     allocator = batch.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(batch, token_per_req)
-    starts = np.array([req.kv.kv_allocated_len for req in batch.reqs], dtype=np.int64)
+    starts = host_array(batch.seq_lens_cpu)
     allocator.pressure.decoding = batch.reqs
     if batch.tree_cache.supports_mamba():
         batch.tree_cache.states.before_decode(batch.reqs)
-    step = StepDemand(batch.reqs, starts, starts + token_per_req, allocator.page_size)
+    step = StepDemand(
+        batch.reqs,
+        starts,
+        starts + token_per_req,
+        allocator.page_size,
+        rows=host_array(batch.req_pool_indices_cpu),
+    )
     with allocator.allocating(step):
         return original(batch, token_per_req)
 
@@ -174,7 +181,7 @@ def take_second_slots(original: Callable[..., None], self: Any, mamba_track_inte
     """SGLang looks at every request of a step for those that come to a track boundary, with a read
     of a tensor each; there are one or two."""
     if is_ours(self.token_to_kv_pool_allocator):
-        at = (self.seq_lens_cpu % mamba_track_interval == 0).nonzero().view(-1)
+        at = np.flatnonzero(host_array(self.seq_lens_cpu) % mamba_track_interval == 0)
         self = SimpleNamespace(
             reqs=[self.reqs[index] for index in at.tolist()],
             seq_lens_cpu=self.seq_lens_cpu[at],
