@@ -67,10 +67,11 @@ class JengaStatePool(MambaPool):
 
     def __init__(self, buffer: PoolBuffer, group_id: int, shape: StateShape) -> None:
         self._buffer, self.group_id = buffer, group_id
+        self.to_device = buffer.ops.upload
         plan = buffer.plan.groups[group_id]
         num_slots = buffer.plan.num_small(group_id)
         entry = plan.padded_entry_bytes
-        self._entries = buffer.bytes.as_strided((num_slots, shape.entry_bytes), (entry, 1))
+        self._entry = shape.entry_bytes, entry  # bytes, and from one to the next
 
         def view(part: StatePart) -> torch.Tensor:
             size = part.dtype.itemsize
@@ -107,11 +108,9 @@ class JengaStatePool(MambaPool):
 
     def clear_slots(self, indices: torch.Tensor) -> None:
         """Zero whole states; on the stream of the caller, SGLang's forward."""
-        self._entries[self._on_device(indices)] = 0
+        self._buffer.ops.zero(self._buffer.bytes, self.to_device(indices), *self._entry)
 
     def copy_from(self, src_indices: torch.Tensor, dst_indices: torch.Tensor) -> None:
         """Copy whole states; on the stream of the caller."""
-        self._entries[self._on_device(dst_indices)] = self._entries[self._on_device(src_indices)]
-
-    def _on_device(self, indices: torch.Tensor) -> torch.Tensor:
-        return indices.long().to(self.device, non_blocking=True)
+        src, dst = map(self.to_device, (src_indices, dst_indices))
+        self._buffer.ops.copy(self._buffer.bytes, src, dst, *self._entry)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool, ReqToTokenPool
 from sglang.srt.mem_cache.ple_state_pool import NGramPool, ShortConvPool
-from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.memory.state import JengaStatePool
 
@@ -68,6 +67,7 @@ class JengaStateRows(HybridReqToTokenPool):
 
     def __init__(self, state_pool: JengaStatePool, track_grid: int, **kwargs: Any) -> None:
         self._state_pool = state_pool
+        self._to_device = state_pool.to_device
         self._track_grid = track_grid  # tokens between two track boundaries
         super().__init__(mamba_size=state_pool.size, **kwargs)
 
@@ -189,8 +189,3 @@ class JengaStateRows(HybridReqToTokenPool):
         kv.mamba_next_track_idx = kv.mamba_last_track_idx = None
         kv.mamba_prev_track_seqlen = kv.mamba_last_track_seqlen = None
         kv.mamba_cow_src_index, kv.mamba_needs_clear = None, False
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if is_pin_memory_available(self.device):
-            tensor = tensor.pin_memory()  # an unpinned copy would wait for the forward in flight
-        return tensor.to(self.device, non_blocking=True)
