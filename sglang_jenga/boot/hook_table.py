@@ -285,7 +285,25 @@ WEIGHTS = (
         "whether weights can change by another way",
     ),
 )
-SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *CPU_ATTENTION)
+BYTES = (
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",
+        "after",
+        "(self, capture_decode_cuda_graph)",
+        f"{_OURS}.serving.zeroing:after_capture",
+        "what capture wrote for rows of padding is zeroed",
+        "whether anything is captured, or warmed up, after this",
+    ),
+    Hook(
+        f"{_UPDATER}.resume_memory_occupation",
+        "after",
+        "(self, recv_req)",
+        f"{_OURS}.serving.zeroing:after_resume",
+        "memory that comes back from the memory saver is zeroed",
+        "that the cache is flushed when it goes; what else lies in the region of the KV cache",
+    ),
+)
+SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
 STATES = (
     Rebinding(
         "sglang.srt.layers.attention.mamba.causal_conv1d._HAS_CONV1D_KERNEL",

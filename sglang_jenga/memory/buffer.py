@@ -78,3 +78,7 @@ class PoolBuffer:
         ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
         with self.ops.behind(stream, ids):
             self.ops.zero(self.bytes, ids, size, size)
+
+    def zero_null_pages(self) -> None:
+        """Clear what only padding reads and writes, on the current stream."""
+        self.bytes[: self.plan.null_bytes].zero_()

@@ -89,10 +89,11 @@ class JengaStatePool(MambaPool):
         )
         self.mamba_layer_ids = list(shape.layer_ids)
         self.num_mamba_layers = len(shape.layer_ids)
-        # Slots that can be handed out: neither the null page nor what overlaps one.
-        null = buffer.plan.null_smalls if group_id == buffer.plan.null_group else 0
-        lent = 0 if group_id == buffer.plan.null_group else plan.smalls_per_large
-        self.size = num_slots - null - lent
+        # Slots that can be handed out: not the null pages, nor what is in large pages with those of
+        # another group.
+        own = group_id == buffer.plan.null_group
+        lost = buffer.plan.null_larges * plan.smalls_per_large
+        self.size = num_slots - (buffer.plan.null_smalls if own else lost)
         self.device = buffer.device
         self.mem_usage = buffer.plan.pool_bytes / (1 << 30)
         self.memory_saver_adapter = None

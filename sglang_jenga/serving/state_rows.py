@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool, ReqToTokenPoo
 from sglang.srt.mem_cache.ple_state_pool import NGramPool, ShortConvPool
 
 from sglang_jenga.memory.state import JengaStatePool
+from sglang_jenga.plan.spec import STATE_SINK
 
 
 class StateSlots:
@@ -99,6 +100,18 @@ class JengaStateRows(HybridReqToTokenPool):
             self.req_index_to_mamba_ping_pong_track_buffer_mapping = torch.zeros(
                 (num_rows, self.mamba_ping_pong_track_buffer_size), dtype=torch.int64, device=device
             )
+        self._lead_padding_to_the_sink()
+
+    def clear(self) -> None:
+        super().clear()
+        self._lead_padding_to_the_sink()
+
+    def _lead_padding_to_the_sink(self) -> None:
+        """Rows of padding have the number 0, and their forwards write states: SGLang's warm-up,
+        capture of CUDA graphs, and batches that it pads without graphs."""
+        self.req_index_to_mamba_index_mapping[0] = STATE_SINK
+        if self.enable_mamba_extra_buffer:
+            self.req_index_to_mamba_ping_pong_track_buffer_mapping[0] = STATE_SINK
 
     @property
     def states_per_request(self) -> int:
