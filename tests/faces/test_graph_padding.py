@@ -69,7 +69,7 @@ def test_capture_writes_states_to_the_sink_alone(shape: Shape, settings: Setting
         captured = backend._capture_metadata(PADDED, rows, ForwardMode.DECODE, None)
 
         assert captured.mamba_cache_indices.tolist() == [STATE_SINK] * PADDED
-        assert STATE_SINK not in held(rig) and 0 not in held(rig)
+        assert not {0, STATE_SINK} & set(held(rig)) and STATE_SINK > 0  # 0 is the null rows' bytes
 
 
 @pytest.mark.parametrize(("shape", "settings"), CELLS[1:])
