@@ -160,5 +160,6 @@ def test_trtllm_serves_mixed_layers_on_blackwell(monkeypatch, windows, states, b
     lines = model_rules.backend_lines("trtllm_mha", "trtllm_mha", model, blackwell=blackwell)
 
     served = "torch_native, triton, flashinfer, fa3, fa4"
-    line = f"{WITH}--attention-backend trtllm_mha: {why}; use one of {served} or drop "
+    line = "--memory-backend jenga does not work with --attention-backend trtllm_mha: "
+    line += f"{why}; use one of {served} or drop "
     assert lines == ([line + "--memory-backend"] if why else [])
