@@ -13,6 +13,7 @@ from sglang_jenga.kernels.launch import (
     check_range,
     check_tensor,
     device_of,
+    entries,
     words,
 )
 
@@ -90,9 +91,5 @@ def copy_entries_reference(
     entry_stride_bytes: int,
 ) -> None:
     """``copy_entries`` in plain torch, all arguments given."""
-    flat = pool.view(torch.uint8)
-    num_entries = (flat.numel() - entry_bytes) // entry_stride_bytes + 1
-    entries = flat.as_strided(
-        (num_entries, entry_bytes), (entry_stride_bytes, 1), flat.storage_offset()
-    )
-    entries[dst.long()] = entries[src.long()]
+    rows = entries(pool, entry_bytes, entry_stride_bytes)
+    rows.index_copy_(0, dst.long(), rows.index_select(0, src.long()))

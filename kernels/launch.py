@@ -55,6 +55,11 @@ def can_launch(kernel: Any, tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or not isinstance(kernel, triton.JITFunction)
 
 
+def are_interpreted() -> bool:
+    """Whether kernels decorated from now on run in Triton's interpreter."""
+    return bool(triton.knobs.runtime.interpret)
+
+
 def device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Context in which Triton launches on the tensor's device and that device's current stream."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
@@ -76,6 +81,14 @@ def words(pool: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, int]:
         width for width in (8, 4, 2, 1) if not any(n % width for n in (whole.data_ptr(), *sizes))
     )
     return whole[: whole.numel() // width * width].view(RAW[width]), width
+
+
+def entries(pool: torch.Tensor, entry_bytes: int, stride_bytes: int) -> torch.Tensor:
+    """The entries of a byte buffer as rows of the widest words, ``[num_entries, words]``."""
+    view, width = words(pool, entry_bytes, stride_bytes)
+    count = (pool.numel() * pool.element_size() - entry_bytes) // stride_bytes + 1
+    shape, stride = (count, entry_bytes // width), (stride_bytes // width, 1)
+    return view.as_strided(shape, stride, view.storage_offset())
 
 
 def check_pool(pool: torch.Tensor, entry_bytes: int, stride_bytes: int, what: str) -> int:

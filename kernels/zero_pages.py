@@ -17,6 +17,7 @@ from sglang_jenga.kernels.launch import (
     check_range,
     check_tensor,
     device_of,
+    entries,
     words,
 )
 
@@ -73,7 +74,5 @@ def zero_pages_reference(
     pool: torch.Tensor, page_ids: torch.Tensor, page_bytes: int, page_stride_bytes: int
 ) -> None:
     """``zero_pages`` in plain torch, all arguments given."""
-    flat = pool.view(torch.uint8)
-    num_pages = (flat.numel() - page_bytes) // page_stride_bytes + 1
-    pages = flat.as_strided((num_pages, page_bytes), (page_stride_bytes, 1), flat.storage_offset())
-    pages[page_ids.long()] = 0
+    # Not ``rows[ids] = 0``: on a device that copies the 0 there, and the host waits for it.
+    entries(pool, page_bytes, page_stride_bytes).index_fill_(0, page_ids.long(), 0)

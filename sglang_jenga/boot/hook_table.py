@@ -293,15 +293,63 @@ WEIGHTS = (
         "whether weights can change by another way",
     ),
 )
-SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *CPU_ATTENTION)
+BYTES = (
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",
+        "after",
+        "(self, capture_decode_cuda_graph)",
+        f"{_OURS}.serving.zeroing:after_capture",
+        "what capture wrote for rows of padding is zeroed",
+        "whether anything is captured, or warmed up, after this",
+    ),
+    Hook(
+        f"{_UPDATER}.resume_memory_occupation",
+        "after",
+        "(self, recv_req)",
+        f"{_OURS}.serving.zeroing:after_resume",
+        "memory that comes back from the memory saver is zeroed",
+        "that the cache is flushed when it goes; what else lies in the region of the KV cache",
+    ),
+)
+SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
+_CONV = "sglang.kernels.ops.mamba"
+_COPIES = f"{_OURS}.memory.conv_copies"
+_NARROW = "its kernel counts where a state lies in 32 bits: it works on copies"
+_FAR = "whether it counts in 64 bits by now; then drop the row"
 STATES = (
     Rebinding(
-        "sglang.srt.layers.attention.mamba.causal_conv1d._HAS_CONV1D_KERNEL",
-        "replace",
-        "bool",
-        False,
-        "the compiled convolution takes a slot's stride for granted; the Triton one asks for it",
-        "that False still chooses Triton's kernels, in prefill and in decode",
+        f"{_CONV}.causal_conv1d_fwd",
+        "around",
+        "(x, weight, bias_, conv_states, query_start_loc, cache_indices, has_initial_state, "
+        "silu_activation, pad_slot_id)",
+        f"{_COPIES}:causal_conv1d_fwd",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.causal_conv1d_update",
+        "around",
+        "(x, conv_state, weight, bias_, silu_activation, cache_seqlens, conv_state_indices, "
+        "pad_slot_id)",
+        f"{_COPIES}:causal_conv1d_update",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.lfm_short_conv.fused_lfm_short_conv_prefill",
+        "around",
+        "(b, c, x, weight, state, query_start_loc, cache_indices, has_initial_state, max_seq_len)",
+        f"{_COPIES}:fused_lfm_short_conv_prefill",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.lfm_short_conv.fused_lfm_short_conv_decode",
+        "around",
+        "(b, c, x, weight, state, cache_indices)",
+        f"{_COPIES}:fused_lfm_short_conv_decode",
+        _NARROW,
+        _FAR,
     ),
 )
 CALLS = (

@@ -16,9 +16,9 @@ ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
 # And the ones that keep to the chunks of Llama-4's local layers. The others read all that came
 # before, of which the pool gives back what lies behind a chunk.
 CHUNKED_BACKENDS = ("fa3", "fa4")
-# The ones that load no more of a window than a query may see. The others load whole blocks at its
-# edge and mask them, and what lies in a page given back may be a state: 0 times its NaN is NaN.
-EXACT_BACKENDS = ("torch_native", "triton", "flashinfer")
+# The one whose prefills, on cards before Blackwell and on small Blackwells, read K and V only where
+# they are two halves of one buffer, and else copy the batch's pages, or the pool, in every layer.
+COPYING_BACKEND = "trtllm_mha"
 
 
 class ModelRule(NamedTuple):
@@ -57,9 +57,18 @@ def ranks_lines(model: Any, tp: int) -> list[str]:
     return [line] if line else []
 
 
-def backend_lines(prefill: str | None, decode: str | None, model: Any) -> list[str]:
+def backend_lines(
+    prefill: str | None, decode: str | None, model: Any, *, blackwell: bool
+) -> list[str]:
     """One line per attention backend that cannot serve this model from the pool."""
     served, why = _backends_of(model)
+    mixed = model.is_hybrid_swa or has_state(model)
+    if COPYING_BACKEND in (prefill, decode) and COPYING_BACKEND in served and mixed:
+        # Whole tiles at the edge of a window, as its decodes load, are not known to be harmless.
+        edges = model.is_hybrid_swa and has_state(model)
+        if edges or not blackwell:
+            served = tuple(name for name in served if name != COPYING_BACKEND)
+            why = _TILES if blackwell else _COPIES
     backends = {"": decode} if prefill == decode else {"prefill-": prefill, "decode-": decode}
     return [
         f"--memory-backend jenga does not work with --{phase}attention-backend {name}: {why}; "
@@ -69,13 +78,17 @@ def backend_lines(prefill: str | None, decode: str | None, model: Any) -> list[s
     ]
 
 
+_COPIES = (
+    "before Blackwell its prefills copy K and V in every layer where layers of several types share "
+    "the pool"
+)
+_TILES = "its kernels load more than the window, and states may lie there"
+
+
 def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
     if model.attention_chunk_size is not None and model.is_hybrid_swa:
         return CHUNKED_BACKENDS, "its kernels read behind the chunks of local attention layers"
     served = ASYMMETRIC_BACKENDS if model.has_asymmetric_kv else ATTENTION_BACKENDS
-    if model.is_hybrid_swa and has_state(model):
-        exact = tuple(name for name in served if name in EXACT_BACKENDS)
-        return exact, "its kernels load more than the window, and states may lie there"
     return served, "its kernels are not known to read strided KV"
 
 

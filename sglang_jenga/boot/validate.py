@@ -60,6 +60,7 @@ def after_resolution(server_args: Any) -> None:
         model_config_of,
         resolving_view,
     )
+    from sglang.srt.runtime_context import get_platform
 
     config = resolving_view(server_args)
     _require(flag_rules.resolved_lines(config))
@@ -69,7 +70,8 @@ def after_resolution(server_args: Any) -> None:
     if config.model_path.lower() in ("none", "dummy"):
         return  # SGLang resolves neither model nor backends for these
     backends, model = attention_backends_of(config), model_config_of(server_args)
-    _require(model_rules.backend_lines(*backends, model))
+    blackwell = get_platform().is_sm100
+    _require(model_rules.backend_lines(*backends, model, blackwell=blackwell))
     if model_rules.has_state(model):
         _require(_state_kernels(config))
 

@@ -14,6 +14,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
+from sglang_jenga.memory.ops import ops_of
 from sglang_jenga.plan.spec import PoolPlan
 
 
@@ -35,6 +36,7 @@ class PoolBuffer:
     def __init__(self, plan: PoolPlan, device: str, *, enable_memory_saver: bool) -> None:
         self.plan = plan
         self.device = device
+        self.ops = ops_of(device)
         saver = TorchMemorySaverAdapter.create(enable=enable_memory_saver)
         with saver.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
@@ -72,13 +74,11 @@ class PoolBuffer:
         in flight may still write there for the old owner."""
         if not large_ids:
             return
-        rows = self.bytes.view(self.plan.num_large, self.plan.large_page_bytes)
-        index = torch.tensor(large_ids, dtype=torch.int64).to(self.device, non_blocking=True)
-        if self.bytes.device.type == "cpu" or stream is None:
-            rows[index] = 0
-            return
-        module = torch.get_device_module(self.device)
-        stream.wait_stream(module.current_stream())
-        with module.stream(stream):
-            rows[index] = 0
-            index.record_stream(stream)
+        size = self.plan.large_page_bytes
+        ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
+        with self.ops.behind(stream, ids):
+            self.ops.zero(self.bytes, ids, size, size)
+
+    def zero_null_pages(self) -> None:
+        """Clear what only padding reads and writes, on the current stream."""
+        self.bytes[: self.plan.null_bytes].zero_()

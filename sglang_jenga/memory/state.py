@@ -67,10 +67,11 @@ class JengaStatePool(MambaPool):
 
     def __init__(self, buffer: PoolBuffer, group_id: int, shape: StateShape) -> None:
         self._buffer, self.group_id = buffer, group_id
+        self.to_device = buffer.ops.upload
         plan = buffer.plan.groups[group_id]
         num_slots = buffer.plan.num_small(group_id)
         entry = plan.padded_entry_bytes
-        self._entries = buffer.bytes.as_strided((num_slots, shape.entry_bytes), (entry, 1))
+        self._entry = shape.entry_bytes, entry  # bytes, and from one to the next
 
         def view(part: StatePart) -> torch.Tensor:
             size = part.dtype.itemsize
@@ -88,10 +89,11 @@ class JengaStatePool(MambaPool):
         )
         self.mamba_layer_ids = list(shape.layer_ids)
         self.num_mamba_layers = len(shape.layer_ids)
-        # Slots that can be handed out: neither the null page nor what overlaps one.
-        null = buffer.plan.null_smalls if group_id == buffer.plan.null_group else 0
-        lent = 0 if group_id == buffer.plan.null_group else plan.smalls_per_large
-        self.size = num_slots - null - lent
+        # Slots that can be handed out: not the null pages, nor what is in large pages with those of
+        # another group.
+        own = group_id == buffer.plan.null_group
+        lost = buffer.plan.null_larges * plan.smalls_per_large
+        self.size = num_slots - (buffer.plan.null_smalls if own else lost)
         self.device = buffer.device
         self.mem_usage = buffer.plan.pool_bytes / (1 << 30)
         self.memory_saver_adapter = None
@@ -107,11 +109,9 @@ class JengaStatePool(MambaPool):
 
     def clear_slots(self, indices: torch.Tensor) -> None:
         """Zero whole states; on the stream of the caller, SGLang's forward."""
-        self._entries[self._on_device(indices)] = 0
+        self._buffer.ops.zero(self._buffer.bytes, self.to_device(indices), *self._entry)
 
     def copy_from(self, src_indices: torch.Tensor, dst_indices: torch.Tensor) -> None:
         """Copy whole states; on the stream of the caller."""
-        self._entries[self._on_device(dst_indices)] = self._entries[self._on_device(src_indices)]
-
-    def _on_device(self, indices: torch.Tensor) -> torch.Tensor:
-        return indices.long().to(self.device, non_blocking=True)
+        src, dst = map(self.to_device, (src_indices, dst_indices))
+        self._buffer.ops.copy(self._buffer.bytes, src, dst, *self._entry)

@@ -118,8 +118,8 @@ class Allocator:
         """Whether ``need`` could be handed out if nothing at all were in use."""
         plan = self.plan
         lent = [0] * len(self._k)
-        lent[plan.null_group] = self._k[plan.null_group] - plan.null_smalls
-        return self._large_needed(need, lent) <= plan.num_large - 1
+        lent[plan.null_group] = plan.null_larges * self._k[plan.null_group] - plan.null_smalls
+        return self._large_needed(need, lent) <= plan.num_large - plan.null_larges
 
     def _large_needed(self, need: Sequence[int], own: Sequence[int]) -> int:
         total = 0

@@ -41,7 +41,7 @@ class LargePages:
         large 1 [b b]           group B, k = 2: both cached                        reclaimable
         large 2                 empty
 
-    Large page 0 holds the null pages for life, so it counts as used.
+    The first large pages hold the null pages for life, so they count as used.
     """
 
     def __init__(self, plan: PoolPlan, formats: np.ndarray | None = None) -> None:
@@ -74,8 +74,9 @@ class LargePages:
     def _take_null_pages(self) -> None:
         plan, group_id = self.plan, self.plan.null_group
         ids = np.empty(plan.null_smalls, dtype=np.int64)
-        books.take_new(*self.group(group_id), ids, 0)
-        assert ids[0] == 0
+        for at in range(0, ids.size, self.smalls[group_id]):
+            books.take_new(*self.group(group_id), ids, at)
+        assert (ids == np.arange(ids.size)).all()
         self.holder[group_id][ids] = NULL
 
     def group(self, group_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -132,6 +133,10 @@ class LargePages:
     def formats(self) -> np.ndarray:
         """Per large page the group whose number format its bytes have; UNBOUND reads as any."""
         return self.pages[:, layout.FORMAT]
+
+    def forget_formats(self) -> None:
+        """All bytes have been zeroed."""
+        self.formats[:] = UNBOUND
 
     def is_reclaimable(self, large_id: int) -> bool:
         """Whether eviction alone would empty the large page."""

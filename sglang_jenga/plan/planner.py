@@ -202,8 +202,8 @@ def _refuse_too_small(plan: PoolPlan, pool_bytes: int, load: Load) -> None:
 def larges_for_requests(plan: PoolPlan, num_requests: int, load: Load) -> tuple[int, ...]:
     """Count the large pages each group binds for equal running requests, tails packed together.
 
-    Large page 0 belongs to `plan.null_group` for life and only its null small pages are lost, so
-    that group counts as if it held them too.
+    The first large pages belong to `plan.null_group` for life and only its null small pages are
+    lost, so that group counts as if it held them too.
     """
     smalls = [num_requests * item.group.held(load) for item in plan.groups]
     smalls[plan.null_group] += plan.null_smalls

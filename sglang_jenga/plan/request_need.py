@@ -42,7 +42,7 @@ class RequestNeed:
     def fits(self, tokens: int, *, at_once: int = 0) -> bool:
         """Whether an empty pool holds the request."""
         plan, need = self._plan, self.pages(tokens, at_once=at_once)
-        need[plan.null_group] += plan.null_smalls  # of large page 0 no more than these are lost
+        need[plan.null_group] += plan.null_smalls  # of their large pages no more is lost
         larges = (
             -(-smalls // item.smalls_per_large)
             for item, smalls in zip(plan.groups, need, strict=True)

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 from sglang_jenga.layers.base import Address, LayerKind, Load
 
+STATE_SINK = 1
+"""Small id of the state that rows of padding read and write."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
@@ -79,6 +82,11 @@ class GroupPlan:
         return self.padded_entry_bytes * self.group.tokens_per_page
 
     @property
+    def null_pages(self) -> int:
+        """Small pages, from id 0 on, that are never handed out."""
+        return 1 + STATE_SINK if self.group.kind.address is Address.REQUEST else 1
+
+    @property
     def padding_fraction(self) -> float:
         """Share of an entry that holds nothing, in [0, 1)."""
         return 1 - self.group.entry_bytes / self.padded_entry_bytes
@@ -89,10 +97,16 @@ class PoolPlan:
     """One buffer of ``num_large`` large pages.
 
     Small id 0 of every group is its null page, the padding sink of CUDA graphs, and all of them
-    start at byte 0. Large page 0 is therefore bound for life to ``null_group``; only its first
-    ``null_smalls`` small pages, which overlap some group's null page, are never handed out:
+    start at byte 0. What padding writes must read as numbers in every format, and a state does not.
+    So padding writes states to small id 1, `STATE_SINK`, and small id 0 of states is never written.
 
-        null_smalls * small_page_bytes(null_group) >= max(small_page_bytes of all groups)
+        KV     [0]  . . . . . .        null page of each KV group
+        state  [ 0 ][ 1 ]  . .         nobody's, sink
+
+    The first ``null_larges`` large pages are therefore bound for life to ``null_group``; only its
+    first ``null_smalls`` small pages, which overlap one of these, are never handed out:
+
+        null_smalls * small_page_bytes(null_group) >= null_bytes
     """
 
     groups: tuple[GroupPlan, ...]
@@ -105,15 +119,24 @@ class PoolPlan:
 
     @property
     def null_group(self) -> int:
-        """Group that large page 0 belongs to: the smallest small page loses the fewest bytes."""
+        """Group that the null pages belong to: the smallest small page loses the fewest bytes."""
         sizes = [group.small_page_bytes for group in self.groups]
         return sizes.index(min(sizes))
 
     @property
+    def null_bytes(self) -> int:
+        """Bytes at the start of the pool that only padding reads and writes."""
+        return max(group.null_pages * group.small_page_bytes for group in self.groups)
+
+    @property
     def null_smalls(self) -> int:
-        """Small pages of ``null_group`` at the start of large page 0 that are never handed out."""
-        null_bytes = max(group.small_page_bytes for group in self.groups)
-        return -(-null_bytes // self.groups[self.null_group].small_page_bytes)
+        """Small pages of ``null_group`` at the start of the pool that are never handed out."""
+        return -(-self.null_bytes // self.groups[self.null_group].small_page_bytes)
+
+    @property
+    def null_larges(self) -> int:
+        """Large pages that these lie in: two where a state fills a large page alone, else one."""
+        return -(-self.null_smalls // self.groups[self.null_group].smalls_per_large)
 
     def num_small(self, group_id: int) -> int:
         """Length of the id space of a group, the null page included."""

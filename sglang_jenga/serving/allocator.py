@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
-from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
@@ -54,7 +53,6 @@ class _JengaAllocator:
         self.dtype = dtype
         self.device = device
         self.max_tokens = max_tokens
-        self._pin_memory = is_pin_memory_available(device)
         self.need_sort = False
         self.free_pages = self.release_pages = self.free_group = None
         self._kvcache = kvcache
@@ -206,10 +204,7 @@ class _JengaAllocator:
         return first.upload(beside=slots)
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._pin_memory:
-            tensor = tensor.pin_memory()  # an unpinned copy would wait for the forward in flight
-        return tensor.to(self.device, non_blocking=True)
+        return self.buffer.ops.upload(torch.from_numpy(array))
 
     # ---- release ----------------------------------------------------------------------------
 

@@ -334,11 +334,10 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
         self.trees.clear()
         # Counted before SGLang clears the allocator: what is missing here was lost by somebody.
         large = self.core.large
-        held = int(self.core.plan.null_smalls > 0)
         logger.info(
             "jenga flush: %d of %d large pages empty",
             large.num_empty,
-            self.core.plan.num_large - held,
+            self.core.plan.num_large - self.core.plan.null_larges,
         )
 
     # ---- checks -----------------------------------------------------------------------------

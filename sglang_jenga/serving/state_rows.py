@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool, ReqToTokenPool
 from sglang.srt.mem_cache.ple_state_pool import NGramPool, ShortConvPool
-from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.memory.state import JengaStatePool
+from sglang_jenga.plan.spec import STATE_SINK
 
 
 class StateSlots:
@@ -68,6 +68,7 @@ class JengaStateRows(HybridReqToTokenPool):
 
     def __init__(self, state_pool: JengaStatePool, track_grid: int, **kwargs: Any) -> None:
         self._state_pool = state_pool
+        self._to_device = state_pool.to_device
         self._track_grid = track_grid  # tokens between two track boundaries
         super().__init__(mamba_size=state_pool.size, **kwargs)
 
@@ -99,6 +100,18 @@ class JengaStateRows(HybridReqToTokenPool):
             self.req_index_to_mamba_ping_pong_track_buffer_mapping = torch.zeros(
                 (num_rows, self.mamba_ping_pong_track_buffer_size), dtype=torch.int64, device=device
             )
+        self._lead_padding_to_the_sink()
+
+    def clear(self) -> None:
+        super().clear()
+        self._lead_padding_to_the_sink()
+
+    def _lead_padding_to_the_sink(self) -> None:
+        """Rows of padding have the number 0, and their forwards write states: SGLang's warm-up,
+        capture of CUDA graphs, and batches that it pads without graphs."""
+        self.req_index_to_mamba_index_mapping[0] = STATE_SINK
+        if self.enable_mamba_extra_buffer:
+            self.req_index_to_mamba_ping_pong_track_buffer_mapping[0] = STATE_SINK
 
     @property
     def states_per_request(self) -> int:
@@ -189,8 +202,3 @@ class JengaStateRows(HybridReqToTokenPool):
         kv.mamba_next_track_idx = kv.mamba_last_track_idx = None
         kv.mamba_prev_track_seqlen = kv.mamba_last_track_seqlen = None
         kv.mamba_cow_src_index, kv.mamba_needs_clear = None, False
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if is_pin_memory_available(self.device):
-            tensor = tensor.pin_memory()  # an unpinned copy would wait for the forward in flight
-        return tensor.to(self.device, non_blocking=True)

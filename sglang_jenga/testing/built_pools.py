@@ -120,6 +120,7 @@ def _described(made: Any) -> dict[str, Any]:
             "bytes": result.unified_memory_pool.bytes.numel(),
             "smalls": [item.smalls_per_large for item in plan.groups],
             "taken": plan.num_large - large.num_empty,
+            "null": plan.null_larges,
         }
     return found
 

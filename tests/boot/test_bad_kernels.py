@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_jenga.boot import flag_rules
+from sglang_jenga.boot import flag_rules, model_rules
 from sglang_jenga.testing.launcher import TINY, write_model
 from sglang_jenga.testing.tiny_models import write_tiny_model
 from tests.boot.lines import WITH
@@ -125,16 +125,41 @@ def test_flashinfer_decodes_on_strided_states_where_it_takes_them_in_place():
     assert len(flag_rules.state_lines(config, blackwell=False)) == 1
 
 
-@pytest.mark.parametrize("backend", ["fa3", "fa4"])
-def test_windows_beside_states_need_kernels_that_keep_to_the_window(launcher, tmp_path, backend):
+def test_windows_beside_states_are_served_by_kernels_that_load_whole_blocks(launcher, tmp_path):
     path = str(write_tiny_model("jet_nemotron", tmp_path))
     argv = ("--model-path", path, "--memory-backend", "jenga", "--attention-backend")
 
-    outcome = launcher.command_line(*argv, backend)
+    for backend in ("fa3", "fa4", "triton"):
+        assert launcher.command_line(*argv, backend).end == "resolved"
 
-    assert outcome[:2] == (
-        "SystemExit",
-        f"{WITH}--attention-backend {backend}: its kernels load more than the window, and states "
-        "may lie there; use one of torch_native, triton, flashinfer or drop --memory-backend",
+
+COPIES = (
+    "before Blackwell its prefills copy K and V in every layer where layers of several types share "
+    "the pool"
+)
+TILES = "its kernels load more than the window, and states may lie there"
+
+
+@pytest.mark.parametrize(
+    ("windows", "states", "blackwell", "why"),
+    [
+        (False, False, False, None),  # K and V are halves of one buffer, as in stock
+        (True, False, False, COPIES),
+        (False, True, False, COPIES),
+        (True, False, True, None),
+        (False, True, True, None),
+        (True, True, True, TILES),
+    ],
+)
+def test_trtllm_serves_mixed_layers_on_blackwell(monkeypatch, windows, states, blackwell, why):
+    model = SimpleNamespace(
+        attention_chunk_size=None, is_hybrid_swa=windows, has_asymmetric_kv=False
     )
-    assert launcher.command_line(*argv, "triton").end == "resolved"
+    monkeypatch.setattr(model_rules, "has_state", lambda model: states)
+
+    lines = model_rules.backend_lines("trtllm_mha", "trtllm_mha", model, blackwell=blackwell)
+
+    served = "torch_native, triton, flashinfer, fa3, fa4"
+    line = "--memory-backend jenga does not work with --attention-backend trtllm_mha: "
+    line += f"{why}; use one of {served} or drop "
+    assert lines == ([line + "--memory-backend"] if why else [])

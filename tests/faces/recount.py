@@ -57,7 +57,7 @@ def owners(scheduler: Any) -> Iterator[Any]:
 def nothing_is_lost(pools: Pools) -> None:
     """All large pages of a flushed pool are empty, but for the null page's."""
     large = pools.allocator.core.large
-    held = int(pools.plan.null_smalls > 0)
+    held = pools.plan.null_larges
     assert large.num_empty == pools.plan.num_large - held, "large pages are lost"
     assert len(pools.rows.free_slots) == pools.rows.size
 
@@ -98,7 +98,8 @@ def _pages(pools: Pools, reqs: list[Any]) -> None:
                 ids += [int(i) for i in _own_pages(pools, req, group_id)]
         twice = [page for page, count in Counter(ids).items() if count > 1]
         assert not twice, f"{item.group.label}: small pages {twice} have two owners"
-        assert 0 not in ids, f"{item.group.label}: somebody holds the null page"
+        null = set(ids) & set(range(item.null_pages))
+        assert not null, f"{item.group.label}: somebody holds null pages {null}"
         counted = core.num_used[group_id] + core.num_cached[group_id]
         assert len(ids) == counted, (
             f"{item.group.label}: {len(ids)} small pages have owners, {counted} are counted"

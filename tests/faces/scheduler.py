@@ -45,7 +45,8 @@ def hooked() -> Iterator[None]:
     """Inside, SGLang's functions have the plugin's hooks, as in a server; afterwards not."""
     undo: list[Callable[[], None]] = []
     try:
-        for hook in (*hook_table.ROUNDS, *hook_table.REQUESTS, *hook_table.WEIGHTS):
+        table = hook_table
+        for hook in (*table.ROUNDS, *table.REQUESTS, *table.WEIGHTS, *table.BYTES):
             undo.append(_patch(hook))
         with mock.patch.dict(os.environ, {flags.ENV: "jenga"}):
             yield

@@ -72,13 +72,13 @@ SERVED = {
     "falcon_mamba_served": (
         "states alone",
         {"full": 0, "state": 64},
-        (1166, 1152, 1105),
+        (1165, 1151, 1104),
         (184, 184, 184),
     ),
     "jet_nemotron_served": (
         "three kinds of layer",
         {"full": 1, "window(1153)": 1, "state": 2},
-        (10950, 3769, 1174),
+        (10949, 3769, 1174),
         (3716, 1347, 336),
     ),
     "internvl_llm_config": ("a section called llm_config", {"full": 36}, (1137, 142, 35), None),

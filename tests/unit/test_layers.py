@@ -38,7 +38,8 @@ LAYERS = {
     # What is reusable: token keys and opaque ids.
     "radix": layer("numpy", "radix.policy"),
     # Bytes and views of them.
-    "memory": layer("torch sglang", "plan layers"),
+    "memory": layer("torch sglang", "plan layers memory.ops"),
+    "memory.ops": layer("torch sglang", "kernels"),
     "kernels": layer("torch triton numpy"),
     # What SGLang's scheduler talks to.
     "serving": layer(

@@ -221,6 +221,19 @@ def test_only_the_null_smalls_of_large_page_0_are_lost():
     assert requests_held(lone, Load(3)) == 3
 
 
+@pytest.mark.parametrize(
+    ("state_bytes", "smalls", "larges"),
+    [(2 * KIB, 4, 1), (64 * KIB, 128, 2), (KIB // 2, 2, 1)],
+)
+def test_states_have_a_sink_beside_the_null_page(state_bytes, smalls, larges):
+    groups = [full(KIB), window(64 * KIB), state(state_bytes)]
+    plan = plan_pool(groups if state_bytes < 64 * KIB else [groups[0], groups[2]], 100 * 64 * KIB)
+    if state_bytes < 64 * KIB:
+        smalls = max(smalls, 64 * KIB // plan.groups[plan.null_group].small_page_bytes)
+
+    assert (plan.null_smalls, plan.null_larges) == (smalls, larges)
+
+
 @pytest.mark.parametrize("model", [model for model, _, _ in EXACT])
 def test_capacity_stays_under_the_byte_bound_and_falls_with_length(model):
     plan = plan_pool(groups_of(model, 16), POOL)

@@ -118,3 +118,19 @@ def test_an_entry_that_does_not_fit_the_format_is_refused():
 
     with pytest.raises(ValueError, match="no multiple"):
         buffer.layer_views(0, HeadShape(1, 1, 1), torch.float32)
+
+
+def test_after_a_flush_the_pool_still_knows_what_format_bytes_have():
+    buffer = buffer_of(1, torch.float32, other=torch.bfloat16)
+    core = Allocator(buffer.plan)
+    (ids, _) = core.alloc(["r"], [[core.obtainable(0)], [0]])
+    for view in buffer.layer_views(0, FULL, torch.float32)[0]:
+        view[torch.from_numpy(ids)] = float("nan")
+    core.free(0, ids)
+    core.clear()
+
+    (_, ids) = core.alloc(["r"], [[0], [core.obtainable(1)]])
+    buffer.zero_large_pages(core.large.take_stale(), None)
+
+    for view in buffer.layer_views(1, WINDOW, torch.bfloat16)[0]:
+        assert torch.isfinite(view[torch.from_numpy(ids)]).all()
