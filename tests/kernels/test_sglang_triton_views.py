@@ -14,8 +14,6 @@ from types import ModuleType
 import pytest
 import torch
 import triton
-import triton.experimental.gluon  # looks at tl.cdiv when first imported
-import triton.language as tl
 from _pytest.mark import ParameterSet
 from triton import knobs
 
@@ -30,7 +28,10 @@ from sglang_jenga.testing.attention_layouts import (
 )
 
 # Scores of a tile that is masked as a whole: -inf less -inf, which the kernels' masks take out.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("interpreted_language"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
 
 WINDOW = 19
 FULL = Attention("small", 3, 4, 2, 32)
@@ -67,17 +68,6 @@ def interpreted_ops() -> tuple[ModuleType, ...]:
         assert not any(isinstance(item, triton.JITFunction) for item in vars(module).values())
         modules.append(module)
     return tuple(modules)
-
-
-@pytest.fixture(autouse=True)
-def interpreted_language(monkeypatch):
-    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported."""
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        for module in (tl, tl.standard):
-            for name, item in list(vars(module).items()):
-                if isinstance(item, triton.JITFunction):
-                    monkeypatch.setattr(module, name, triton.jit(item.fn))
 
 
 def pool(layout: str, group: Attention, batch: Batch, layer: int) -> tuple[torch.Tensor, PagedKV]:
