@@ -63,6 +63,8 @@ class JambaMixer(MambaMixer1):
 
         The two Nones say that no state is left to track: the scan has done so.
         """
+        if metadata.is_target_verify:
+            raise NotImplementedError("Jamba has no speculative decoding: drop its flags")
         prompts, decodes = metadata.num_prefill_tokens, metadata.num_decodes
         total = prompts + decodes
         x, gate = self.in_proj(hidden_states)[0].chunk(2, dim=-1)
