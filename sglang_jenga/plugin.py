@@ -4,8 +4,10 @@ SGLang logs and swallows what a plugin raises, and then serves with its own pool
 stops by raising in `load()`: the error is kept, and the first process that carries the flag stops.
 
     load()            every process      the flag itself, and the two hooks below
-    resolve_once()    launcher, Engine   refuse, declare, patch SGLang      (flag only)
+    resolve_once()    launcher, Engine   register the models that SGLang lacks
+                                         refuse, declare, patch SGLang      (flag only)
     publish()         scheduler, controller of schedulers
+                                         the same models
                                          patch SGLang before anything is built (flag only)
 
 A process in which not even `load()` ran stops as well: `resolve_once` declares the radix cache
@@ -20,7 +22,16 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from sglang_jenga import __version__
-from sglang_jenga.boot import flags, hook_table, hooks, rebinding, refusal, validate, window_models
+from sglang_jenga.boot import (
+    flags,
+    hook_table,
+    hooks,
+    own_models,
+    rebinding,
+    refusal,
+    validate,
+    window_models,
+)
 from sglang_jenga.cpu import sgl_kernel
 from sglang_jenga.layers import registry
 
@@ -112,6 +123,8 @@ def resolve_once(original: Any, server_args: Any) -> None:
         # From here on no process asks its own environment: the record carries the answer.
         server_args._memory_backend = flags.backend_of(server_args)
         window_models.enable(flags.is_on(server_args))
+        if LOAD_ERROR is None:
+            own_models.register_config()
         if not flags.is_on(server_args):
             return original(server_args)
         activate()
@@ -130,6 +143,9 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "scheduler" and sgl_kernel.cpu_engine_requested():
         # With the flag or without: stock SGLang needs them as well.
         rebinding.rebind(hook_table.CPU_SCHEDULER)
+    if role == "scheduler" and LOAD_ERROR is None:
+        own_models.register_config()
+        own_models.await_lookup()
     if not flags.is_on(server_args):
         return
     # Only a scheduler builds pools; patching the others would cost them the imports.

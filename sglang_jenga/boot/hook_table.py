@@ -383,6 +383,35 @@ CALLS = (
 )
 
 
+_OWN_MODELS = f"{_OURS}.boot.own_models"
+MODEL_CONFIGS = (
+    Call(
+        "sglang.srt.configs.linear_attn_model_registry.register_linear_attn_model",
+        "(spec)",
+        f"{_OWN_MODELS}:register_config",
+        "Jamba is a model with states, which may be tracked",
+        "the fields of `LinearAttnModelSpec`; what else is asked of a config with states",
+    ),
+    Call(
+        "transformers.AutoConfig.register",
+        "(model_type, config, exist_ok)",
+        f"{_OWN_MODELS}:register_config",
+        "Jamba's config says which of its layers have states, and how large",
+        "whether SGLang has a config of its own for Jamba; then drop the model",
+    ),
+)
+MODEL_CLASSES = (
+    Hook(
+        "sglang.srt.model_loader.utils.get_model_architecture",
+        "before",
+        "(model_config)",
+        f"{_OWN_MODELS}:register_class",
+        "Jamba's class is registered with `ModelRegistry.register` when it is looked for",
+        "that every model class is looked up through it; whether SGLang has Jamba by now",
+    ),
+)
+
+
 class Moment(NamedTuple):
     """Rows that are applied together; ``when`` completes "applied ..."."""
 
@@ -392,6 +421,8 @@ class Moment(NamedTuple):
 
 TABLE = (
     Moment("in every process, when SGLang loads its plugins", (*FLAG, *ENGINE)),
+    Moment("by whoever resolves a configuration, and by schedulers", MODEL_CONFIGS),
+    Moment("by schedulers", MODEL_CLASSES),
     Moment("under the flag, by whoever waits for schedulers", LAUNCHER),
     Moment("under the flag, by the data parallel controller", CONTROLLER),
     Moment("under the flag, by launcher and schedulers, before anything is built", SCHEDULER),

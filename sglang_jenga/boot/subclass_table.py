@@ -53,4 +53,10 @@ SUBCLASSES = (
         f"{_OURS}.serving.admission:JengaBudget",
         "what a round of admission may promise",
     ),
+    Subclass(
+        "sglang.srt.layers.attention.mamba.mamba1.MambaMixer1",
+        f"{_OURS}.models.jamba_mixer:JambaMixer",
+        "Jamba's state layers, with the flag and without: weights and decodes are the parent's, "
+        "`forward`, `_ssm_params` and `_forward_prefill` are ours",
+    ),
 )

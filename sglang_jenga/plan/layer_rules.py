@@ -26,7 +26,6 @@ MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
-NO_CODE = "SGLang 0.5.23 has no code for it"
 PAGES_WITHOUT_TRACKING = "without tracking, a cached state is that of one very token"
 
 
@@ -200,8 +199,14 @@ MODELS: dict[str, ModelRow] = {
     "MambaForCausalLM": _MAMBA_1,
     "FalconMambaForCausalLM": _MAMBA_1,
     "Mamba2ForCausalLM": ModelRow(layers=lists.every_layer("state"), state=state_sizes.mamba_2),
+    # SGLang has no code for it; ours is in `sglang_jenga.models`, with the flag and without it.
+    "JambaForCausalLM": ModelRow(
+        layers=lists.by_period,
+        state=state_sizes.jamba,
+        tracks=True,
+        note="run by this project's model code: SGLang has none",
+    ),
     # Not served.
-    "JambaForCausalLM": ModelRow(layers=lists.by_period, state=state_sizes.jamba, refused=NO_CODE),
     "MllamaForConditionalGeneration": _REFUSED_CROSS,
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,

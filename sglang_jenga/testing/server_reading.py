@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_jenga.boot import boot_check, model_rules, window_models
+from sglang_jenga.boot import boot_check, model_rules, own_models, window_models
 from sglang_jenga.boot.geometry import geometry_of
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plugin import activate
@@ -24,6 +24,7 @@ def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
     from sglang.srt.server_args import ServerArgs
 
     activate()
+    own_models.register_config()
     server_args = ServerArgs(model_path=path, device="cpu", page_size=1, **arguments)
     try:
         window_models.enable(False)

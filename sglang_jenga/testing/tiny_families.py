@@ -181,6 +181,19 @@ BY_NAME: dict[str, Family] = {
         },
         has_state=True,
     ),
+    # Mamba-1 with one layer of attention, and a mixture of experts behind every other one.
+    "jamba": Family(
+        "jamba",
+        config={
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_d_state": HEAD_DIM,
+            "mamba_dt_rank": 8,
+        },
+        has_state=True,
+    ),
     # States only: Mamba-1 without and with norms of its step, B and C, and Mamba-2.
     "mamba": Family("mamba", config=_MAMBA_1, **_STATES_ONLY),
     "falcon_mamba": Family(

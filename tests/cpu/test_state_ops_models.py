@@ -19,6 +19,7 @@ FAMILIES = (
     "mamba",
     "falcon_mamba",
     "mamba2",
+    "jamba",
     "nemotron_h",
     "qwen3_5",
     "qwen3_5_moe",

@@ -41,9 +41,21 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def load(device: str) -> Callable[[str], ModuleType]:
+def interpreted_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported."""
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = True
+        for module in (tl, tl.standard):
+            for name, item in list(vars(module).items()):
+                if isinstance(item, triton.JITFunction):
+                    monkeypatch.setattr(module, name, triton.jit(item.fn))
+
+
+@pytest.fixture
+def load(device: str, request: pytest.FixtureRequest) -> Callable[[str], ModuleType]:
     """Kernel module by name, fit for ``device``."""
     if device == "cpu":
+        request.getfixturevalue("interpreted_language")
         return interpreted
     return lambda name: importlib.import_module(f"sglang_jenga.kernels.{name}")
 

@@ -16,6 +16,7 @@ from sglang_jenga.kernels.copy_entries import _copy_kernel
 from sglang_jenga.kernels.expand import _expand_kernel
 from sglang_jenga.kernels.launch import RAW, can_launch, check_tensor, raw, words
 from sglang_jenga.kernels.scatter_kv import _scatter_kernel
+from sglang_jenga.kernels.selective_scan import _scan_kernel
 from sglang_jenga.kernels.zero_pages import _zero_kernel
 
 
@@ -89,6 +90,12 @@ def kernel_cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
         rows = dict.fromkeys(("k", "v", "k_pool", "v_pool"), f"*{word}") | {"loc": "*i64"}
         values = {"HEADS": heads, "K_DIM": k_dim, "V_DIM": v_dim, "BLOCK": 1024}
         cases[f"scatter {word}"] = (_scatter_kernel, rows, values)
+    numbers = dict.fromkeys(("slots", "starts", "snapshot_ends", "snapshot_slots"), "*i32")
+    for word, state, snapshots in (("bf16", "fp32", True), ("fp32", "bf16", False)):
+        rows = dict.fromkeys(("x", "dt", "gate", "b", "c", "out"), f"*{word}")
+        rows |= {"a": "*fp32", "d": "*fp32", "states": f"*{state}", "has_initial": "*u8"}
+        values = {"STATE": 16, "HAS_SNAPSHOTS": snapshots, "BLOCK": 32, "BLOCK_STATE": 16}
+        cases[f"scan {word}"] = (_scan_kernel, rows | numbers, values)
     return cases
 
 

@@ -29,8 +29,8 @@ from sglang_jenga.testing.attention_layouts import (
 
 # Scores of a tile that is masked as a whole: -inf less -inf, which the kernels' masks take out.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.usefixtures("interpreted_language"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]
 
 WINDOW = 19

@@ -88,7 +88,7 @@ PRESSURE = tuple(
 
 
 # Families whose states SGLang tracks inside prompts and answers.
-TRACKED_FAMILIES = ("qwen3_next", "falcon_h1", "granite_hybrid")
+TRACKED_FAMILIES = ("qwen3_next", "falcon_h1", "granite_hybrid", "jamba")
 
 
 def cells_of(family: str, cells: Sequence[Cell] = (*MATRIX, *PRESSURE)) -> list[Cell]:

@@ -88,6 +88,8 @@ CASES = [
     ("qwen3_next", mixed(1, short=True, states="extra_buffer")),
     ("qwen3_next", mixed(1, states="extra_buffer_lazy")),
     ("qwen3_next", mixed(16, short=True, states="extra_buffer_lazy")),
+    ("jamba", mixed(1, short=True, **END_STATES)),
+    ("jamba", mixed(16, short=True, states="extra_buffer_lazy")),
     ("jet_nemotron", mixed(1, **END_STATES)),
     ("jet_nemotron", mixed(1, short=True, **END_STATES)),
     ("jet_nemotron", mixed(16, short=True, radix=False)),

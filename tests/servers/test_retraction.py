@@ -72,6 +72,7 @@ WAYS = {
     "gemma3_text": {"page_size": 16},
     "qwen3_next": {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True},
     "falcon_h1": {"mamba_radix_cache_strategy": "extra_buffer"},
+    "jamba": {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True},
 }
 NEW_TOKENS = 100
 

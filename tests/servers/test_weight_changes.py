@@ -77,7 +77,7 @@ def served(family: str, models, backend: str, *, exchanged: bool = True) -> Run:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next", "jamba"])
 def test_after_a_pause_an_answer_is_computed_again_with_the_new_weights(models, family: str):
     old = served(family, models, "default", exchanged=False)
     stock = served(family, models, "default")

@@ -64,7 +64,6 @@ def test_a_folder_with_a_config_is_enough(tmp_path, capsys):
 
 
 REFUSED = {
-    "jamba-1.5-mini": "SGLang 0.5.23 has no code for it",
     "lfm2-1.2b": "--page-size 64: without tracking, a cached state is that of one very token",
     "llama-3.2-11b-vision": "cross-attention is not carried yet",
 }

@@ -230,7 +230,6 @@ def test_windows_that_sglang_reads_as_full_attention_are_noted():
 
 
 REFUSED = {
-    "jamba-1.5-mini": "JambaForCausalLM: SGLang 0.5.23 has no code for it",
     "llama-3.2-11b-vision": "MllamaForConditionalGeneration: cross-attention is not carried yet",
 }
 

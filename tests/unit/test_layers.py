@@ -54,6 +54,9 @@ LAYERS = {
     "boot.construction": layer(
         "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
     ),
+    "boot.own_models": layer("sglang transformers", "boot models"),
+    # Model code that SGLang lacks: SGLang's layers, our kernels, nothing of the flag.
+    "models": layer("torch sglang transformers", "kernels"),
     # The machine without a GPU. `import torch` itself imports the first.
     "cpu.sgl_kernel": layer("torch", "cpu"),
     "cpu": layer("torch sglang"),
@@ -63,9 +66,12 @@ LAYERS = {
         "boot boot.construction cpu cpu.sgl_kernel plan memory kernels",
     ),
     "plugin": layer(
-        "sglang packaging", "layers boot boot.boot_check boot.construction cpu cpu.sgl_kernel"
+        "sglang packaging",
+        "layers boot boot.boot_check boot.construction boot.own_models cpu cpu.sgl_kernel",
     ),
-    "testing.server_reading": layer("sglang", "boot boot.boot_check boot.geometry plan plugin"),
+    "testing.server_reading": layer(
+        "sglang", "boot boot.boot_check boot.geometry boot.own_models plan plugin"
+    ),
 }
 
 
