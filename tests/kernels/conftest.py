@@ -58,14 +58,3 @@ def load(device: str, request: pytest.FixtureRequest) -> Callable[[str], ModuleT
         request.getfixturevalue("interpreted_language")
         return interpreted
     return lambda name: importlib.import_module(f"sglang_jenga.kernels.{name}")
-
-
-@pytest.fixture
-def interpreted_language(monkeypatch):
-    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported."""
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        for module in (tl, tl.standard):
-            for name, item in list(vars(module).items()):
-                if isinstance(item, triton.JITFunction):
-                    monkeypatch.setattr(module, name, triton.jit(item.fn))
