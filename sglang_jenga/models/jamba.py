@@ -8,7 +8,7 @@ checkpoints and transformers name them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from sglang.srt.layers.activation import SiluAndMul
@@ -30,13 +30,12 @@ from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix, make_layers
-from torch import nn
+from torch import Tensor, nn
 
 from sglang_jenga.models.jamba_config import JambaConfig
 from sglang_jenga.models.jamba_mixer import JambaMixer
 
-Tensor = torch.Tensor
-Quantisation = QuantizationConfig | None
+Quantisation: TypeAlias = QuantizationConfig | None
 # Where a weight of the checkpoint goes that is part of a larger one here: its name there, the name
 # here, and which part it is.
 STACKED = (
@@ -272,14 +271,14 @@ class JambaForCausalLM(nn.Module):
 def _place_of(name: str, experts: list[tuple[str, str, int, str]]) -> tuple[str, dict[str, Any]]:
     """The parameter that a weight of the checkpoint goes into, and as which part of it."""
     if ".experts." in name:
-        for place, part, expert, shard in experts:
+        for target, part, expert, shard in experts:
             if part in name:
-                place = name.replace(part, place)
+                place = name.replace(part, target)
                 return place, {"weight_name": place, "shard_id": shard, "expert_id": expert}
     elif ".mamba." not in name:
-        for part, place, shard in STACKED:
+        for part, target, index in STACKED:
             if f".{part}." in name:
-                return name.replace(part, place), {"loaded_shard_id": shard}
+                return name.replace(part, target), {"loaded_shard_id": index}
     return name, {}
 
 

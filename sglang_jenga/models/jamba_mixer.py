@@ -10,11 +10,10 @@ from sglang.srt.layers.attention.mamba.mamba1 import MambaMixer1
 from sglang.srt.layers.attention.mamba.mamba2_metadata import Mamba2Metadata
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from torch import Tensor
 
 from sglang_jenga.kernels.selective_scan import selective_scan
 from sglang_jenga.models.jamba_config import JambaConfig
-
-Tensor = torch.Tensor
 
 
 class JambaMixer(MambaMixer1):
