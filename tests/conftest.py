@@ -61,24 +61,6 @@ def tries(count: int) -> int:
     return max(1, count * settings.default.max_examples // 100)
 
 
-@pytest.fixture
-def interpreted_language(monkeypatch):
-    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported: here
-    it is Triton's interpreter's, for kernels that are."""
-    import triton
-    import triton.experimental.gluon  # looks at tl.cdiv when first imported
-    import triton.language as tl
-    from triton import knobs
-
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        for module in (tl, tl.standard):
-            for name, item in list(vars(module).items()):
-                if isinstance(item, triton.JITFunction):
-                    monkeypatch.setattr(module, name, triton.jit(item.fn))
-        yield
-
-
 @pytest.fixture(scope="module")
 def launcher():
     """A process with the real plugins that resolves SGLang configurations."""

@@ -132,7 +132,7 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     start = time.monotonic()
     sides = ((), ("--memory-backend", "jenga"))
     both = [
-        Server(folder, *cell.flags(device), *more, gpu=device == "cuda", boot_seconds=240)
+        Server(folder, *cell.flags(device), *more, gpu=device == "cuda", boot_seconds=400)
         for more in sides
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as threads:

@@ -15,6 +15,8 @@ from types import ModuleType
 import pytest
 import torch
 import triton
+import triton.experimental.gluon  # looks at tl.cdiv when first imported
+import triton.language as tl
 from triton import knobs
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -44,3 +46,14 @@ def load(device: str) -> Callable[[str], ModuleType]:
     if device == "cpu":
         return interpreted
     return lambda name: importlib.import_module(f"sglang_jenga.kernels.{name}")
+
+
+@pytest.fixture
+def interpreted_language(monkeypatch):
+    """Triton's own library, ``tl.cdiv`` and the like, was decorated when Triton was imported."""
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = True
+        for module in (tl, tl.standard):
+            for name, item in list(vars(module).items()):
+                if isinstance(item, triton.JITFunction):
+                    monkeypatch.setattr(module, name, triton.jit(item.fn))

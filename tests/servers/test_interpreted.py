@@ -31,7 +31,7 @@ def test_tokens_are_those_of_stock_sglang(cell: str):
 
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
     found = json.loads(run.stdout.splitlines()[-1])
-    assert (found["answers"], found["differing"]) == (12, 0)
+    assert (found["answers"], found["differing"]) == (9, 0)
     assert found["hit_tokens"] > 0
     states = cell.startswith(("qwen3_next", "jet_nemotron"))
     assert (found["zeroings"] > 0) == states  # by our kernels, interpreted

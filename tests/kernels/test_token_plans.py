@@ -2,7 +2,8 @@
 slots for the same requests, in full layers and in window layers.
 
 SGLang plans token by token, whatever the page size; ours names pages. Its kernel that gathers the
-slots runs in Triton's interpreter.
+slots runs in Triton's interpreter, which does not put back all that it patches of Triton: this
+module comes after those that compile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from triton import knobs
 
 from sglang_jenga.kernels.attention import PagedPlan, plan_full, plan_window
 from sglang_jenga.testing.context import Settings
+from tests.faces.conftest import _sglang  # noqa: F401  a server's configuration, for this module
 from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 
