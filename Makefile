@@ -25,6 +25,10 @@ demo: setup ## multi-turn chats against stock SGLang and against jenga, one tabl
 bench: setup ## replay loads on real models' layer mixes, stock against jenga; some 15 minutes
 	@$(run) -m benchmarks.replay.bench $(ARGS)
 
+.PHONY: gpu
+gpu: setup ## all that only a GPU can tell: parity, kernels, attention, a live comparison; under 25 minutes
+	@$(run) -m benchmarks.gpu.suite $(ARGS)
+
 .PHONY: test
 test: setup ## all tests, real servers included
 	@$(in_venv); exec .ci/test $(ARGS)

@@ -1,0 +1,199 @@
+"""Greedy answers of tiny models, stock SGLang against jenga, on every backend that is here.
+
+    python -m benchmarks.gpu.bench_parity                       # on a GPU
+    python -m benchmarks.gpu.bench_parity --device cpu --only gemma3_text
+
+Mixes of layers x attention backends, with page sizes 1, 16 and 64, overlap and CUDA graphs on and
+off dealt out so that each backend meets each of them. Stock and jenga start side by side on the
+same flags; prompts come one at a time, so that both run the same batches, then go on from their
+answers, so that what is hit was written while decoding. A near-tie of two tokens may go either way
+where batches differ, in stock as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.gpu.timing import Column, Report, machine, require_cuda
+from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
+
+WINDOW, NEW_TOKENS = 32, 12
+# Heads as wide as FlashInfer and the kernels for linear attention take them.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 64},
+    "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64, "num_layers": 6},
+    "qwen3_next": {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
+    "lfm2": {"head_dim": 64},
+    "jet_nemotron": {},
+}
+STATES = ("qwen3_next", "lfm2", "jet_nemotron")
+BACKENDS = {"cuda": ("fa3", "flashinfer", "triton"), "cpu": ("torch_native",)}
+REFUSED_BY_SGLANG = {("lfm2", "triton")}
+COLUMNS = (
+    Column("model", "model", width=14),
+    Column("backend", "backend", width=12),
+    Column("page_size", "page"),
+    Column("overlap", "overlap"),
+    Column("graphs", "graphs"),
+    Column("answers", "answers"),
+    Column("differing", "differing", "**{}**"),
+    Column("hit_tokens", "tokens hit"),
+    Column("seconds", "seconds"),
+)
+
+
+class Cell(NamedTuple):
+    model: str
+    backend: str
+    page_size: int
+    overlap: bool
+    graphs: bool
+
+    def flags(self, device: str) -> list[str]:
+        common = ["--attention-backend", self.backend, "--page-size", str(self.page_size)]
+        common += [] if self.overlap else ["--disable-overlap-schedule"]
+        common += ["--random-seed", "1", "--skip-server-warmup"]
+        if self.model in STATES and not self.overlap:
+            common += ["--mamba-radix-cache-strategy", "no_buffer"]
+        if device == "cpu":
+            return common
+        common += ["--dtype", "bfloat16", "--max-total-tokens", "16384"]
+        common += ["--max-running-requests", "8", "--mem-fraction-static", "0.4"]
+        # Graphs of prefills take minutes to compile, and read the pool as prefills without do.
+        graphs = ["--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", "8"]
+        return common + (graphs if self.graphs else ["--disable-cuda-graph"])
+
+
+def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
+    """One per model and backend; page sizes and ways are dealt out along both."""
+    for b, backend in enumerate(BACKENDS[device]):
+        for m, model in enumerate(models):
+            overlap, graphs = (m + b) % 2 == 0, (m // 2 + b) % 2 == 0
+            page_size = (1, 16, 64)[(m + b) % 3]
+            if model in STATES and not overlap:
+                page_size = 1  # without overlap states are cached at page size 1
+            if (model, backend) not in REFUSED_BY_SGLANG:
+                yield Cell(model, backend, page_size, overlap, graphs and device == "cuda")
+
+
+def missing(backend: str) -> str | None:
+    """Why a backend cannot be had here."""
+    if backend == "flashinfer" and not (
+        importlib.util.find_spec("flashinfer") and shutil.which("nvcc")
+    ):
+        return "FlashInfer and a CUDA compiler for it are needed"
+    if backend == "fa3":
+        import torch
+
+        if torch.cuda.get_device_capability()[0] != 9:
+            return "FlashAttention 3 is for Hopper"
+        if not importlib.util.find_spec("sgl_kernel.flash_ops"):
+            return "FlashAttention 3 comes with sglang-kernel's libraries"
+    return None
+
+
+def prompts() -> list[list[int]]:
+    """Ten prompts of 11 to 180 tokens, most of them with one of two beginnings."""
+    rng = random.Random(11)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(3, VOCAB_SIZE) for _ in range(count)]
+
+    heads = [tokens(100), tokens(40), []]
+    return [heads[number % 3] + tokens(rng.randrange(11, 80)) for number in range(10)]
+
+
+def talk(server: Server) -> tuple[list[list[int]], int]:
+    """Answers to the prompts and to what goes on from them; tokens that were hit."""
+    first = prompts()
+    answers = server.generate(first, NEW_TOKENS, concurrency=1)
+    more = [
+        [*prompt, *answer.output_ids, 7, 8, 9]
+        for prompt, answer in zip(first, answers, strict=True)
+    ]
+    answers += server.generate(more, NEW_TOKENS, concurrency=1)
+    return [answer.output_ids for answer in answers], sum(a.cached_tokens for a in answers)
+
+
+def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
+    """Boot both, ask both."""
+    start = time.monotonic()
+    sides = ((), ("--memory-backend", "jenga"))
+    both = [
+        Server(folder, *cell.flags(device), *more, gpu=device == "cuda", boot_seconds=400)
+        for more in sides
+    ]
+    with ExitStack() as stack, ThreadPoolExecutor() as threads:
+        booted = list(threads.map(stack.enter_context, both))
+        (stock, _), (ours, hit) = threads.map(talk, booted)
+    return {
+        **cell._asdict(),
+        "overlap": "on" if cell.overlap else "off",
+        "graphs": "on" if cell.graphs else "off",
+        "answers": len(ours),
+        "differing": sum(a != b for a, b in zip(stock, ours, strict=True)),
+        "hit_tokens": hit,
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
+    parser.add_argument("--device", choices=BACKENDS, default="cuda")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    options = parser.parse_args(argv)
+    if options.device == "cuda":
+        require_cuda()
+    command = " ".join(["python -m benchmarks.gpu.bench_parity", *(argv or sys.argv[1:])])
+    report = Report(
+        "parity",
+        COLUMNS,
+        command,
+        machine() if options.device == "cuda" else "SGLang's CPU engine",
+        json_path=options.json,
+        markdown_path=options.markdown,
+    )
+    # Stock's CPU attention misreads windows, and its states are cut at boot: one model is enough.
+    models = options.only or (list(MODELS) if options.device == "cuda" else ["llama"])
+    absent = {name: why for name in BACKENDS[options.device] if (why := missing(name))}
+    for name, why in absent.items():
+        report.note(f"{name}: {why}")
+    good = True
+    dtype = "bfloat16" if options.device == "cuda" else "float32"
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
+        for cell in cells(options.device, models):
+            if cell.backend in absent:
+                continue
+            folder = Path(scratch) / cell.model
+            if not folder.exists():
+                write_tiny_model(
+                    cell.model, folder, window=WINDOW, dtype=dtype, **MODELS[cell.model]
+                )
+            try:
+                found = row(cell, folder, options.device)
+            except ServerFailed as cause:
+                report.note(f"{' '.join(map(str, cell))}: {str(cause).splitlines()[0]}")
+                print(cause)
+                good = False
+                continue
+            report.add(**found)
+            good &= not found["differing"]
+    return 0 if good and report.rows else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""`make gpu`: what its parts come to, what is run again, and what it says of what it left out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import bench_parity, suite
+from benchmarks.gpu.suite import PARTS, Part, Suite
+
+GOOD = Part("good", 60, ("-c", "print('did {device} in {out}')"), needs="")
+BAD = Part("bad", 60, ("-c", "raise SystemExit(3)"), needs="")
+ENDLESS = Part(
+    "endless",
+    5,
+    (
+        "-S",
+        "-c",
+        "import subprocess, sys; subprocess.run([sys.executable, '-Sc', 'while 1: pass'])",
+    ),
+    needs="",
+)
+CARD = Part("card", 60, ("-c", "print('a card')"))
+
+
+def suite_in(folder: Path, *, minutes: float = 5, key: str = "abc on a card", device="cpu"):
+    return Suite(folder, device, minutes, key)
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
+    found = suite_in(tmp_path).run([BAD, GOOD, CARD])
+
+    assert [(o.name, o.result, o.why) for o in found] == [
+        ("bad", "failed", "with status 3"),
+        ("good", "passed", ""),
+        ("card", "skipped", "it needs a GPU"),
+    ]
+    assert f"did cpu in {tmp_path}" in (tmp_path / "log.txt").read_text()
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary.startswith("abc on a card.\n")
+    assert "| bad | failed with status 3 |" in summary
+    assert "| card | skipped it needs a GPU |" in summary
+    record = json.loads((tmp_path / "summary.json").read_text())
+    assert [part["result"] for part in record["parts"]] == ["failed", "passed", "skipped"]
+
+
+def test_a_part_that_hangs_is_stopped_with_all_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "LEAST_SECONDS", 0)
+    start = time.monotonic()
+
+    (found,) = suite_in(tmp_path).run([ENDLESS._replace(seconds=0.3)])
+
+    assert (found.result, found.why) == ("stopped", "after 0.3 s")
+    assert time.monotonic() - start < 20
+
+
+def test_without_time_left_a_part_says_so(tmp_path):
+    (found,) = suite_in(tmp_path, minutes=0.01).run([GOOD])
+
+    assert (found.result, found.why) == ("skipped", "no time was left")
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
+    suite_in(tmp_path).run([GOOD, BAD])
+    log = tmp_path / "log.txt"
+    before = log.read_text()
+
+    found = suite_in(tmp_path).run([GOOD, BAD])
+
+    assert [o.result for o in found] == ["passed", "failed"]
+    assert log.read_text().count("\ndid cpu") == before.count("\ndid cpu") == 1
+    assert log.read_text().count("SystemExit(3)") == 2  # what failed is tried again
+    suite_in(tmp_path).run([GOOD], again=True)
+    assert log.read_text().count("\ndid cpu") == 2
+
+
+def test_another_commit_or_machine_begins_anew(tmp_path):
+    suite_in(tmp_path).run([GOOD])
+    suite_in(tmp_path, key="def on a card").run([GOOD])
+
+    assert (tmp_path / "log.txt").read_text().count("\ndid cpu") == 2
+
+
+def test_all_parts_together_fit_the_time_that_is_promised():
+    assert sum(part.seconds for part in PARTS) <= 60 * (suite.MINUTES + 2)
+    names = [part.name for part in PARTS]
+    assert len(set(names)) == len(names)
+    for part in PARTS:  # every blank in the arguments is filled
+        [argument.format(out="o", minutes="1", device="cpu") for argument in part.arguments]
+
+
+def test_parity_deals_every_way_of_serving_to_every_backend():
+    dealt = list(bench_parity.cells("cuda", list(bench_parity.MODELS)))
+
+    for backend in bench_parity.BACKENDS["cuda"]:
+        mine = [cell for cell in dealt if cell.backend == backend]
+        assert {cell.overlap for cell in mine} == {True, False}
+        assert {cell.graphs for cell in mine} == {True, False}
+    assert {cell.page_size for cell in dealt} == {1, 16, 64}
+    assert {cell.model for cell in dealt} == set(bench_parity.MODELS)
+    stateless = [c for c in dealt if c.model in bench_parity.STATES and not c.overlap]
+    assert {cell.page_size for cell in stateless} <= {1}
+
+
+@pytest.mark.slow
+def test_with_the_cpu_engine_as_the_device_parity_runs_to_its_table(tmp_path):
+    status = suite.main(["--device", "cpu", "--out", str(tmp_path)])
+
+    parts = {o["name"]: o for o in json.loads((tmp_path / "summary.json").read_text())["parts"]}
+    assert status == 0, (tmp_path / "log.txt").read_text()[-4000:]
+    assert parts.pop("parity")["result"] == "passed"
+    assert {o["why"] for o in parts.values()} == {"it needs a GPU"}
+    (row,) = json.loads((tmp_path / "parity.json").read_text())["rows"]
+    assert (row["model"], row["differing"], row["answers"]) == ("llama", 0, 20)
+    assert row["hit_tokens"] > 0
