@@ -172,6 +172,18 @@ def test_a_state_from_inside_a_prompt_is_left_where_it_is_wanted(load, device, o
             assert torch.equal(states[slot], before[slot])
 
 
+def test_states_may_have_any_strides(load, device):
+    drawn = batch([4, 3], device=device)
+    _, history = by_token(drawn)
+    slots_last = drawn.arguments["states"].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    drawn.arguments["states"] = slots_last
+
+    load("selective_scan").selective_scan(**drawn.arguments)
+
+    for slot, seen in zip(drawn.arguments["slots"].tolist(), history, strict=True):
+        close(slots_last[slot], seen[-1])
+
+
 def test_small_steps_are_not_rounded_off(load, device):
     """log(1 + e^x) of a strongly negative x, taken naively, has lost most of its digits."""
     drawn = batch([2], device=device)
@@ -189,6 +201,34 @@ def plain(drawn: Batch, **more: Any) -> torch.Tensor:
 
     selective_scan_reference(**drawn.arguments, **more)
     return drawn.arguments["out"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plain_torch_answers_what_the_kernel_answers(load, device, seed, monkeypatch):
+    """In blocks of a few tokens, with snapshots at random places and a padded prompt."""
+    from sglang_jenga.kernels import selective_scan
+
+    monkeypatch.setattr(selective_scan, "REFERENCE_NUMBERS", 100)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 12, (4,), generator=generator).tolist()
+    ours, theirs = (batch(lengths, dim=3, device=device, seed=seed) for _ in range(2))
+    free = sorted(set(range(13)) - set(ours.arguments["slots"].tolist()))
+    ends = [
+        begin + int(torch.randint(0, length + 1, (), generator=generator))
+        for begin, length in zip(ours.begins, lengths, strict=False)
+    ]
+    snapshots = {
+        "snapshot_ends": torch.tensor(ends, device=device),
+        "snapshot_slots": torch.tensor([*free[:3], -1], device=device),
+    }
+    for drawn in (ours, theirs):
+        drawn.arguments["slots"][2] = -1
+
+    load("selective_scan").selective_scan(**ours.arguments, **snapshots)
+    plain(theirs, **snapshots)
+
+    for name in ("out", "states"):
+        close(ours.arguments[name], theirs.arguments[name].cpu().double())
 
 
 @pytest.mark.parametrize("cut", [1, 63, 64, 65, 100])
