@@ -47,10 +47,11 @@ lint: setup ## ruff check, ruff format --check, mypy
 	@.venv/bin/python -m mypy
 
 .PHONY: docs
-docs: setup ## write the pages that come from the code
-	@$(run) -m sglang_jenga.boot.hook_docs
+docs: setup ## write the pages and the catalogue that come from code, ours and SGLang's
+	@$(in_venv); .venv/bin/python -m sglang_jenga.boot.hook_docs
+	@$(run) -m sglang_jenga.boot.write_catalogue
 
 .PHONY: clean
 clean: ## remove .venv, caches and build output of this checkout; the shared SGLang stays
-	rm -rf .venv .cache build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .cache build dist ./*.egg-info examples/*/build examples/*/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

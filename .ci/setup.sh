@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 SGLANG=0.5.23 # what is installed where there is none
 RANGE='>=0.5.23,<0.5.24' # what an environment may have
-PYTHON_NEEDED='sys.version_info >= (3, 10)'
+PYTHON_NEEDED='sys.version_info >= (3, 11)'
 RECORD=.venv/base-python
 STAMP=.venv/project-installed
 
@@ -45,7 +45,7 @@ find_base() { # prints the interpreter to build on; installs SGLang if there is 
 shared_base() {
     local python version cache
     python="$(command -v python3)" || die "python3 is not on PATH"
-    "$python" -c "import sys; sys.exit(not ($PYTHON_NEEDED))" || die "python3 must be 3.10 or newer"
+    "$python" -c "import sys; sys.exit(not ($PYTHON_NEEDED))" || die "python3 must be 3.11 or newer"
     version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     cache="${XDG_CACHE_HOME:-$HOME/.cache}/sglang-jenga"
     local venv="$cache/sglang-$SGLANG-py$version"

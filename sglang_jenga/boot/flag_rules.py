@@ -117,6 +117,8 @@ FLAG_RULES = (
     ),
     FlagRule("device", (None, *DEVICES), "only CUDA and the CPU engine are known to work"),
 )
+COUNTS = ("page_size", "max_total_tokens", "max_mamba_cache_size")
+"""Arguments that count something; SGLang computes with whatever they are."""
 _APART = "its kernels take the states to lie side by side"
 # Prefills copy states out of the pool and back, so more kernels serve there.
 LINEAR_PREFILL = ("triton", "flashinfer", "flashkda")
@@ -129,7 +131,16 @@ def broken_lines(config: Any, rules: tuple[FlagRule, ...]) -> list[str]:
 
 def typed_lines(config: Any) -> list[str]:
     """Lines about what the user typed."""
-    return broken_lines(config, FLAG_RULES)
+    return [*broken_lines(config, FLAG_RULES), *_count_lines(config)]
+
+
+def _count_lines(config: Any) -> list[str]:
+    counts = {name: getattr(config, name) for name in COUNTS}
+    return [
+        layer_rules.flag_refusal("--" + name.replace("_", "-"), "it must be above 0", value=count)
+        for name, count in counts.items()
+        if count is not None and count <= 0
+    ]
 
 
 def resolved_lines(config: Any) -> list[str]:

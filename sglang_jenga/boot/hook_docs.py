@@ -32,7 +32,9 @@ that names the target, what was expected and what was found.
 5. `make test ARGS="tests/boot/test_settings.py"`. It lists every server argument and environment
    variable that SGLang's memory code newly reads; each has to be honoured, refused or warned about.
 6. `make test`. The parity tests compare tokens with the new stock SGLang.
-7. `make docs`, and read the difference.
+7. `make docs`, and read the difference. It also writes `sglang_jenga/plan/catalogue.json`: the
+   models that SGLang and its Transformers have code for, the defaults of their config classes.
+   `tests/boot/test_catalogue.py` compares it with what is installed.
 
 `around` gets the original function first, `after` its result. `replace` stands in its place.
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sglang_jenga.boot import known_model
-from sglang_jenga.plan import layer_rules
+from sglang_jenga.plan import catalogue, layer_rules
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_ONLY
 
@@ -45,8 +45,28 @@ def refused_lines(model: Any) -> list[str]:
         reasons = [known.row.why_refused(known.read)]
     except ValueError as error:  # a config that the table cannot read
         reasons = [str(error)]
+    if not known.listed and not _has_code(model):
+        reasons.append(layer_rules.NO_CODE)
     reasons += [rule.why for rule in MODEL_RULES if rule.applies(model)]
     return [layer_rules.refusal(known.architecture, why) for why in reasons if why][:1]
+
+
+def _has_code(model: Any) -> bool:
+    """Whether SGLang has code for a model, or Transformers has some that its fallback takes; by the
+    rule of ``resolve_transformers_arch``, which raises once the processes have started."""
+    from sglang.srt.configs.model_config import ModelImpl
+
+    architectures = model.hf_config.architectures or []
+    if model.model_impl != ModelImpl.AUTO or catalogue.has_code(architectures):
+        return True
+    import transformers
+    from sglang.srt.models.registry import ModelRegistry  # imports the code of every model
+
+    brought = "AutoModel" in (getattr(model.hf_config, "auto_map", None) or {})
+    if brought or any(ModelRegistry.is_arch_supported(name) for name in architectures):
+        return True
+    classes = [getattr(transformers, name, None) for name in architectures]
+    return all(found is not None and found.is_backend_compatible() for found in classes)
 
 
 def ranks_lines(model: Any, tp: int) -> list[str]:

@@ -6,7 +6,11 @@ import logging
 from typing import Any
 
 from sglang_jenga.boot.flag_rules import FlagRule, broken_lines
-from sglang_jenga.plan.layer_rules import PAGES_WITHOUT_TRACKING
+from sglang_jenga.plan.layer_rules import (
+    CHUNK,
+    PAGES_WITHOUT_TRACKING,
+    tracked_pages_refusal,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +30,16 @@ def refused_lines(server_args: Any, model: Any) -> list[str]:
         rules.append(FlagRule("mamba_radix_cache_strategy", served, why))
     if not tracks or config.mamba_radix_cache_strategy == "no_buffer":
         rules.append(FlagRule("page_size", (None, 1), PAGES_WITHOUT_TRACKING))
-    return broken_lines(config, tuple(rules))
+    return broken_lines(config, tuple(rules)) or _page_lines(config, model)
+
+
+def _page_lines(config: Any, model: Any) -> list[str]:
+    """A line for a page size that does not fit where states are tracked."""
+    line = ""
+    if config.mamba_radix_cache_strategy != "no_buffer" and config.page_size is not None:
+        chunk = getattr(model.hf_config, "mamba_chunk_size", CHUNK)
+        line = tracked_pages_refusal(config.page_size, config.mamba_track_interval, chunk)
+    return [line] if line else []
 
 
 def hold_back_steps(server_args: Any) -> None:

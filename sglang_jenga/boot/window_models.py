@@ -13,6 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang_jenga.boot import known_model
+from sglang_jenga.boot.flags import Refused
+from sglang_jenga.boot.known_model import KnownModel
+from sglang_jenga.plan import layer_rules
+from sglang_jenga.plan.layer_lists import LayerList
 from sglang_jenga.plan.layer_rules import row_of
 from sglang_jenga.plan.model_row import ModelRow
 
@@ -40,7 +44,7 @@ def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kind
     model = known_model.of_config(architectures or (), text_config)
     if not _is_ours(model.row):
         return None
-    layers = model.row.stored_layers(model.read)
+    layers = _layers_of(model)
     if not any("window" in kinds for kinds in layers):
         return None
     return [True if "window" in kinds else False if "full" in kinds else None for kinds in layers]
@@ -49,6 +53,24 @@ def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kind
 def _is_ours(row: ModelRow) -> bool:
     """Whether the table may have windows for a model that SGLang has none for."""
     return row.layers is not None and not row.refused and not row.stock_stores_windows
+
+
+def _has_no_windows(architectures: Sequence[str] | None, text_config: Any) -> bool:
+    """Whether SGLang has a window pool for such models, and this one has no window layer."""
+    if not _enabled or text_config is None:
+        return False
+    model = known_model.of_config(architectures or (), text_config)
+    if not model.listed or model.row.layers is None or not model.row.stock_stores_windows:
+        return False
+    return all("window" not in kinds for kinds in _layers_of(model))
+
+
+def _layers_of(model: KnownModel) -> LayerList:
+    """What each layer stores; `Refused` for a config that the table cannot read."""
+    try:
+        return model.row.stored_layers(model.read)
+    except ValueError as error:
+        raise Refused(layer_rules.refusal(model.architecture, str(error))) from None
 
 
 def stored_window(model: Any) -> int | None:
@@ -63,6 +85,8 @@ def is_hybrid(
 ) -> bool:
     if window_layers(model_architectures, hf_text_config) is not None:
         return True
+    if _has_no_windows(model_architectures, hf_text_config):
+        return False  # SGLang would cut a window pool for no layer
     return original(model_architectures, hf_text_config)
 
 

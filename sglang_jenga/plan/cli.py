@@ -1,12 +1,14 @@
 """`sglang-jenga plan`: what a pool would look like for a model, before any server runs.
 
-Reads config.json alone; imports neither torch nor SGLang. Errors are one line on stderr, exit 2.
+Reads config.json alone; imports neither torch nor SGLang. Exit 0 with a plan, or with the reason
+why the server does not take the model; errors are one line on stderr, exit 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -24,6 +26,8 @@ from sglang_jenga.plan.spec import PoolPlan
 from sglang_jenga.plan.state_sizes import with_slots
 
 LENGTH_UNITS = {"k": 1 << 10, "m": 1 << 20}
+MOST_GIB = 1 << 20
+"""The largest pool to plan, in GiB: no rank has more than a part of it."""
 _READER_GONE = 141  # as a shell reports a program whose reader has left
 _EXAMPLES = """examples:
   sglang-jenga plan tests/configs/gemma-3-27b.json
@@ -114,13 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_PLAN_EXAMPLES,
     )
     plan.add_argument("model", type=Path, metavar="MODEL", help="config.json or its folder")
-    plan.add_argument("--page-size", type=int, default=1, help="tokens per page (default 1)")
-    plan.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks (default 1)")
+    plan.add_argument("--page-size", type=_count, default=1, help="tokens per page (default 1)")
+    plan.add_argument("--tp", type=_count, default=1, help="tensor-parallel ranks (default 1)")
     plan.add_argument(
         "--kv-cache-dtype", default="auto", help=f"one of {', '.join(KV_CACHE_DTYPES)}"
     )
     plan.add_argument("--dtype", default="auto", help=f"one of {', '.join(MODEL_DTYPES)}")
-    plan.add_argument("--pool-gib", type=float, default=40.0, help="GiB on one rank (default 40)")
+    plan.add_argument("--pool-gib", type=_gib, default=40.0, help="GiB on one rank (default 40)")
     plan.add_argument(
         "--lengths",
         type=_lengths,
@@ -130,6 +134,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size <= MOST_GIB:  # NaN is neither
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0 and at most {MOST_GIB}, got {text!r}"
+        )
+    return size
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -156,7 +178,7 @@ def _read_model(model: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The parsed config.json, and hf_quant_config.json where it lies beside it."""
     path = model / "config.json" if model.is_dir() else model
     if not path.is_file():
-        if not model.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        if not model.exists() and re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(model)):
             raise FileNotFoundError(
                 f"no config.json at {model}; if that is a model of the Hugging Face Hub, fetch its "
                 f"config first: hf download {model} --include '*config.json' --local-dir FOLDER; "
@@ -169,7 +191,13 @@ def _read_model(model: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError(
+                "it begins with a byte order mark, at which Transformers stops too; save it as "
+                "UTF-8 without one"
+            )
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):

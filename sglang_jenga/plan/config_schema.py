@@ -2,7 +2,7 @@
 
 What passes can be read without surprises: a count is a whole number, a list of layer types holds
 names, a section is an object. Also finds the section that describes the language model, as SGLang
-does, and the names that older configs use. Stdlib only.
+does. Stdlib only.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _NAMES_OF_FIELDS: dict[_Type, str] = {
         full_attention_interval attn_layer_period linear_num_value_heads
         linear_num_key_heads linear_value_head_dim linear_key_head_dim
         linear_conv_kernel_dim mamba_num_heads mamba_head_dim mamba_n_heads
-        mamba_n_groups mamba_d_ssm mamba_d_state mamba_d_conv mamba_expand n_groups
+        mamba_n_groups mamba_d_ssm mamba_d_state mamba_d_conv mamba_expand mamba_chunk_size n_groups
         ssm_state_size conv_kernel conv_L_cache state_size expand num_heads
         max_position_embeddings max_sequence_length seq_length max_seq_len
-        model_max_length kv_lora_rank attn_config.kv_n_heads
+        n_positions n_ctx model_max_length kv_lora_rank attn_config.kv_n_heads
         attention_other_setting.num_attention_groups
         efficient_attention_config.jet.num_heads efficient_attention_config.jet.head_dim
         efficient_attention_config.jet.conv_size
@@ -77,7 +77,8 @@ _NAMES_OF_FIELDS: dict[_Type, str] = {
     """,
     _NAME: """
         model_type dtype torch_dtype mamba_ssm_dtype hybrid_override_pattern
-        rope_scaling.rope_type quantization_config.quant_algo
+        rope_scaling.rope_type rope_scaling.type rope_parameters.rope_type
+        rope_parameters.type quantization_config.quant_algo
         quantization_config.quant_method
     """,
     _NAMES: """
@@ -89,7 +90,7 @@ _NAMES_OF_FIELDS: dict[_Type, str] = {
         vision_config attn_config attention_other_setting efficient_attention_config
         efficient_attention_config.jet efficient_attention_config.swa
         quantization_config quantization_config.quantization compression_config
-        rope_scaling
+        rope_scaling rope_parameters auto_map
     """,
     _SWITCH: """
         use_sliding_window use_hybrid_layers multi_query new_decoder_architecture
@@ -97,19 +98,16 @@ _NAMES_OF_FIELDS: dict[_Type, str] = {
     """,
     _IDS: "hybrid_layer_pattern full_attn_idxs cross_attention_layers",
     _Type("a number above 0", _is_number): """
-        efficient_attention_config.jet.expand_v rope_scaling.factor
+        efficient_attention_config.jet.expand_v rope_scaling.factor rope_parameters.factor
     """,
     _Type("a whole number above 0 or auto", _is_count_or_auto): "mamba_d_head",
     _Type("a text or a whole number", _is_pattern): "sliding_window_pattern",
     _Type("a list", lambda value: isinstance(value, list)): "block_configs",
 }
 _FIELDS = {name: field for field, names in _NAMES_OF_FIELDS.items() for name in names.split()}
-_MODEL_SECTIONS = ("thinker_config", "llm_config", "language_config", "text_config")
-_OTHER_NAMES = {
-    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
-    "hidden_size": ("n_embd", "d_model"),
-}
+FIELD_NAMES = tuple(_FIELDS)
+"""Fields that are looked at; a dot leads into a nested section."""
+MODEL_SECTIONS = ("thinker_config", "llm_config", "language_config", "text_config")
 
 
 def check(config: Config, *, where: str = "") -> None:
@@ -120,7 +118,7 @@ def check(config: Config, *, where: str = "") -> None:
             value = value.get(step) if isinstance(value, Mapping) else None
         if value is not None and not field.holds(value):
             raise ValueError(f"{where}{name} must be {field.words}, got {_shown(value)}")
-    for section in _MODEL_SECTIONS:
+    for section in MODEL_SECTIONS:
         if config.get(section) is not None:
             check(config[section], where=f"{where}{section}.")
 
@@ -133,27 +131,18 @@ def architectures_of(config: Config) -> list[str]:
     return names
 
 
-def model_section(config: Config) -> dict[str, Any]:
-    """Return the fields of the language model, null ones left out but for the window's.
-
-    SGLang reads them from a nested section if there is one. A null field means "absent" in
-    transformers, except for the window, where it means "none".
-    """
-    section = config
+def section_of(config: Config) -> Config:
+    """Return the part of a checked config that describes the language model, as SGLang finds it:
+    a nested section if there is one."""
     name = architectures_of(config)[0]
-    if not (name.startswith("Llava") and name.endswith("ForCausalLM")):
-        for key in _MODEL_SECTIONS:
-            if config.get(key) is not None:
-                section = config[key]
-                if key == "thinker_config" and section.get("text_config") is not None:
-                    section = section["text_config"]
-                break
-    found = {k: v for k, v in section.items() if v is not None or k == "sliding_window"}
-    for field, others in _OTHER_NAMES.items():
-        given = (found[other] for other in others if found.get(other) is not None)
-        if found.get(field) is None and (value := next(given, None)) is not None:
-            found[field] = value
-    return found
+    if name.startswith("Llava") and name.endswith("ForCausalLM"):
+        return config
+    for key in MODEL_SECTIONS:
+        section: Config | None = config.get(key)
+        if section is not None:
+            nested: Config | None = section.get("text_config")
+            return nested if key == "thinker_config" and nested is not None else section
+    return config
 
 
 def _shown(value: Any) -> str:

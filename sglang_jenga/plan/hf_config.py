@@ -15,7 +15,7 @@ from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
-from sglang_jenga.plan import config_schema, kv_format, layer_rules
+from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
 from sglang_jenga.plan.head_shapes import LayerHeads
 from sglang_jenga.plan.layer_lists import LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
@@ -23,12 +23,8 @@ from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plan.state_sizes import SLOT_BYTES, UnevenRanksError
 from sglang_jenga.plan.stock import StockLayout
 
-_CONTEXT_FIELDS = (
-    "max_sequence_length",
-    "seq_length",
-    "max_seq_len",
-    "model_max_length",
-    "max_position_embeddings",
+FALLBACK = (
+    "SGLang 0.5.23 has no code of its own for it: served if its Transformers fallback takes it"
 )
 _STOCK_SLOTS = 3  # MAMBA_CACHE_SIZE_MAX_RUNNING_REQUESTS_RATIO
 _STOCK_TRACKING_SLOTS = 2  # beside those, where SGLang tracks states inside prompts
@@ -78,24 +74,26 @@ def read_geometry(
     Raises:
         ValueError: a field of the wrong type, a missing one, an unknown layer type or dtype.
     """
-    if page_size <= 0 or tp <= 0:
-        raise ValueError(f"page_size and tp must be positive, got {page_size} and {tp}")
+    for flag, value in (("--page-size", page_size), ("--tp", tp)):
+        if value <= 0:
+            raise ValueError(f"{flag} must be above 0, got {value}")
     config_schema.check(config)
     config_schema.check({"quantization_config": quantisation}, where="hf_quant_config.json: ")
     architectures = config_schema.architectures_of(config)
     architecture, row = architectures[0], layer_rules.row_of(architectures)
-    section = {**row.defaults, **config_schema.model_section(config)}
-    read = section.get
+    fields = model_fields.of_config(config, row.defaults)
+    read = fields.read
     itemsize = kv_format.kv_itemsize(
         config,
-        section,
+        fields.stated,
         kv_cache_dtype=row.kv_cache_dtype if kv_cache_dtype == "auto" else kv_cache_dtype,
         dtype=dtype,
         quantisation=quantisation,
     )
-    why = row.why_refused(read)
+    no_code = _no_code(config, architectures)
+    why = row.why_refused(read) or no_code
     refused = layer_rules.refusal(architecture, why) if why else ""
-    if row.layers is None:
+    if row.layers is None or no_code:
         return ConfigLayers(architecture, (), None, refused=refused)
 
     layers = row.stored_layers(read)
@@ -104,20 +102,18 @@ def read_geometry(
     if refused and not why:
         return ConfigLayers(architecture, (), None, refused=refused)
     has_states = any("state" in kinds for kinds in layers)
-    if has_states and page_size > 1 and not row.tracks:
-        refused = refused or layer_rules.flag_refusal(
-            "--page-size", layer_rules.PAGES_WITHOUT_TRACKING, value=page_size
-        )
+    if has_states:
+        refused = refused or _page_refusal(row, config, page_size)
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     return ConfigLayers(
         architecture,
         groups,
         reading.stock_layout(),
-        context_length(read),
+        fields.context_length(),
         has_states + (has_states and row.tracks),
         refused,
-        _notes(architectures, row, read),
+        _notes(architectures, row, fields.stated),
     )
 
 
@@ -140,16 +136,6 @@ def ranks_refusal(architecture: str, row: ModelRow, read: Read, tp: int) -> str:
         except UnevenRanksError as error:
             why = str(error)
     return f"--tp {tp} does not fit {architecture}: {why}" if why else ""
-
-
-def context_length(read: Read) -> int | None:
-    """Tokens of the longest request, as SGLang derives it; None if the config does not say."""
-    length = next((read(name) for name in _CONTEXT_FIELDS if read(name) is not None), None)
-    scaling = read("rope_scaling") or {}
-    scaled = "original_max_position_embeddings" not in scaling
-    if length is None or not scaled or scaling.get("rope_type") == "llama3":
-        return length
-    return int(length * (scaling.get("factor") or 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +214,36 @@ class _Reading:
         return len(self._ids("state")) * self.row.state(self.read, self.tp)
 
 
-def _notes(architectures: list[str], row: ModelRow, read: Read) -> tuple[str, ...]:
+def _page_refusal(row: ModelRow, config: Mapping[str, Any], page_size: int) -> str:
+    """The sentence for a page size that a model with states does not take."""
+    if row.tracks:
+        chunk = config.get("mamba_chunk_size") or layer_rules.CHUNK
+        return layer_rules.tracked_pages_refusal(page_size, layer_rules.TRACK_INTERVAL, chunk)
+    if page_size == 1:
+        return ""
+    return layer_rules.flag_refusal(
+        "--page-size", layer_rules.PAGES_WITHOUT_TRACKING, value=page_size
+    )
+
+
+def _no_code(config: Mapping[str, Any], architectures: list[str]) -> str:
+    """The reason for a model that SGLang stops at: it has no code for it, and Transformers none
+    that its fallback takes. What comes with the checkpoint it may take."""
+    brings_code = "AutoModel" in (config.get("auto_map") or {})
+    if brings_code or catalogue.has_code(architectures) or layer_rules.has_row(architectures):
+        return ""
+    return layer_rules.NO_CODE
+
+
+def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [row.note] if row.note else []
-    window = read("sliding_window")
-    if (
-        window
-        and not layer_rules.has_row(architectures)
-        and read("use_sliding_window") is not False
+    known = layer_rules.has_row(architectures)
+    if not catalogue.is_native(architectures) and (
+        catalogue.falls_back(architectures) or not known
     ):
+        notes.append(FALLBACK)
+    window = stated.get("sliding_window")
+    if window and not known and stated.get("use_sliding_window") is not False:
         notes.append(
             f"the config names a window of {window} tokens, which SGLang's code for "
             f"{architectures[0]} does not keep to: every layer is stored in full"

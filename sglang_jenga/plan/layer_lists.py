@@ -136,6 +136,13 @@ def as_stored_by_sglang(read: Read) -> LayerList:
     return [FULL] * need(read, "num_hidden_layers")
 
 
+def states_unless_listed(read: Read) -> LayerList:
+    """Granite-4: the config's list. Without one every layer keeps a state."""
+    count = need(read, "num_hidden_layers")
+    names = read("layer_types")
+    return _named(names, count) if names else [STATE] * count
+
+
 def in_blocks(read: Read) -> LayerList:
     """IQuest-Q1: some first layers, a block that repeats, some last layers."""
     count = need(read, "num_hidden_layers")

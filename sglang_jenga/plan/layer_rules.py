@@ -26,6 +26,12 @@ MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
+NO_WIDTH = "its config names window layers and no width of theirs (sliding_window)"
+NO_CODE = "SGLang 0.5.23 has no code for it"
+TRACK_INTERVAL = 256
+"""SGLang's default of ``--mamba-track-interval``: after so many tokens it snapshots a state."""
+CHUNK = 64
+"""Tokens that SGLang's state kernels take at once, unless a config has a ``mamba_chunk_size``."""
 PAGES_WITHOUT_TRACKING = "without tracking, a cached state is that of one very token"
 
 
@@ -41,22 +47,20 @@ def _mla_unless_switched_off(read: Read) -> str:
     return "" if read("use_mla") is False else MLA
 
 
+def _needs_window(read: Read) -> str:
+    return "" if read("sliding_window") else NO_WIDTH
+
+
 def _windows(**options: Any) -> ModelRow:
     """A model that stock SGLang has a window pool for."""
     return ModelRow(stock_stores_windows=True, **{"layers": lists.by_layer_types(), **options})
 
 
-def _defaults(window: int, **others: Any) -> dict[str, Any]:
-    return {"sliding_window": window, **others}
-
-
-_GEMMA = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
 _ONE_MORE = Window(beside=1)
 _RUNNER_KEEPS_ONE_MORE = Window(kept=1)
-_GEMMA3 = ModelRow(layers=lists.by_layer_types(5), defaults=_defaults(4096, **_GEMMA))
+_GEMMA3 = ModelRow(layers=lists.by_layer_types(5))
 _GEMMA4 = _windows(
     layers=lists.by_layer_types(5, last=lists.FULL),
-    defaults=_defaults(512, **_GEMMA),
     heads=head_shapes.gemma4,
 )
 _STEP = _windows(window=_ONE_MORE)
@@ -65,16 +69,13 @@ _MIMO = _windows(
     window=_ONE_MORE,
     note="K and V rows differ in width: served by triton, fa3 and fa4 attention",
 )
-_GRANITE = _windows(
-    layers=lists.from_first(4), window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(128)
-)
+_GRANITE = _windows(layers=lists.from_first(4), window=_RUNNER_KEEPS_ONE_MORE)
 _JET_WINDOW = Window(fields=("efficient_attention_config.swa.window_size",), beside=1)
 _JET = ModelRow(layers=lists.by_layer_types(), window=_JET_WINDOW, state=state_sizes.jet)
 _QWEN = ModelRow(
     layers=lists.by_interval,
     state=state_sizes.gated_delta_rule,
     tracks=True,
-    defaults={"head_dim": 256},
 )
 _NEMOTRON_H = ModelRow(
     layers=lists.by_characters,
@@ -92,19 +93,15 @@ _REFUSED_CROSS = ModelRow(layers=None, refused=CROSS)
 
 MODELS: dict[str, ModelRow] = {
     # Windows that stock SGLang stores in full.
-    "Gemma2ForCausalLM": ModelRow(
-        layers=lists.every_nth_full(2), defaults=_defaults(4096, **_GEMMA)
-    ),
+    "Gemma2ForCausalLM": ModelRow(layers=lists.every_nth_full(2)),
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3ForConditionalGeneration": _GEMMA3,
     "Olmo2ForCausalLM": ModelRow(
         layers=lists.by_layer_types()
     ),  # Olmo-3 arrives under this name; Olmo-2 has no layer types
-    "Olmo3ForCausalLM": ModelRow(layers=lists.by_layer_types(3), defaults=_defaults(4096)),
-    "Exaone4ForCausalLM": ModelRow(layers=lists.by_pattern_length, defaults=_defaults(4096)),
-    "Cohere2ForCausalLM": ModelRow(
-        layers=lists.by_layer_types(3), window=_ONE_MORE, defaults=_defaults(4096)
-    ),
+    "Olmo3ForCausalLM": ModelRow(layers=lists.by_layer_types(3)),
+    "Exaone4ForCausalLM": ModelRow(layers=lists.by_pattern_length),
+    "Cohere2ForCausalLM": ModelRow(layers=lists.by_layer_types(3), window=_ONE_MORE),
     # Run by SGLang's Transformers fallback, which keeps to layer_types.
     "MinistralForCausalLM": ModelRow(layers=lists.by_layer_types(), window=_ONE_MORE),
     "JetNemotronForCausalLM": _JET,
@@ -113,7 +110,8 @@ MODELS: dict[str, ModelRow] = {
     ),
     # Windows that stock SGLang has a pool for.
     "GptOssForCausalLM": _windows(
-        layers=lists.by_layer_types(1), defaults=_defaults(128, head_dim=64)
+        layers=lists.by_layer_types(1),
+        refused=_needs_window,  # SGLang's code computes with it
     ),
     **dict.fromkeys(
         (
@@ -125,30 +123,21 @@ MODELS: dict[str, ModelRow] = {
     ),
     "GraniteSWAForCausalLM": _GRANITE,
     "GraniteMoeSWAForCausalLM": _GRANITE,
-    "LagunaForCausalLM": _windows(window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(512)),
-    "MellumForCausalLM": _windows(defaults=_defaults(1024, head_dim=128)),
+    "LagunaForCausalLM": _windows(window=_RUNNER_KEEPS_ONE_MORE),
+    "MellumForCausalLM": _windows(),
     "MiMoV2ForCausalLM": _MIMO,
     "MiMoV2FlashForCausalLM": _MIMO,
     "Step3p5ForCausalLM": _STEP,
     "Step3p7ForConditionalGeneration": _STEP,
-    "MuseGlimmerForCausalLM": _windows(defaults=_defaults(2048, head_dim=128)),
-    "MuseGlimmerForConditionalGeneration": _windows(defaults=_defaults(2048, head_dim=128)),
-    "MuseSparkForConditionalGeneration": _windows(
-        defaults=_defaults(2048, head_dim=64), kv_cache_dtype="fp8_e4m3"
-    ),
-    "Spark2_5ForCausalLM": _windows(
-        layers=lists.by_layer_types(3), defaults=_defaults(512, head_dim=256)
-    ),
-    "BeamForCausalLM": _windows(
-        layers=lists.by_layer_types(5, last_by_default=lists.FULL), defaults=_defaults(512)
-    ),
-    "IQuestQ1ForCausalLM": _windows(
-        layers=lists.in_blocks, window=_RUNNER_KEEPS_ONE_MORE, defaults=_defaults(4096)
-    ),
+    "MuseGlimmerForCausalLM": _windows(),
+    "MuseGlimmerForConditionalGeneration": _windows(),
+    "MuseSparkForConditionalGeneration": _windows(kv_cache_dtype="fp8_e4m3"),
+    "Spark2_5ForCausalLM": _windows(layers=lists.by_layer_types(3)),
+    "BeamForCausalLM": _windows(layers=lists.by_layer_types(5, last_by_default=lists.FULL)),
+    "IQuestQ1ForCausalLM": _windows(layers=lists.in_blocks, window=_RUNNER_KEEPS_ONE_MORE),
     "Llama4ForConditionalGeneration": _windows(
         layers=lists.every_nth_full(4, window="attention_chunk_size"),
         window=Window(fields=("attention_chunk_size",), beside=1),
-        defaults={"attention_chunk_size": 8192, "head_dim": 128},
         note="served by fa3 and fa4 attention, whose kernels keep to the chunks",
     ),
     # Windows that SGLang's code has and nobody stores as such yet.
@@ -191,7 +180,7 @@ MODELS: dict[str, ModelRow] = {
     "NemotronH_Nano_Omni_Reasoning_V3": replace(_NEMOTRON_H, tracks=False),
     "NemotronH_Nano_VL_V2": replace(_NEMOTRON_H, tracks=False),
     "GraniteMoeHybridForCausalLM": ModelRow(
-        layers=lists.by_layer_types(), state=state_sizes.granite, tracks=True
+        layers=lists.states_unless_listed, state=state_sizes.granite, stateless=True, tracks=True
     ),
     "Lfm2ForCausalLM": _LFM2,
     "Lfm2MoeForCausalLM": _LFM2,
@@ -216,7 +205,7 @@ MODELS: dict[str, ModelRow] = {
     "EmbeddingGemma2Model": _windows(
         window=_RUNNER_KEEPS_ONE_MORE,
         heads=head_shapes.gemma4,
-        defaults=_defaults(512, num_global_key_value_heads=1, attention_k_eq_v=True),
+        defaults={"num_global_key_value_heads": 1, "attention_k_eq_v": True},
     ),
     "DiffusionGemmaForBlockDiffusion": ModelRow(layers=None, refused=DIFFUSION),
     "InklingForConditionalGeneration": _REFUSED_STATES,
@@ -267,8 +256,8 @@ _NO_ROW = ModelRow(layers=lists.as_stored_by_sglang, stock_stores_windows=True)
 def register_model(architecture: str, row: ModelRow) -> None:
     """Add a row for an architecture, as config.json names it.
 
-    Call it where a server's launcher and schedulers, and `sglang-jenga plan`, come by: in a plugin
-    of SGLang and in the package's own start.
+    Call it from the function that an entry point of the group ``sglang_jenga.layers`` names: the
+    launcher, every scheduler and `sglang-jenga plan` call that before they read the table.
 
     Raises:
         ValueError: there is a row for this architecture already.
@@ -290,6 +279,20 @@ def has_row(architectures: Sequence[str]) -> bool:
 def refusal(architecture: str, why: str) -> str:
     """The sentence by which a server, and a plan, say that a model is not served."""
     return f"--memory-backend jenga does not serve {architecture}: {why}; drop --memory-backend"
+
+
+def tracked_pages_refusal(page_size: int, interval: int, chunk: int) -> str:
+    """The sentence for a page size that does not fit the places where SGLang snapshots states, or
+    an empty text. SGLang asserts both."""
+    if page_size <= 0 or interval <= 0 or chunk <= 0:
+        return ""
+    if interval % page_size:
+        why = f"states are tracked every {interval} tokens, and that must be whole pages"
+    elif max(page_size, chunk) % min(page_size, chunk):
+        why = f"its state kernels take {chunk} tokens at once, and one must divide the other"
+    else:
+        return ""
+    return flag_refusal("--page-size", why, value=page_size)
 
 
 def flag_refusal(flag: str, why: str, *, value: Any = True) -> str:

@@ -12,6 +12,7 @@ from sglang_jenga.plan.layer_lists import LayerList, LayerRule, Read
 from sglang_jenga.plan.state_sizes import StateRule
 
 WINDOWS_ONLY = "all its attention layers are window layers, and the pool needs a full one"
+NO_STATES = "SGLang's code for it keeps states, and its config leaves no layer to them"
 _ALL_FULL = layer_lists.every_layer("full")
 
 
@@ -57,7 +58,8 @@ class ModelRow:
     ``layers`` is None for a model that is refused and whose layers nobody needs to list.
     ``sliding`` is the layer type of what ``layers`` calls a window, as `layers.registry` knows it.
     ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
-    ``state`` sizes the state of one layer; ``tracks``: SGLang tracks states inside prompts.
+    ``state`` sizes the state of one layer; ``stateless``: SGLang takes a config without a state
+    layer as one of attention alone; ``tracks``: SGLang tracks states inside prompts.
     ``refused`` is why the server does not serve the model: a sentence, or a function of the config
     that gives one, empty for a config that is served. ``defaults`` are fields that transformers
     fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
@@ -69,6 +71,7 @@ class ModelRow:
     sliding: str = "window"
     stock_stores_windows: bool = False
     state: StateRule | None = None
+    stateless: bool = False
     tracks: bool = False
     refused: str | Callable[[Read], str] = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -91,4 +94,7 @@ class ModelRow:
         if why or self.layers is None:
             return why
         kinds = {kind for of_layer in self.stored_layers(read) for kind in of_layer}
-        return WINDOWS_ONLY if "window" in kinds and "full" not in kinds else ""
+        if "window" in kinds and "full" not in kinds:
+            return WINDOWS_ONLY
+        lacks_states = self.state is not None and "state" not in kinds
+        return NO_STATES if lacks_states and not self.stateless else ""

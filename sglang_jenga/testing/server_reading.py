@@ -15,7 +15,8 @@ from sglang_jenga.plugin import activate
 
 
 def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
-    """Return ``refused`` (lines), ``groups`` (fields of each) and ``stock_stores_windows``.
+    """Return ``refused`` (lines), ``groups`` (fields of each), ``stock_stores_windows`` and
+    ``context``, the tokens of the longest request.
 
     Groups are those of one rank that has the model to itself, whatever ``tp`` says.
     """
@@ -35,6 +36,7 @@ def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
             "refused": model_rules.refused_lines(model) or model_rules.ranks_lines(model, tp),
             "groups": [],
             "stock_stores_windows": stock.is_hybrid_swa,
+            "context": model.context_len,
         }
         if not found["refused"]:
             # Settles the formats, and what else SGLang makes of the model.

@@ -59,6 +59,10 @@ BAD_FLAGS = [
     ("--swa-full-tokens-ratio 0.5", f"jenga has no ratio of window to full KV {BYTES}"),
     ("--radix-eviction-policy tlru", ORDER),
     ("--radix-eviction-policy lfu", ORDER),
+    ("--max-total-tokens -5", "it must be above 0"),
+    ("--max-total-tokens 0", "it must be above 0"),
+    ("--page-size 0", "it must be above 0"),
+    ("--page-size -1", "it must be above 0"),
     ("--device xpu", "only CUDA and the CPU engine are known to work"),
 ]
 

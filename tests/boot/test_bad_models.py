@@ -42,11 +42,27 @@ def test_model_is_refused_in_one_line(launcher, tmp_path, architecture, model_ty
 
 ONE_TOKEN = "without tracking, a cached state is that of one very token"
 NOT_TRACKED = "SGLang tracks no states inside prompts of Lfm2ForCausalLM"
+TRACKED = "states are tracked every 256 tokens, and that must be whole pages"
+QWEN = {"full_attention_interval": 2}
+LAYERS = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon_h1": {"mamba_chunk_size": 96},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"] * 2, **QWEN},
+}
 BAD_STATE_FLAGS = [
     ("lfm2", "--mamba-radix-cache-strategy extra_buffer", (), NOT_TRACKED),
     ("lfm2", "--mamba-radix-cache-strategy extra_buffer_lazy", (), NOT_TRACKED),
     ("lfm2", "--page-size 16", (), ONE_TOKEN),
     ("falcon_h1", "--page-size 16", ("--mamba-radix-cache-strategy", "no_buffer"), ONE_TOKEN),
+    ("qwen3_next", "--page-size 7", (), TRACKED),
+    ("qwen3_next", "--page-size 48", (), TRACKED),
+    ("qwen3_next", "--page-size 512", (), TRACKED),
+    (
+        "falcon_h1",
+        "--page-size 64",
+        (),
+        "its state kernels take 96 tokens at once, and one must divide the other",
+    ),
 ]
 
 
@@ -54,8 +70,12 @@ BAD_STATE_FLAGS = [
 def test_way_of_caching_states_is_refused_in_one_line(
     launcher, tmp_path, model_type, flag, beside, why
 ):
-    architecture = {"lfm2": "Lfm2ForCausalLM", "falcon_h1": "FalconH1ForCausalLM"}[model_type]
-    path = write_model(tmp_path, architecture, model_type)
+    architecture = {
+        "lfm2": "Lfm2ForCausalLM",
+        "falcon_h1": "FalconH1ForCausalLM",
+        "qwen3_next": "Qwen3NextForCausalLM",
+    }[model_type]
+    path = write_model(tmp_path, architecture, model_type, **LAYERS[model_type])
 
     outcome = launcher.command_line(
         "--model-path", path, "--memory-backend", "jenga", *flag.split(), *beside

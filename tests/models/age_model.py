@@ -41,7 +41,7 @@ class AgeModel:
         """``adopted[g]``: places, shortest first, that the trees took; they had ``known`` tokens
         of the key before."""
         self._clock += 1
-        states = self._model.state_group
+        states = self._model.states_at
         for group_id, places in enumerate(adopted):
             self.used[group_id] |= dict.fromkeys(places, self._now)
         if states is not None:  # others have gone on from there, so requests part there
@@ -71,7 +71,7 @@ class AgeModel:
         """When a place was last of use to a group; a state where requests part, to any request."""
         if self.is_shielded(group_id, place):
             return SHIELDED, self.used[group_id][place][1]
-        if group_id == self._model.state_group and self._parts(place):
+        if group_id == self._model.states_at and self._parts(place):
             return max(self.used[group_id][place], self.used[FULL][place])
         return self.used[group_id][place]
 
@@ -117,7 +117,7 @@ class AgeModel:
             for group_id, used in enumerate(self.used):
                 if place in read[group_id] or place in self.resume_point[group_id]:
                     used[place] = self._now
-                elif hit and group_id != model.state_group and used.get(place, (0, 0))[0]:
+                elif hit and group_id != model.states_at and used.get(place, (0, 0))[0]:
                     used[place] = DEMOTED, self._clock
 
     def _settle(self, namespace, key):
@@ -162,7 +162,7 @@ class AgeModel:
     def _thin(self, namespace, key, length):
         """A state of this length is new. The one before it goes first if nobody parts from the path
         between, and it saves fewer tokens than it is worth over the last one of use before."""
-        group_id = self._model.state_group
+        group_id = self._model.states_at
         places = [place_of(namespace, key, end) for end in range(0, length, self._model.tpp)]
         cached = [place for place in places if place in self._model.small_ids[group_id]]
         if not cached:

@@ -34,7 +34,7 @@ class CacheModel:
 
     def __init__(self, tokens_per_page, reaches, states):
         self.tpp, self.reaches = tokens_per_page, reaches
-        self.state_group = 1 + len(reaches) if states else None
+        self.states_at = 1 + len(reaches) if states else None
         self.groups = range(1 + len(reaches) + states)
         self.token_groups = range(1 + len(reaches))
         self.small_ids = [{} for _ in self.groups]
@@ -52,7 +52,7 @@ class CacheModel:
 
     def places_read(self, group_id, namespace, key, length):
         """What a request that goes on from ``key[:length]``, whole small pages, reads."""
-        if group_id == self.state_group:
+        if group_id == self.states_at:
             return [place_of(namespace, key, length)] if length else []
         pages = self.pages_read(group_id, length)
         return [place_of(namespace, key, (page + 1) * self.tpp) for page in pages]

@@ -35,8 +35,8 @@ class JengaMachine(Rig):
             return None
         pages = [np.concatenate([self.trees.pages_to(node, g), got[g]]) for g in self.token_groups]
         request = Request(self.next_id, namespace, key, pages, hit, held)
-        if self.state_group is not None:
-            request.state, *tracked = got[self.state_group].tolist()
+        if self.states_at is not None:
+            request.state, *tracked = got[self.states_at].tolist()
             request.tracked = dict(zip(lengths, tracked, strict=True))
             self.assert_cached(namespace, key, node)  # whence its own state is copied
         self.assert_reads(request, hit)
@@ -76,7 +76,7 @@ class JengaMachine(Rig):
         request.key = np.concatenate([request.key, more])
         request.pages = [np.concatenate([request.pages[g], got[g]]) for g in self.token_groups]
         if lengths:
-            request.tracked |= zip(lengths, got[self.state_group].tolist(), strict=True)
+            request.tracked |= zip(lengths, got[self.states_at].tolist(), strict=True)
         self.write(request, size)
 
     @precondition(lambda self: self.running and len(self.token_groups) > 1)
@@ -118,7 +118,7 @@ class JengaMachine(Rig):
             return
         key, first = request.key[:end], request.protected // self.tpp
         offers = [self.offer_tokens(request, group_id, end) for group_id in self.token_groups]
-        if self.state_group is not None:
+        if self.states_at is not None:
             # Before the tree is walked: making room for a copy may change it.
             offers.append(self.offer_states(data, request, end, leaves))
         known = self.model.agreed(request.namespace, key)
@@ -137,7 +137,7 @@ class JengaMachine(Rig):
                 self.allocator.free(group_id, ids)
         for array in (lent, *(offers[group_id].ids for group_id in self.token_groups)):
             array.fill(-1)  # it is the request's again
-        without = () if self.state_group is None else data.draw(st.sampled_from(self.unlockable()))
+        without = () if self.states_at is None else data.draw(st.sampled_from(self.unlockable()))
         held = self.lock(outcome.node, request.namespace, key, without)
         self.unlock(request.held)
         request.held, request.protected = held, end
@@ -148,7 +148,7 @@ class JengaMachine(Rig):
 
     def unlockable(self):
         """A request that goes on has a state of its own, so it need not lock the cached one."""
-        return [(self.state_group,), (self.state_group,), ()]
+        return [(self.states_at,), (self.states_at,), ()]
 
     def offer_tokens(self, request, group_id, end):
         begin = request.own_from(group_id)
@@ -162,9 +162,9 @@ class JengaMachine(Rig):
             if leaves:
                 offer[end], request.state = request.state, 0
             elif (got := self.alloc(request.request_id, 0, 1)) is not None:
-                offer[end] = int(got[self.state_group][0])
+                offer[end] = int(got[self.states_at][0])
                 place = place_of(request.namespace, request.key, end)
-                self.memory.write(self.state_group, offer[end], place)
+                self.memory.write(self.states_at, offer[end], place)
         for length in offer:
             request.tracked.pop(length, None)
         return offer
@@ -189,7 +189,7 @@ class JengaMachine(Rig):
             self.free_own(request, group_id, request.own_from(group_id), request.key.size)
         states = np.array([small_id for _, small_id in self.states_of(request)], dtype=np.int64)
         if states.size:
-            self.allocator.free(self.state_group, states)
+            self.allocator.free(self.states_at, states)
         self.unlock(request.held)
         self.allocator.forget(request.request_id)
         self.running.remove(request)
@@ -206,10 +206,10 @@ class JengaMachine(Rig):
     def evict_small_pages(self, data, count):
         self.evict_small(data.draw(st.sampled_from(self.groups)), count)
 
-    @precondition(lambda self: self.states and self.allocator.num_cached[self.state_group] > 1)
+    @precondition(lambda self: self.states and self.allocator.num_cached[self.states_at] > 1)
     @rule(count=st.integers(1, 3))
     def evict_states(self, count):
-        self.evict_small(self.state_group, count)
+        self.evict_small(self.states_at, count)
 
     @precondition(lambda self: not self.running and len(self.past_keys) > 9)
     @rule()

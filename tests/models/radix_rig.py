@@ -103,7 +103,7 @@ class Rig(RuleBasedStateMachine):
         self.memory = Memory(self.pool)
         self.model = CacheModel(tpp, reaches[: len(packings) - 1 - states], states)
         self.groups, self.token_groups = self.model.groups, self.model.token_groups
-        self.state_group = self.model.state_group
+        self.states_at = self.model.states_at
         self.allocator = ModelledAllocator(plan, order=order)
         self.allocator.model = self.model
         self.ages = self.allocator.ages = AgeModel(self.model, state_cost, grace_tokens, shield)
@@ -153,7 +153,7 @@ class Rig(RuleBasedStateMachine):
     def draw_lengths(self, data, begin, end, *favoured):
         """Some page-aligned lengths of ``(begin, end]`` to keep states of; none without states."""
         lengths = range(begin - begin % self.tpp + self.tpp, end + 1, self.tpp)
-        if self.state_group is None or not lengths:
+        if self.states_at is None or not lengths:
             return []
         choices = [*(length for length in favoured if length in lengths), *lengths]
         return sorted(data.draw(st.sets(st.sampled_from(choices), max_size=3)))
@@ -161,7 +161,7 @@ class Rig(RuleBasedStateMachine):
     def assert_cached(self, namespace, key, node):
         """What a hit at ``node`` promises is there, to the byte."""
         for group_id in self.groups:
-            if group_id == self.state_group:
+            if group_id == self.states_at:
                 ids = {node.end: int(node.extents[group_id].ids[0])} if node.end else {}
             else:
                 shown = self.trees.pages_to(node, group_id)
@@ -189,7 +189,7 @@ class Rig(RuleBasedStateMachine):
         for length, small_id in self.states_of(request):
             place = place_of(request.namespace, request.key, length)
             if length > begin:
-                self.memory.write(self.state_group, small_id, place)
+                self.memory.write(self.states_at, small_id, place)
 
     def states_of(self, request):
         own = [(request.key.size, request.state)] if request.state else []
@@ -197,7 +197,7 @@ class Rig(RuleBasedStateMachine):
 
     def small_pages_of(self, request):
         """What the request itself uses, as small pages ``(group, small_id)``."""
-        found = {(self.state_group, small_id) for _, small_id in self.states_of(request)}
+        found = {(self.states_at, small_id) for _, small_id in self.states_of(request)}
         for group_id in self.token_groups:
             own = request.pages[group_id][request.own_from(group_id) // self.tpp :]
             assert (own > 0).all()
@@ -249,7 +249,7 @@ class Rig(RuleBasedStateMachine):
 
         Returns per group an array: ``pages`` of each token group, ``states`` of the states.
         """
-        need = [states if group_id == self.state_group else pages for group_id in self.groups]
+        need = [states if group_id == self.states_at else pages for group_id in self.groups]
         locked, cached = self.model.split_by_lock()
         in_use = [*self.used(), *locked]
         promised = self.allocator.fits_after_evicting(need)
@@ -324,7 +324,7 @@ class Rig(RuleBasedStateMachine):
             self.assert_reads(request, request.key.size)
             for length, small_id in self.states_of(request):
                 place = place_of(request.namespace, request.key, length)
-                self.memory.assert_holds(self.state_group, small_id, place)
+                self.memory.assert_holds(self.states_at, small_id, place)
 
     @invariant()
     def the_trees_have_what_the_model_has(self):
@@ -339,7 +339,7 @@ class Rig(RuleBasedStateMachine):
             for group_id, extent in enumerate(node.extents):
                 if extent is None:
                     continue
-                last_only = group_id == self.state_group
+                last_only = group_id == self.states_at
                 first = node.end if last_only else node.begin + self.tpp
                 ends = range(first, node.end + 1, self.tpp)
                 for end, small_id in zip(ends, extent.ids.tolist(), strict=True):

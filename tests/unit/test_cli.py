@@ -57,6 +57,14 @@ def test_json_holds_the_same_numbers():
     assert row["ratio"] == row["requests"] / row["stock"]
 
 
+def test_the_sample_in_the_documents_is_what_is_printed(capsys):
+    page = (ROOT / "docs" / "operations.md").read_text()
+    command, sample = page.split("$ sglang-jenga ", 1)[1].split("```")[0].split("\n", 1)
+
+    assert main([word.replace("tests/configs", str(CONFIGS)) for word in command.split()]) == 0
+    assert capsys.readouterr().out == sample
+
+
 def test_a_folder_with_a_config_is_enough(tmp_path, capsys):
     (tmp_path / "config.json").write_text(Path(GEMMA).read_text())
 
@@ -107,6 +115,71 @@ def test_a_model_of_the_hub_is_answered_with_what_to_download(capsys):
     assert err.count("\n") == 1
 
 
+def test_a_model_of_the_hub_may_have_no_owner(capsys):
+    assert main(["plan", "gpt2"]) == 2
+    assert "hf download gpt2 --include '*config.json'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page_size", [7, 48, 96, 512])
+def test_pages_that_do_not_fit_where_states_are_tracked_are_refused(page_size, capsys):
+    qwen = str(CONFIGS / "qwen3-next-80b-a3b.json")
+
+    plan = planned(capsys, qwen, "--page-size", str(page_size))
+
+    assert plan["refused"] == (
+        f"--memory-backend jenga does not work with --page-size {page_size}: states are tracked "
+        "every 256 tokens, and that must be whole pages; drop --page-size or --memory-backend"
+    )
+    assert planned(capsys, qwen, "--page-size", "64")["served"] is True
+
+
+def architecture_of(tmp_path, name, **fields):
+    config = json.loads((CONFIGS / "llama-3.1-8b.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, "architectures": [name], **fields}))
+    return str(path)
+
+
+def test_a_model_that_nobody_has_code_for_has_no_capacity(tmp_path, capsys):
+    plan = planned(capsys, architecture_of(tmp_path, "SinkGemmaForCausalLM"))
+
+    assert plan["refused"] == (
+        "--memory-backend jenga does not serve SinkGemmaForCausalLM: SGLang 0.5.23 has no code "
+        "for it; drop --memory-backend"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("MinistralForCausalLM", {}),  # with a row
+        ("DiffLlamaForCausalLM", {}),
+        ("TheirsForCausalLM", {"auto_map": {"AutoModel": "modeling.Theirs"}}),
+    ],
+)
+def test_what_only_the_fallback_may_run_is_said(tmp_path, capsys, name, fields):
+    plan = planned(capsys, architecture_of(tmp_path, name, **fields))
+
+    assert plan["served"] is True
+    assert any("if its Transformers fallback takes it" in note for note in plan["notes"])
+
+
+def test_what_sglang_has_code_for_needs_no_note(capsys):
+    assert planned(capsys, str(CONFIGS / "llama-3.1-8b.json"))["notes"] == []
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang_jenga", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.stdout, done.returncode) == (f"sglang-jenga {__version__}\n", 0)
+
+
 def test_the_version_is_told():
     assert run("--version").stdout == f"sglang-jenga {__version__}\n"
 
@@ -140,8 +213,12 @@ def test_a_reader_who_leaves_early_is_no_error():
     ("text", "lengths"),
     [("1k,8K,32k", [1024, 8192, 32768]), ("100", [100]), ("1m", [1 << 20])],
 )
-def test_lengths_take_units(text, lengths, capsys):
-    plan = planned(capsys, GEMMA, "--lengths", text)
+def test_lengths_take_units(text, lengths, tmp_path, capsys):
+    config = json.loads(Path(GEMMA).read_text())
+    config["text_config"]["max_position_embeddings"] = 1 << 20
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    plan = planned(capsys, str(tmp_path), "--lengths", text)
 
     assert [row["num_tokens"] for row in plan["capacity"]] == lengths
 
@@ -163,10 +240,19 @@ def test_what_a_request_holds_besides_tokens_is_said(capsys):
         (["plan", "no/such/model"], "no config.json at no/such/model"),
         (["plan", str(CONFIGS)], "no config.json at"),
         (["plan", GEMMA, "--kv-cache-dtype", "int3"], "got 'int3'"),
-        (["plan", GEMMA, "--page-size", "0"], "must be positive, got 0 and 1"),
-        (["plan", GEMMA, "--page-size", "many"], "invalid int value"),
-        (["plan", GEMMA, "--pool-gib", "0"], "must be positive"),
-        (["plan", GEMMA, "--pool-gib", "inf"], "cannot convert float infinity"),
+        (
+            ["plan", GEMMA, "--page-size", "0"],
+            "--page-size: must be a whole number above 0, got '0'",
+        ),
+        (["plan", GEMMA, "--page-size", "many"], "--page-size: must be a whole number above 0"),
+        (["plan", GEMMA, "--tp", "-1"], "argument --tp: "),
+        *(
+            (
+                ["plan", GEMMA, "--pool-gib", size],
+                "--pool-gib: must be a number above 0 and at most",
+            )
+            for size in ("0", "-1", "nan", "inf", "1e30", "much")
+        ),
         (["plan", GEMMA, "--pool-gib", "0.001"], "holds 2 large pages of 416.09 KiB, one request"),
         (["plan", GEMMA, "--lengths", "8q"], "must look like 1k,8k,32k, got '8q'"),
         (["plan", GEMMA, "--lengths", "0"], "got '0'"),
@@ -190,6 +276,7 @@ def test_errors_are_one_line_and_exit_2(arguments, words, capsys):
     [
         ("{}", "config.json lacks architectures"),
         ("{", "is not JSON"),
+        ("\ufeff{}", "it begins with a byte order mark"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "must hold a JSON object, got list"),
     ],

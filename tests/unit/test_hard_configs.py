@@ -90,7 +90,7 @@ REFUSED = {
     "phi4_tp4": (("--tp", "4"), "4 ranks cannot share its 10 KV heads"),
 }
 BROKEN = {
-    "falcon_h1_no_d_ssm": "24 heads of mamba_d_head=64 do not make up the 2048 channels",
+    "falcon_h1_no_d_ssm": "24 heads of mamba_d_head=64 do not make up the 1024 channels",
     "head_dim_nan": "head_dim must be a whole number above 0, got nan",
     "trace_architectures_null_inside": "architectures must be a list of texts, got [None]",
     "trace_kv_heads_list": "num_key_value_heads must be a whole number above 0, got [4, 4, 4, 4]",

@@ -184,25 +184,29 @@ def test_layers_that_share_kv_have_rows_that_nobody_writes_as_in_sglang():
     ("architecture", "extra", "full_layers"),
     [
         ("Olmo2ForCausalLM", {}, (0, 1, 2, 3, 4, 5, 6, 7)),
-        ("Olmo3ForCausalLM", {}, (3, 7)),
-        ("Cohere2ForCausalLM", {"sliding_window_pattern": 4}, (3, 7)),
-        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLLG"}, (3, 7)),
+        ("Olmo3ForCausalLM", {"model_type": "olmo3"}, (3, 7)),
+        ("Cohere2ForCausalLM", {"model_type": "cohere2"}, (3, 7)),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLLG", "sliding_window": 64}, (3, 7)),
         ("Exaone4ForCausalLM", {"sliding_window": None}, (0, 1, 2, 3, 4, 5, 6, 7)),
         ("MistralForCausalLM", {"sliding_window": None}, (0, 1, 2, 3, 4, 5, 6, 7)),
         ("MistralForCausalLM", {"sliding_window": 4096}, (0, 1, 2, 3, 4, 5, 6, 7)),
-        ("Gemma3ForCausalLM", {"sliding_window_pattern": 2}, (1, 3, 5, 7)),
+        (
+            "Gemma3ForCausalLM",
+            {"sliding_window_pattern": 2, "model_type": "gemma3_text"},
+            (1, 3, 5, 7),
+        ),
         # SGLang stores in full what it has no code for.
         (
-            "SomethingNewForCausalLM",
+            "LlamaForCausalLM",
             {"layer_types": ["full_attention", "sliding_attention"] * 4, "sliding_window": 64},
             (0, 1, 2, 3, 4, 5, 6, 7),
         ),
         (
-            "SomethingNewForCausalLM",
+            "LlamaForCausalLM",
             {"is_hybrid_swa": True, "hybrid_layer_pattern": [1, 0] * 4, "sliding_window": 64},
             (1, 3, 5, 7),
         ),
-        ("SomethingNewForCausalLM", {"sliding_window": 64}, (0, 1, 2, 3, 4, 5, 6, 7)),
+        ("LlamaForCausalLM", {"sliding_window": 64}, (0, 1, 2, 3, 4, 5, 6, 7)),
         (
             "Qwen2ForCausalLM",
             {
@@ -266,8 +270,8 @@ def test_configs_that_cannot_be_planned_say_why(change, words):
     [
         ({"dtype": "int3"}, "--dtype must be one of .*, got 'int3'"),
         ({"kv_cache_dtype": "fp32"}, "--kv-cache-dtype must be one of auto, .*, got 'fp32'"),
-        ({"page_size": 0}, "page_size and tp must be positive, got 0 and 1"),
-        ({"tp": -1}, "got 1 and -1"),
+        ({"page_size": 0}, "--page-size must be above 0, got 0"),
+        ({"tp": -1}, "--tp must be above 0, got -1"),
     ],
 )
 def test_bad_options_say_why(options, words):
@@ -309,7 +313,7 @@ def test_state_heads_must_be_shared_by_the_ranks():
 @pytest.mark.parametrize(
     ("fields", "tokens"),
     [
-        ({}, None),
+        ({}, 2048),
         ({"max_position_embeddings": 8192}, 8192),
         ({"seq_length": 4096, "max_position_embeddings": 8192}, 4096),
         (

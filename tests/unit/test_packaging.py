@@ -107,7 +107,18 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
 
-    assert names == module_files() | {"sglang_jenga/py.typed"}
+    assert names == module_files() | {"sglang_jenga/py.typed", "sglang_jenga/plan/catalogue.json"}
+
+
+def test_the_pythons_named_are_those_that_tests_run_on():
+    text = (ROOT / "pyproject.toml").read_text()
+    named = set(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text))
+    workflows = "\n".join(p.read_text() for p in (ROOT / ".github" / "workflows").glob("*.yml"))
+    run = set(re.findall(r'python-version: "(3\.\d+)"', workflows))
+    (least,) = re.findall(r'requires-python = ">=(3\.\d+)"', text)
+
+    assert named == run
+    assert least == min(named, key=lambda version: int(version[2:]))
 
 
 def test_every_folder_is_a_package_of_the_wheel():
