@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sglang_jenga.boot import cpu_table, hook_docs, hook_table, hooks, rebinding
+from sglang_jenga.boot import (
+    cpu_table,
+    hook_docs,
+    hook_table,
+    hooks,
+    rebinding,
+    scheduler_table,
+)
 from sglang_jenga.boot.hooks import Call, Hook, HookError
 from sglang_jenga.boot.rebinding import Rebinding
 from sglang_jenga.testing.engines import preload
@@ -34,7 +41,7 @@ def test_every_group_of_rows_has_its_moment():
     """A group that no moment lists would be in use and in no document."""
     groups = [
         value
-        for module in (hook_table, cpu_table)
+        for module in (hook_table, scheduler_table, cpu_table)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, tuple) and isinstance(value[0], tuple)
     ]

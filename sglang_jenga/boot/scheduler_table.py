@@ -1,0 +1,204 @@
+"""What is hooked of a scheduler that serves: rounds and steps, requests, weights and bytes."""
+
+from __future__ import annotations
+
+from sglang_jenga.boot.hooks import Hook
+from sglang_jenga.boot.rebinding import Rebinding
+
+_OURS = "sglang_jenga"
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+_BATCH = "sglang.srt.managers.schedule_batch"
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_ALLOCATION = "sglang.srt.mem_cache.allocation"
+
+ROUNDS = (
+    Hook(
+        f"{_SCHEDULER}._get_new_batch_prefill_raw",
+        "around",
+        "(self, prefill_delayer_single_pass, running_batch)",
+        f"{_OURS}.serving.scheduling:next_prefill",
+        "a round of admission",
+        "`batch_is_full`, and who resets it where there are windows",
+    ),
+    Hook(
+        f"{_ADDER}.__init__",
+        "after",
+        "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
+        "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens, "
+        "priority_scheduling_preemption_threshold, max_prefill_bs, max_running_requests, "
+        "prefill_max_requests, prefill_delayer_single_pass, dllm_config, waiting_queue_len, "
+        "prefill_tile_block_m)",
+        f"{_OURS}.serving.scheduling:begin_round",
+        "what the round has promised so far",
+        "that `memory_budget` is set in this constructor",
+    ),
+    Hook(
+        f"{_ADDER}.add_chunked_req",
+        "around",
+        "(self, req)",
+        f"{_OURS}.serving.scheduling:ask_for_chunk",
+        "room for the next chunk of a prompt",
+        "that the budget is asked in here, and cuts the chunk",
+    ),
+    Hook(
+        f"{_ADDER}.add_one_req",
+        "around",
+        "(self, req, has_chunked_req, truncation_align_size)",
+        f"{_OURS}.serving.scheduling:ask_for_request",
+        "room for a new request, all groups at once",
+        "that the budget is asked in here, before anything is locked",
+    ),
+    Hook(
+        f"{_SCHEDULER}.get_next_batch_to_run",
+        "after",
+        "(self, running_batch, last_batch)",
+        f"{_OURS}.serving.scheduling:next_batch",
+        "nobody waits for ever",
+        "the plan's fields `batch_to_run` and `running_batch`; `release_req`; how an abort is sent",
+    ),
+    Hook(
+        f"{_SCHEDULER}.update_running_batch",
+        "around",
+        "(self, batch)",
+        f"{_OURS}.serving.scheduling:update_running_batch",
+        "room for a decode step",
+        "that `check_decode_mem` and retraction are reached from here",
+    ),
+    Hook(
+        f"{_BATCH}.ScheduleBatch.retract_decode",
+        "around",
+        "(self)",
+        f"{_OURS}.serving.scheduling:retract_decode",
+        "the last request is not aborted while memory can still be had",
+        "the triple that it returns; `to_finish`",
+    ),
+    Hook(
+        f"{_BATCH}.ScheduleBatch.mamba_lazy_prealloc_at_boundary",
+        "around",
+        "(self, mamba_track_interval)",
+        f"{_OURS}.serving.scheduling:take_second_slots",
+        "of a step only the requests at a track boundary are looked at",
+        "which fields of the batch it reads",
+    ),
+    Hook(
+        f"{_BATCH}.ScheduleBatch.maybe_evict_swa",
+        "around",
+        "(self)",
+        f"{_OURS}.serving.scheduling:maybe_evict_swa",
+        "what lies behind windows is given back",
+        "`swa_evicted_seqlen`, and who else frees behind windows",
+    ),
+    Hook(
+        f"{_CHECKER}._check_kv_page_invariants",
+        "around",
+        "(self)",
+        f"{_OURS}.serving.scheduling:check_page_invariants",
+        "SGLang's sanity check, on our pages",
+        "`_requests_owning_rows`, `kv_committed_len` and `kv_allocated_len`",
+    ),
+    Hook(
+        f"{_ALLOCATION}.alloc_for_extend",
+        "around",
+        "(batch)",
+        f"{_OURS}.serving.scheduling:alloc_for_extend",
+        "one allocation for a step of prompts, from what the host knows",
+        "which fields of the batch are on the host: `prefix_lens`, `extend_lens`, `kv.holds_kv`",
+    ),
+    Hook(
+        f"{_ALLOCATION}.alloc_for_decode_default",
+        "around",
+        "(batch, token_per_req)",
+        f"{_OURS}.serving.scheduling:alloc_for_decode",
+        "one allocation for a decode step, from what the host knows",
+        "`kv.kv_allocated_len`; that one call serves one step",
+    ),
+)
+REQUESTS = (
+    Hook(
+        "sglang.srt.beam_search.coordinator.BeamCoordinator.validate_and_init",
+        "around",
+        "(self, req, recv_req)",
+        f"{_OURS}.boot.request_rules:validate_beams",
+        "beam search is refused with status 400",
+        "that a reason which it returns becomes status 400",
+    ),
+)
+WEIGHTS = (
+    Hook(
+        f"{_BATCH}.retract_all",
+        "around",
+        "(*, reqs, req_to_token_pool, token_to_kv_pool_allocator, tree_cache, "
+        "hisparse_coordinator, offload_kv)",
+        f"{_OURS}.serving.weight_changes:retract_all",
+        "nobody resumes an answer from KV of old weights",
+        "who else retracts everybody; what a pause keeps",
+    ),
+    Hook(
+        f"{_UPDATER}.flush_cache_after_weight_update",
+        "after",
+        "(self, recv_req, success, message)",
+        f"{_OURS}.serving.weight_changes:drop_answers",
+        "the same for requests retracted before",
+        "whether weights can change by another way",
+    ),
+)
+BYTES = (
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",
+        "after",
+        "(self, capture_decode_cuda_graph)",
+        f"{_OURS}.serving.zeroing:after_capture",
+        "what capture wrote for rows of padding is zeroed",
+        "whether anything is captured, or warmed up, after this",
+    ),
+    Hook(
+        f"{_UPDATER}.resume_memory_occupation",
+        "after",
+        "(self, recv_req)",
+        f"{_OURS}.serving.zeroing:after_resume",
+        "memory that comes back from the memory saver is zeroed",
+        "that the cache is flushed when it goes; what else lies in the region of the KV cache",
+    ),
+)
+_CONV = "sglang.kernels.ops.mamba"
+_COPIES = f"{_OURS}.memory.conv_copies"
+_NARROW = "its kernel counts where a state lies in 32 bits: it works on copies"
+_FAR = "whether it counts in 64 bits by now; then drop the row"
+STATES = (
+    Rebinding(
+        f"{_CONV}.causal_conv1d_fwd",
+        "around",
+        "(x, weight, bias_, conv_states, query_start_loc, cache_indices, has_initial_state, "
+        "silu_activation, pad_slot_id)",
+        f"{_COPIES}:causal_conv1d_fwd",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.causal_conv1d_update",
+        "around",
+        "(x, conv_state, weight, bias_, silu_activation, cache_seqlens, conv_state_indices, "
+        "pad_slot_id)",
+        f"{_COPIES}:causal_conv1d_update",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.lfm_short_conv.fused_lfm_short_conv_prefill",
+        "around",
+        "(b, c, x, weight, state, query_start_loc, cache_indices, has_initial_state, max_seq_len)",
+        f"{_COPIES}:fused_lfm_short_conv_prefill",
+        _NARROW,
+        _FAR,
+    ),
+    Rebinding(
+        f"{_CONV}.lfm_short_conv.fused_lfm_short_conv_decode",
+        "around",
+        "(b, c, x, weight, state, cache_indices)",
+        f"{_COPIES}:fused_lfm_short_conv_decode",
+        _NARROW,
+        _FAR,
+    ),
+)
