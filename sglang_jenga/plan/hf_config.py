@@ -35,9 +35,9 @@ class ConfigLayers:
     """What a model asks of one rank's pool.
 
     ``refused`` is the sentence by which a server refuses the model, empty if it serves it; a model
-    that is refused may have no ``groups``. ``context_tokens`` bounds a request, None if the config
-    does not say. ``states`` is the number of state slots a running request takes with the server's
-    default strategy (0 = no state layers).
+    that is refused may have no ``groups``. ``context_tokens`` bounds a request; None where the
+    layers of a refused model are not read. ``states`` is the number of state slots a running
+    request takes with the server's default strategy (0 = no state layers).
     """
 
     architecture: str
@@ -103,7 +103,7 @@ def read_geometry(
         return ConfigLayers(architecture, (), None, refused=refused)
     has_states = any("state" in kinds for kinds in layers)
     if has_states:
-        refused = refused or _page_refusal(row, config, page_size)
+        refused = refused or _page_refusal(row, read, page_size)
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     return ConfigLayers(
@@ -214,10 +214,10 @@ class _Reading:
         return len(self._ids("state")) * self.row.state(self.read, self.tp)
 
 
-def _page_refusal(row: ModelRow, config: Mapping[str, Any], page_size: int) -> str:
+def _page_refusal(row: ModelRow, read: Read, page_size: int) -> str:
     """The sentence for a page size that a model with states does not take."""
     if row.tracks:
-        chunk = config.get("mamba_chunk_size") or layer_rules.CHUNK
+        chunk = read("mamba_chunk_size") or layer_rules.CHUNK
         return layer_rules.tracked_pages_refusal(page_size, layer_rules.TRACK_INTERVAL, chunk)
     if page_size == 1:
         return ""
