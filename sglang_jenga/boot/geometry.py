@@ -14,7 +14,7 @@ from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 from sglang_jenga.boot import known_model, window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
 from sglang_jenga.layers.full import Full
-from sglang_jenga.layers.registry import kind_of
+from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
@@ -57,7 +57,7 @@ def geometry_of(configurator: Any) -> ServedLayers:
         window = configurator.sliding_window_size + 1
         groups = (
             group(Full(), layers.full_attention_layer_ids, full),
-            group(kind_of(row.sliding, window), layers.swa_attention_layer_ids, sliding),
+            group(sliding_kind(row.sliding, window), layers.swa_attention_layer_ids, sliding),
         )
         heads = (full, sliding)
     elif configurator.mambaish_config is not None:

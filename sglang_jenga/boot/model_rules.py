@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sglang_jenga.boot import known_model
+from sglang_jenga.layers import registry
+from sglang_jenga.layers.chunked import Chunked
 from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_ONLY
@@ -13,9 +15,6 @@ from sglang_jenga.plan.model_row import WINDOWS_ONLY
 ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
 # Of these, the ones whose kernels take V rows narrower than K rows.
 ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
-# And the ones that keep to the chunks of Llama-4's local layers. The others read all that came
-# before, of which the pool gives back what lies behind a chunk.
-CHUNKED_BACKENDS = ("fa3", "fa4")
 # The ones that load no more of a window than a query may see. The others load whole blocks at its
 # edge and mask them, and what lies in a page given back may be a state: 0 times its NaN is NaN.
 EXACT_BACKENDS = ("torch_native", "triton", "flashinfer")
@@ -70,8 +69,12 @@ def backend_lines(prefill: str | None, decode: str | None, model: Any) -> list[s
 
 
 def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
-    if model.attention_chunk_size is not None and model.is_hybrid_swa:
-        return CHUNKED_BACKENDS, "its kernels read behind the chunks of local attention layers"
+    if model.is_hybrid_swa:
+        kind = registry.kind_named(known_model.of_model(model).row.sliding)
+        if model.attention_chunk_size is not None:
+            kind = Chunked  # so are its layers built, though their group may be a window as wide
+        if kind.backends:
+            return kind.backends, f"its kernels read more than a {kind.name} layer keeps"
     served = ASYMMETRIC_BACKENDS if model.has_asymmetric_kv else ATTENTION_BACKENDS
     if model.is_hybrid_swa and has_state(model):
         exact = tuple(name for name in served if name in EXACT_BACKENDS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang_jenga.boot import known_model
 from sglang_jenga.plan.layer_rules import row_of
-from sglang_jenga.plan.model_row import ModelRow
+from sglang_jenga.plan.model_row import ModelRow, UnknownPlaceError
 
 _logger = logging.getLogger(__name__)
 _enabled = False
@@ -40,7 +40,10 @@ def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kind
     model = known_model.of_config(architectures or (), text_config)
     if not _is_ours(model.row):
         return None
-    layers = model.row.stored_layers(model.read)
+    try:
+        layers = model.row.stored_layers(model.read)
+    except UnknownPlaceError:
+        return None  # `model_rules` refuses the model, once SGLang knows which it is
     if not any("window" in kinds for kinds in layers):
         return None
     return [True if "window" in kinds else False if "full" in kinds else None for kinds in layers]

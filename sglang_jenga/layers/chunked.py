@@ -40,6 +40,8 @@ class Chunked(Sliding):
     """``width``: tokens in a chunk."""
 
     name: ClassVar[str] = "chunked"
+    # The others read all that came before, of which the pool gives back what lies behind a chunk.
+    backends: ClassVar[tuple[str, ...]] = ("fa3", "fa4")
     width: int
 
     @property
