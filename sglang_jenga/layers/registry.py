@@ -9,8 +9,8 @@
         register_kind(SinkWindow)
         register_model("SinkGemmaForCausalLM", ModelRow(..., sliding="sink_window"))
 
-`load_installed` calls what is registered there: once in every process of a server, before anything
-is built, and in `sglang-jenga plan`. `examples/sink_window` is a complete package.
+`load_installed` calls what is registered there: once in every process of a server with the flag,
+before anything is built, and in `sglang-jenga plan`. `examples/sink_window` is a complete package.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _KINDS: dict[str, type[LayerKind]] = {kind.name: kind for kind in (Full, Window,
 
 ENTRY_POINTS = "sglang_jenga.layers"
 _loaded = False
+_failed: RegistrationError | None = None
 
 
 class RegistrationError(ValueError):
@@ -64,10 +65,8 @@ def _require_a_place(kind: type[LayerKind]) -> None:
             f"{kind.address.name} and {kind.storage.name}: SGLang has one pool of full attention "
             "and one of states, and both have their type"
         )
-    widths = (
-        [field for field in fields(kind) if field.name == "width"] if is_dataclass(kind) else ()
-    )
-    if not widths and not isinstance(getattr(kind, "width", None), property):
+    stored = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    if "width" not in stored and not isinstance(getattr(kind, "width", None), property):
         raise TypeError(f"{name} must have a `width`: the tokens, at most, that a step reads")
     try:
         signature(kind).bind(1)
@@ -121,7 +120,9 @@ def load_installed() -> None:
     Raises:
         RegistrationError: one of them failed; the message names it.
     """
-    global _loaded
+    global _loaded, _failed
+    if _failed is not None:
+        raise _failed
     if _loaded:
         return
     _loaded = True
@@ -129,7 +130,9 @@ def load_installed() -> None:
         try:
             entry.load()()
         except Exception as error:
-            raise RegistrationError(
+            why = " ".join(str(error).split())
+            _failed = RegistrationError(
                 f"the layer types of {entry.value} could not be registered: "
-                f"{type(error).__name__}: {error}; mend that package or remove it"
-            ) from error
+                f"{type(error).__name__}: {why}; mend that package or remove it"
+            )
+            raise _failed from error
