@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sglang_jenga.layers.base import Sliding
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, exchanged_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Chunked(Sliding):
 
     @property
     def policy(self) -> LayerPolicy:
-        return ChunkedPolicy(self.width)
+        return exchanged_policy(self.name, self.width) or ChunkedPolicy(self.width)
 
     def dead(self, length: int) -> Range | None:
         end = length - length % self.width

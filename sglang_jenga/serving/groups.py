@@ -24,21 +24,21 @@ class ServedGroups:
     """The groups of a pool by address. Ids are positions in the plan.
 
     ``row``: the group whose slots SGLang's rows name. ``mapped``: those found through its slots.
-    ``state``: the one with a slot per request, None if there is none. ``sinks``: per group the first
-    tokens of a request, in whole small pages, that it never gives back.
+    ``state``: the one with a slot per request, None if there is none. ``sinks``: per group a
+    request's first tokens, in whole small pages, that it never gives back.
     """
 
     def __init__(self, plan: PoolPlan) -> None:
         self.kinds: list[LayerKind] = [item.group.kind for item in plan.groups]
-        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        self.tokens_per_page = plan.tokens_per_page
         by_address: dict[Address, list[int]] = {address: [] for address in Address}
         for group_id, kind in enumerate(self.kinds):
             by_address[kind.address].append(group_id)
-        rows, requests = by_address[Address.ROW], by_address[Address.REQUEST]
-        if len(rows) != 1 or len(requests) > 1:
+        requests = by_address[Address.REQUEST]
+        if len(requests) > 1:
             labels = ", ".join(kind.label for kind in self.kinds)
-            raise ValueError(f"one group of full slots and at most one of states, got {labels}")
-        self.row = rows[0]
+            raise ValueError(f"at most one group of states can be served, got {labels}")
+        self.row = plan.row_group
         self.mapped = tuple(by_address[Address.MAPPED])
         self.state = requests[0] if requests else None
         # What a row's positions have pages in.

@@ -46,8 +46,8 @@ class Server(NamedTuple):
 
 def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
     """Whether the empty pool holds a request with the slack, though in each group one large page
-    is filled as badly as can be, with windows two, with sinks before them three, with every state in
-    a large page of its own, and windows in chunks as small as may be."""
+    is filled as badly as can be, with windows two, with sinks before them three, with every state
+    in a large page of its own, and windows in chunks as small as may be."""
     page_size = settings.page_size
     slack = SLACK_TOKENS + SLACK_PAGES * page_size
     tokens = prompt + new + slack

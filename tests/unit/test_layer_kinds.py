@@ -1,4 +1,4 @@
-"""Every registered layer type against a count by hand: a request that is computed token by token."""
+"""Every layer type against a count by hand: a request that is computed token by token."""
 
 from __future__ import annotations
 
