@@ -70,5 +70,5 @@ def test_a_row_that_no_server_can_carry_is_refused_by_plan_and_server(
         launcher.run(RESTORE.format(name=ARCHITECTURE))
 
     assert outcome[:2] == ("SystemExit", f"{SERVE}{ARCHITECTURE}: {why}; drop --memory-backend")
-    assert planned.refused == outcome.text
+    assert f"sglang-jenga: {planned.refused}" == outcome.text
     assert planned.groups == ()

@@ -9,8 +9,8 @@ from sglang_jenga.testing.cpu_engine import ROOT
 
 sys.path.append(str(ROOT / "examples" / "sink_window"))
 
-from sink_window.kind import SINKS, SinkWindow
+from sink_window.kind import SINKS, SinkWindow, SinkWindowPolicy
 
 register_kind(SinkWindow)
 
-__all__ = ["SINKS", "SinkWindow"]
+__all__ = ["SINKS", "SinkWindow", "SinkWindowPolicy"]
