@@ -128,7 +128,7 @@ class Sliding(LayerKind):
     """Layers whose oldest tokens die while a request runs. SGLang finds the others through the
     slots of full attention.
 
-    ``width`` tokens, the current one included, are the most that a step reads.
+    ``width`` tokens, the current one included, are the most that a step reads beyond the sinks.
     """
 
     __slots__ = ()

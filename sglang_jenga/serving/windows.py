@@ -52,8 +52,10 @@ def _locked_from(req: Any, group: _Group) -> int | None:
     ranges = req.lock.ranges[group.group_id] if req.lock is not None else ()
     if not ranges:
         return None
-    begin = max(ranges[-1][0], group.sinks)
-    return begin if begin < ranges[-1][1] else None
+    begin, end = ranges[-1]
+    if begin < group.sinks:
+        begin = group.sinks
+    return begin if begin < end else None
 
 
 class Windows:
