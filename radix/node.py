@@ -155,11 +155,16 @@ class PageObserver(Protocol):
     def changed(self, node: Node, group_id: int) -> None: ...
 
 
+NO_TOKENS: Range = (0, 0)
+
+
 class TokenPages(NamedTuple):
-    """A request's own pages of the tokens from ``begin`` on, one per ``tokens_per_page``."""
+    """A request's own pages of the tokens from ``begin`` on, one per ``tokens_per_page``. It has
+    none of the tokens ``gone`` (whole pages) any more; what ``ids`` says of those means nothing."""
 
     begin: int
     ids: np.ndarray
+    gone: Range = NO_TOKENS
 
 
 PrefixPages = Mapping[int, int]  # length of a prefix: the request's own page for it

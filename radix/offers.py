@@ -81,7 +81,13 @@ class Offers:
         if begin >= node.end:
             return None
         step = self._paths.tokens_per_page
-        return offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
+        ids = offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
+        low, high = max(offer.gone[0], begin), min(offer.gone[1], node.end)
+        if low >= high:
+            return ids
+        front, back = (low - begin) // step, (high - begin) // step
+        left = np.concatenate([ids[:front], ids[back:]])
+        return left if left.size else None
 
     def _adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
         self._holdings.adopt(node, group_id, ids)
@@ -92,5 +98,5 @@ def _cuts(offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> l
     """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
     cuts: set[int] = set()
     for offer in offers:
-        cuts.update((offer.begin,) if isinstance(offer, TokenPages) else offer)
+        cuts.update((offer.begin, *offer.gone) if isinstance(offer, TokenPages) else offer)
     return sorted(cut for cut in cuts if begin < cut < end)

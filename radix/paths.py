@@ -158,8 +158,14 @@ class Paths:
         if step == 1 and most is None:
             return ranges
         most = length if most is None else most
-        whole = [(begin - begin % step, min(end + -end % step, most)) for begin, end in ranges]
-        return [(begin, end) for begin, end in whole if begin < end]
+        whole: list[Range] = []
+        for begin, end in ranges:
+            begin, end = begin - begin % step, min(end + -end % step, most)
+            if whole and begin < whole[-1][1]:  # two ranges end and begin in one page
+                begin = whole.pop()[0]
+            if begin < end:
+                whole.append((begin, end))
+        return whole
 
     def parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
         """Nodes of the path to ``node`` that hold exactly these ranges, which are in rising order;

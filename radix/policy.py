@@ -76,7 +76,7 @@ def closed_group(policies: Sequence[LayerPolicy]) -> int:
 # ---- policies of one's own ------------------------------------------------------------------
 
 PolicyFactory = Callable[[int | None], LayerPolicy]
-BUILT_IN = ("full", "window", "state")
+BUILT_IN = ("full", "window", "chunked", "state")
 _exchanged: dict[str, PolicyFactory] = {}
 
 

@@ -90,7 +90,6 @@ def _warn_of_unchecked_version() -> None:
 
 
 def _load_extras() -> None:
-    registry.load_installed()
     sgl_kernel.complete()
     if sgl_kernel.cpu_engine_requested():
         rebinding.rebind(hook_table.CPU_RESOLUTION)
@@ -106,9 +105,10 @@ def activate() -> None:
     try:
         from sglang_jenga.boot import construction
 
+        registry.load_installed()  # others' code: of no server without the flag
         hooks.check(hook_table.CALLS)
         hooks.apply(hook_table.SCHEDULER)
-    except (ImportError, hooks.HookError) as error:
+    except (ImportError, hooks.HookError, registry.RegistrationError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
     validate.register_model_check()
     window_models.register_overrides()

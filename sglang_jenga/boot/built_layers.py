@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_jenga.boot import known_model
+from sglang_jenga.layers import agreement
 from sglang_jenga.layers.base import Address
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.plan.spec import LayerGroup
@@ -24,16 +25,27 @@ _logger = logging.getLogger(__name__)
 
 class BuiltLayer(NamedTuple):
     """An attention layer as built. ``sees`` counts tokens, the current one included; None if all.
-    ``in_chunks``: it keeps to a chunk, and its kernel knows which."""
+    ``chunk``: it keeps to an aligned chunk of so many tokens, and its kernel knows which."""
 
     layer_id: int
     heads: HeadShape
     sees: int | None
-    in_chunks: bool = False
+    chunk: int | None = None
+
+    @property
+    def reads(self) -> agreement.Reads | None:
+        """What it reads of the tokens before one, None for all."""
+        chunk, sees = self.chunk, self.sees
+        if chunk is not None:
+            return lambda length: ((length - length % chunk, length),)
+        if sees is None:
+            return None
+        return lambda length: ((max(0, length - sees + 1), length),)
 
 
-def of_model(model: Any) -> list[BuiltLayer]:
-    """Return the layers of a model that read and write a KV pool.
+def of_model(model: Any, chunk: int | None = None) -> list[BuiltLayer]:
+    """Return the layers of a model that read and write a KV pool; ``chunk``: tokens in a chunk of
+    those that keep to one.
 
     Layers that share KV name the layer that writes it, and several layers may have one number.
     """
@@ -47,7 +59,7 @@ def of_model(model: Any) -> list[BuiltLayer]:
             HeadShape(module.tp_k_head_num, module.qk_head_dim, module.v_head_dim),
             # SGLang's window excludes the current token, ours includes it.
             module.sliding_window_size + 1 if module.sliding_window_size > -1 else None,
-            module.use_irope,
+            chunk if module.use_irope else None,
         )
         for module in (*model.modules(), *beside.values())
         if isinstance(module, RadixAttention) and module.attn_type != AttentionType.ENCODER_ONLY
@@ -63,7 +75,8 @@ def differences(
     """Say in what the built layers differ from the attention groups, whose heads are `heads`.
 
     `seen` is how many tokens a window layer sees by the table of models, None if it has no row. A
-    layer of a full group may see less than all: that is safe.
+    layer of a full group may see less than all: that is safe. Of a group that gives tokens back,
+    its type says which, and a layer must read none of them.
     """
     home = {
         layer_id: (group, shape)
@@ -71,6 +84,7 @@ def differences(
         for layer_id in group.layer_ids
     }
     found = []
+    known: dict[tuple[Any, ...], list[str]] = {}
     for layer in layers:
         name = f"layer {layer.layer_id}"
         if layer.layer_id not in home:
@@ -79,20 +93,24 @@ def differences(
         group, shape = home[layer.layer_id]
         if layer.heads != shape:
             found.append(f"{name} has {_shown(layer.heads)}, its group {_shown(shape)}")
-        if group.kind.address is Address.MAPPED and not layer.in_chunks:
-            found += _window_differences(name, layer.sees, group, seen)
+        if group.kind.address is Address.MAPPED:
+            way = (group.label, layer.sees, layer.chunk)
+            if way not in known:  # a model has many layers of one kind
+                known[way] = _window_differences(layer, group, seen)
+            found += [f"{name} {what}" for what in known[way]]
     return list(dict.fromkeys(found))
 
 
-def _window_differences(
-    name: str, sees: int | None, group: LayerGroup, seen: int | None
-) -> list[str]:
-    if sees is None:
-        return [f"{name} sees all tokens, its group is {group.label}"]
-    if sees > group.window:
-        return [f"{name} sees {sees} tokens, its group is {group.label}"]
-    if seen is not None and sees != seen:
-        return [f"{name} sees {sees} tokens, {seen} by the table of models"]
+def _window_differences(layer: BuiltLayer, group: LayerGroup, seen: int | None) -> list[str]:
+    """The same but for a layer's name."""
+    if layer.reads is None:
+        return [f"sees all tokens, its group is {group.label}"]
+    wrong = agreement.fault(group.kind, layer.reads)
+    if wrong is not None:
+        how = f"sees {layer.sees} tokens" if layer.chunk is None else f"has chunks of {layer.chunk}"
+        return [f"{how}, its group is {group.label}: {wrong}"]
+    if layer.chunk is None and seen is not None and layer.sees != seen:
+        return [f"sees {layer.sees} tokens, {seen} by the table of models"]
     return []
 
 
@@ -103,7 +121,7 @@ def _shown(heads: HeadShape) -> str:
 def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
     """Return the line to stop with, or None if the model of SGLang's ``KVCacheConfigurator`` was
     built as its groups are planned."""
-    layers = of_model(configurator.model)
+    layers = of_model(configurator.model, configurator.model_config.attention_chunk_size)
     known = known_model.of_model(configurator.model_config)
     groups = geometry.groups[: len(geometry.heads)]
     seen = None

@@ -203,9 +203,10 @@ def _build_kv_pool(
     if configurator.is_hybrid_swa:
         return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
     layers = configurator.layer_info
-    full, heads = buffer.plan.groups[0].group, geometry.heads[0]
+    row = buffer.plan.row_group
+    full, heads = geometry.row, geometry.heads[row]
     if states is not None:
-        pool = JengaMHAPool(buffer, 0, heads, dtype, enable_alt_stream=alt_stream)
+        pool = JengaMHAPool(buffer, row, heads, dtype, enable_alt_stream=alt_stream)
         return HybridLinearKVPool(
             size=pool.size,
             dtype=dtype,
@@ -220,7 +221,7 @@ def _build_kv_pool(
         )
     return JengaMHAPool(
         buffer,
-        0,
+        row,
         heads,
         dtype,
         start_layer=layers.start_layer,

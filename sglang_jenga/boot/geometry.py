@@ -14,13 +14,13 @@ from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 from sglang_jenga.boot import known_model, window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
 from sglang_jenga.layers.full import Full
-from sglang_jenga.layers.registry import kind_of
+from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.memory.state import StateShape
 from sglang_jenga.plan.planner import PoolTooSmallError, plan_pool
 from sglang_jenga.plan.request_need import RequestNeed
-from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes
+from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes, row_group
 from sglang_jenga.plan.state_sizes import SLOT_BYTES, with_slots
 
 SMALLEST_REQUEST = 16
@@ -34,6 +34,11 @@ class ServedLayers(NamedTuple):
     groups: tuple[LayerGroup, ...]
     heads: tuple[HeadShape, ...]
     state: StateShape | None = None
+
+    @property
+    def row(self) -> LayerGroup:
+        """The group whose slots SGLang's rows name."""
+        return self.groups[row_group(self.groups)]
 
 
 def geometry_of(configurator: Any) -> ServedLayers:
@@ -57,7 +62,7 @@ def geometry_of(configurator: Any) -> ServedLayers:
         window = configurator.sliding_window_size + 1
         groups = (
             group(Full(), layers.full_attention_layer_ids, full),
-            group(kind_of(row.sliding, window), layers.swa_attention_layer_ids, sliding),
+            group(sliding_kind(row.sliding, window), layers.swa_attention_layer_ids, sliding),
         )
         heads = (full, sliding)
     elif configurator.mambaish_config is not None:
@@ -85,7 +90,7 @@ def asked_bytes(
     """
     limits = [limit for limit in (get_schedule().max_total_tokens, cap_tokens) if limit is not None]
     # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
-    counts = bool(geometry.groups[0].layer_ids) or get_schedule().max_mamba_cache_size is not None
+    counts = bool(geometry.row.layer_ids) or get_schedule().max_mamba_cache_size is not None
     if not limits or not counts:
         return None
     return pinned_bytes(geometry, min(limits), stock_is_hybrid=_stock_is_hybrid(configurator))
@@ -104,7 +109,7 @@ def pinned_bytes(geometry: ServedLayers, num_tokens: int, *, stock_is_hybrid: bo
     Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
     stores as full KV, gives every layer a row for every token.
     """
-    page_size = geometry.groups[0].tokens_per_page
+    page_size = geometry.row.tokens_per_page
     tokens = num_tokens // page_size * page_size
     total = 0
     for group in geometry.groups[: len(geometry.heads)]:
@@ -138,9 +143,8 @@ def states_per_request(geometry: ServedLayers) -> int:
 
 def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
     """The pool's plan, or one line that says what the smallest request would need."""
-    first = geometry.groups[0]
     # SGLang admits a request while more than its tokens and a page are free.
-    smallest = SMALLEST_REQUEST + first.tokens_per_page + 1
+    smallest = SMALLEST_REQUEST + geometry.row.tokens_per_page + 1
     groups = with_slots(geometry.groups, pool_bytes)
     states = states_per_request(geometry)
     try:
@@ -161,6 +165,6 @@ def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
 def longest_request(plan: PoolPlan, states: int = 1) -> int:
     """Tokens, prompt and answer, of the longest single request the empty pool can hold, of which
     each takes so many ``states``; whole pages."""
-    page_size = plan.groups[0].group.tokens_per_page
-    longest = RequestNeed(plan, states).longest(plan.num_slots(0))
+    page_size = plan.tokens_per_page
+    longest = RequestNeed(plan, states).longest(plan.num_slots(plan.row_group))
     return longest // page_size * page_size

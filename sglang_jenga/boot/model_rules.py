@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sglang_jenga.boot import known_model
+from sglang_jenga.layers import registry
+from sglang_jenga.layers.chunked import Chunked
 from sglang_jenga.plan import catalogue, layer_rules
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_ONLY
@@ -13,9 +15,6 @@ from sglang_jenga.plan.model_row import WINDOWS_ONLY
 ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
 # Of these, the ones whose kernels take V rows narrower than K rows.
 ASYMMETRIC_BACKENDS = ("triton", "fa3", "fa4")
-# And the ones that keep to the chunks of Llama-4's local layers. The others read all that came
-# before, of which the pool gives back what lies behind a chunk.
-CHUNKED_BACKENDS = ("fa3", "fa4")
 # The one whose prefills, on cards before Blackwell and on small Blackwells, read K and V only where
 # they are two halves of one buffer, and else copy the batch's pages, or the pool, in every layer.
 COPYING_BACKEND = "trtllm_mha"
@@ -106,8 +105,12 @@ _TILES = "its kernels load more than the window, and states may lie there"
 
 
 def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
-    if model.attention_chunk_size is not None and model.is_hybrid_swa:
-        return CHUNKED_BACKENDS, "its kernels read behind the chunks of local attention layers"
+    if model.is_hybrid_swa:
+        kind = registry.kind_named(known_model.of_model(model).row.sliding)
+        if model.attention_chunk_size is not None:
+            kind = Chunked  # so are its layers built, though their group may be a window as wide
+        if kind.backends:
+            return kind.backends, f"its kernels read more than a {kind.name} layer keeps"
     served = ASYMMETRIC_BACKENDS if model.has_asymmetric_kv else ATTENTION_BACKENDS
     return served, "its kernels are not known to read strided KV"
 

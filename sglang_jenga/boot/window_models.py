@@ -18,7 +18,7 @@ from sglang_jenga.boot.known_model import KnownModel
 from sglang_jenga.plan import layer_rules
 from sglang_jenga.plan.layer_lists import LayerList
 from sglang_jenga.plan.layer_rules import row_of
-from sglang_jenga.plan.model_row import ModelRow
+from sglang_jenga.plan.model_row import ModelRow, UnknownPlaceError
 
 _logger = logging.getLogger(__name__)
 _enabled = False
@@ -62,13 +62,17 @@ def _has_no_windows(architectures: Sequence[str] | None, text_config: Any) -> bo
     model = known_model.of_config(architectures or (), text_config)
     if not model.listed or model.row.layers is None or not model.row.stock_stores_windows:
         return False
-    return all("window" not in kinds for kinds in _layers_of(model))
+    layers = _layers_of(model)
+    return bool(layers) and all("window" not in kinds for kinds in layers)
 
 
 def _layers_of(model: KnownModel) -> LayerList:
-    """What each layer stores; `Refused` for a config that the table cannot read."""
+    """What each layer stores, nothing for a row that `model_rules` refuses once SGLang knows which
+    model it is; `Refused` for a config that the table cannot read."""
     try:
         return model.row.stored_layers(model.read)
+    except UnknownPlaceError:
+        return []
     except ValueError as error:
         raise Refused(layer_rules.refusal(model.architecture, str(error))) from None
 

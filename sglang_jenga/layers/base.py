@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 
 from sglang_jenga.radix.policy import LayerPolicy, Range
 
+LONGEST = 1 << 30
+"""Tokens; no request is as long."""
+
 
 class Storage(Enum):
     """How an entry's bytes lie; `sglang_jenga.memory` has a file for each."""
@@ -56,6 +59,9 @@ class LayerKind:
     name: ClassVar[str]
     storage: ClassVar[Storage] = Storage.KV
     address: ClassVar[Address] = Address.ROW
+    backends: ClassVar[tuple[str, ...]] = ()
+    """SGLang's attention backends whose kernels read no more than the type keeps; empty for any
+    that serve windows."""
 
     @property
     def label(self) -> str:
@@ -77,8 +83,18 @@ class LayerKind:
         return -(-end // tokens_per_page) - -(-start // tokens_per_page)
 
     def dead(self, length: int) -> Range | None:
-        """Of a request's first ``length`` tokens, those that no later step reads; None: all are."""
+        """Of a request's first ``length`` tokens, those that no later step reads; None: all are.
+
+        It begins at the same token for every length, and what is dead once stays dead.
+        """
         return None
+
+    @property
+    def sinks(self) -> int:
+        """Tokens at a request's beginning that stay alive while those behind them die: where `dead`
+        begins."""
+        dead = self.dead(LONGEST)
+        return 0 if dead is None else dead[0]
 
     def growth(self, length: int, tokens: float) -> float:
         """Entries, at most, that a request of ``length`` tokens holds more while it decodes so many
@@ -112,7 +128,7 @@ class Sliding(LayerKind):
     """Layers whose oldest tokens die while a request runs. SGLang finds the others through the
     slots of full attention.
 
-    ``width`` tokens, the current one included, are the most that a step reads.
+    ``width`` tokens, the current one included, are the most that a step reads beyond the sinks.
     """
 
     __slots__ = ()
@@ -126,8 +142,10 @@ class Sliding(LayerKind):
     def held(self, load: Load, tokens_per_page: int) -> int:
         # The rest of the width, and the small page that fills; or one page for a hit at its end.
         kept = max(self.width - 1, tokens_per_page)
-        most = max(-(-kept // tokens_per_page) + 1, -(-load.at_once // tokens_per_page))
-        return min(-(-load.tokens // tokens_per_page), most)
+        most = -(-self.sinks // tokens_per_page) + -(-kept // tokens_per_page) + 1
+        at_once = -(-load.at_once // tokens_per_page)
+        return min(-(-load.tokens // tokens_per_page), max(most, at_once))
 
     def gaps(self, load: Load, smalls_per_large: int) -> int:
-        return 2 * (smalls_per_large - 1)  # the oldest large page empties, the newest fills
+        # The oldest large page empties, the newest fills, and one has the sinks alone.
+        return (2 + (self.sinks > 0)) * (smalls_per_large - 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sglang_jenga.layers.base import Sliding
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, exchanged_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,13 @@ class Chunked(Sliding):
     """``width``: tokens in a chunk."""
 
     name: ClassVar[str] = "chunked"
+    # The others read all that came before, of which the pool gives back what lies behind a chunk.
+    backends: ClassVar[tuple[str, ...]] = ("fa3", "fa4")
     width: int
 
     @property
     def policy(self) -> LayerPolicy:
-        return ChunkedPolicy(self.width)
+        return exchanged_policy(self.name, self.width) or ChunkedPolicy(self.width)
 
     def dead(self, length: int) -> Range | None:
         end = length - length % self.width

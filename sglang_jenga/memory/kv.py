@@ -57,8 +57,8 @@ class JengaMHAPool(MHATokenToKVPool):
         """The views live as long as the buffer."""
 
     def get_kv_size_bytes(self) -> tuple[int, int]:
-        """Group 0 answers for the whole pool, since all groups share its bytes."""
-        if self._group_id:
+        """The row's group answers for the whole pool, since all groups share its bytes."""
+        if self._group_id != self._buffer.plan.row_group:
             return 0, 0
         k_bytes = self._buffer.plan.pool_bytes // 2
         return k_bytes, self._buffer.plan.pool_bytes - k_bytes
@@ -78,19 +78,25 @@ class JengaSWAPool(SWAKVPool):
         *,
         enable_alt_stream: bool = True,
     ) -> None:
-        every = (item.group for item in buffer.plan.groups)
-        groups = [group for group in every if group.kind.storage is Storage.KV]
-        if len(groups) != 2 or len(heads) != 2:
-            labels = ", ".join(group.label for group in groups)
+        plans = [item.group for item in buffer.plan.groups]
+        ids = {
+            address: [at for at, group in enumerate(plans) if group.kind.address is address]
+            for address in (Address.ROW, Address.MAPPED)
+        }
+        if [len(of_address) for of_address in ids.values()] != [1, 1] or len(heads) != 2:
+            labels = ", ".join(plan.label for plan in plans if plan.kind.storage is Storage.KV)
             raise ValueError(
                 "SGLang finds the pages of one group through the slots of another, "
                 f"so of these one is too many: {labels}"
             )
-        full, window = groups
+        (full_id,), (window_id,) = ids.values()
+        full, window = plans[full_id], plans[window_id]
         self._buffer = buffer
         self.full_kv_pool, self.swa_kv_pool = (
-            JengaMHAPool(buffer, group_id, shape, dtype, enable_alt_stream=enable_alt_stream)
-            for group_id, shape in enumerate(heads)
+            JengaMHAPool(
+                buffer, group_id, heads[group_id], dtype, enable_alt_stream=enable_alt_stream
+            )
+            for group_id in (full_id, window_id)
         )
         self.layers_mapping: dict[int, tuple[int, bool]] = {}
         for group, pool in ((full, self.full_kv_pool), (window, self.swa_kv_pool)):
@@ -102,7 +108,7 @@ class JengaSWAPool(SWAKVPool):
         self.size, self.size_swa = self.full_kv_pool.size, self.swa_kv_pool.size
         self.page_size = full.tokens_per_page
         self.dtype = dtype
-        self.head_num, self.head_dim = heads[0].num_heads, heads[0].k_dim
+        self.head_num, self.head_dim = heads[full_id].num_heads, heads[full_id].k_dim
         self.device = buffer.device
         self.full_layer_nums, self.swa_layer_nums = len(full.layer_ids), len(window.layer_ids)
         self.layer_num = self.full_layer_nums + self.swa_layer_nums

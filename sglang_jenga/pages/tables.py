@@ -18,7 +18,7 @@ class PageTables:
     """
 
     def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
-        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        self.tokens_per_page = plan.tokens_per_page
         pages = -(-max_tokens // self.tokens_per_page)
         self.rows = [
             np.zeros((num_rows, pages), dtype=np.int32)

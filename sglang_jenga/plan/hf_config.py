@@ -13,7 +13,7 @@ from typing import Any
 
 from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.layers.full import Full
-from sglang_jenga.layers.registry import kind_of
+from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
 from sglang_jenga.plan.head_shapes import LayerHeads
@@ -93,7 +93,7 @@ def read_geometry(
     no_code = _no_code(config, architectures)
     why = row.why_refused(read) or no_code
     refused = layer_rules.refusal(architecture, why) if why else ""
-    if row.layers is None or no_code:
+    if row.layers is None or no_code or row.why_wrong(read):
         return ConfigLayers(architecture, (), None, refused=refused)
 
     layers = row.stored_layers(read)
@@ -160,7 +160,7 @@ class _Reading:
                 entry_bytes = len(layer_ids) * self._row_bytes(name)
                 kind: LayerKind = Full()
                 if name == "window" and width is not None:
-                    kind = kind_of(self.row.sliding, width)
+                    kind = sliding_kind(self.row.sliding, width)
                 groups.append(LayerGroup(kind, layer_ids, entry_bytes, self.page_size))
         state_ids = self._ids("state")
         if state_ids:

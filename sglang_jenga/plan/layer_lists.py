@@ -1,7 +1,8 @@
 """Which layers of a model store what, asked of its config as SGLang's model code asks it.
 
-A list says per layer what that layer stores: names of layer types, ``("full",)`` say, two of them
-where attention and a state stand side by side, none for a layer that stores nothing. The functions
+A list says per layer what that layer stores, by the places that SGLang has for it: ``("full",)``
+say, two of them where attention and a state stand side by side, none for a layer that stores
+nothing. Of which layer type a ``"window"`` is, the model's row says. The functions
 read fields of the text config through ``read(name)``, which answers None for a field that is not
 there. So the planner asks a parsed config.json and the server an object of transformers, by the
 same rule. Stdlib only.
@@ -18,6 +19,7 @@ LayerTypes = tuple[str, ...]
 LayerList = list[LayerTypes]
 LayerRule = Callable[[Read], LayerList]
 
+PLACES = ("full", "window", "state")
 FULL, WINDOW, STATE, NOTHING = ("full",), ("window",), ("state",), ()
 _OF_NAME: dict[str, LayerTypes] = {
     "full_attention": FULL,

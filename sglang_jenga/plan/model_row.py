@@ -6,10 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_jenga.layers import agreement
+from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.plan import head_shapes, layer_lists
 from sglang_jenga.plan.head_shapes import HeadRule
 from sglang_jenga.plan.layer_lists import LayerList, LayerRule, Read
 from sglang_jenga.plan.state_sizes import StateRule
+
+
+class UnknownPlaceError(ValueError):
+    """A row lists layers of what SGLang has no place for; the message says of what."""
+
 
 WINDOWS_ONLY = "all its attention layers are window layers, and the pool needs a full one"
 NO_STATES = "SGLang's code for it keeps states, and its config leaves no layer to them"
@@ -55,8 +62,11 @@ def _nested(read: Read, name: str) -> Any:
 class ModelRow:
     """What is known of the models of one architecture.
 
-    ``layers`` is None for a model that is refused and whose layers nobody needs to list.
-    ``sliding`` is the layer type of what ``layers`` calls a window, as `layers.registry` knows it.
+    ``layers(read)`` says per layer what it stores, by the places that SGLang has for it: a tuple of
+    ``"full"``, ``"window"`` and ``"state"``; `layer_lists` has the usual ones. It is None for a
+    model that is refused and whose layers nobody needs to list. ``sliding`` is the layer type of
+    what ``layers`` calls a window, as `layers.registry` knows it; it is made of the width that
+    ``window.stored`` reads from the config.
     ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
     ``state`` sizes the state of one layer; ``stateless``: SGLang takes a config without a state
     layer as one of attention alone; ``tracks``: SGLang tracks states inside prompts.
@@ -84,6 +94,12 @@ class ModelRow:
         if self.layers is None:
             raise ValueError("the layers of a model that is not served are not listed")
         found = self.layers(read)
+        unknown = {name for of_layer in found for name in of_layer} - set(layer_lists.PLACES)
+        if unknown:
+            raise UnknownPlaceError(
+                f"its row in the table of models lists layers of {sorted(unknown)}, and a list is "
+                f"of {', '.join(layer_lists.PLACES)}: the type of a window is what `sliding` says"
+            )
         if self.window.stored(read) is not None:
             return found
         return layer_lists.windows_as_full(found)
@@ -93,8 +109,29 @@ class ModelRow:
         why = self.refused if isinstance(self.refused, str) else self.refused(read)
         if why or self.layers is None:
             return why
-        kinds = {kind for of_layer in self.stored_layers(read) for kind in of_layer}
-        if "window" in kinds and "full" not in kinds:
+        why = self.why_wrong(read)
+        if why:
+            return why
+        places = {place for of_layer in self.stored_layers(read) for place in of_layer}
+        if "window" in places and "full" not in places:
             return WINDOWS_ONLY
-        lacks_states = self.state is not None and "state" not in kinds
+        lacks_states = self.state is not None and "state" not in places
         return NO_STATES if lacks_states and not self.stateless else ""
+
+    def why_wrong(self, read: Read) -> str:
+        """Why this row says nothing that a plan or a server could use, or an empty text."""
+        if self.layers is None:
+            return ""
+        try:
+            layers = self.stored_layers(read)
+        except UnknownPlaceError as error:
+            return str(error)
+        width = self.window.stored(read)
+        if width is None or not any("window" in of_layer for of_layer in layers):
+            return ""
+        try:
+            kind = sliding_kind(self.sliding, width)
+        except ValueError as error:
+            return str(error)
+        found = agreement.fault(kind)
+        return "" if found is None else f"the policy of {kind.label} does not agree: {found}"

@@ -13,6 +13,7 @@ Vocabulary (one meaning each, everywhere in this project):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_jenga.layers.base import Address, LayerKind, Load
@@ -66,6 +67,19 @@ class LayerGroup:
         return self.kind.held(load, self.tokens_per_page)
 
 
+def row_group(groups: Sequence[LayerGroup]) -> int:
+    """Position of the group whose slots SGLang's rows name.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    rows = [at for at, group in enumerate(groups) if group.kind.address is Address.ROW]
+    if len(rows) != 1:
+        labels = ", ".join(group.label for group in groups)
+        raise ValueError(f"one group of full slots is needed, got {labels}")
+    return rows[0]
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """A group inside a pool. Ids of its small pages run over the whole buffer.
@@ -112,6 +126,16 @@ class PoolPlan:
     groups: tuple[GroupPlan, ...]
     large_page_bytes: int
     num_large: int
+
+    @property
+    def row_group(self) -> int:
+        """Group whose slots SGLang's rows name."""
+        return row_group([item.group for item in self.groups])
+
+    @property
+    def tokens_per_page(self) -> int:
+        """SGLang's page size: tokens of a small page of each group that tokens have pages in."""
+        return self.groups[self.row_group].group.tokens_per_page
 
     @property
     def pool_bytes(self) -> int:

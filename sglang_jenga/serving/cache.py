@@ -101,7 +101,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
         if params.enable_metrics:
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
-        self.misses = MissReport([kind.label for kind in self.groups.kinds], metric_labels)
+        self.misses = MissReport(self.groups.kinds, metric_labels)
 
     def _add_releases(self, pressure: Pressure) -> None:
         """What this server can give up when memory is short; see `Price`."""

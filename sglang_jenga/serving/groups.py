@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_jenga.layers.base import Address, LayerKind
 from sglang_jenga.plan.spec import PoolPlan
+from sglang_jenga.radix.policy import Range
 
 Cursor = Hashable
 
@@ -23,24 +24,27 @@ class ServedGroups:
     """The groups of a pool by address. Ids are positions in the plan.
 
     ``row``: the group whose slots SGLang's rows name. ``mapped``: those found through its slots.
-    ``state``: the one with a slot per request, None if there is none.
+    ``state``: the one with a slot per request, None if there is none. ``sinks``: per group a
+    request's first tokens, in whole small pages, that it never gives back.
     """
 
     def __init__(self, plan: PoolPlan) -> None:
         self.kinds: list[LayerKind] = [item.group.kind for item in plan.groups]
-        self.tokens_per_page = plan.groups[0].group.tokens_per_page
+        self.tokens_per_page = plan.tokens_per_page
         by_address: dict[Address, list[int]] = {address: [] for address in Address}
         for group_id, kind in enumerate(self.kinds):
             by_address[kind.address].append(group_id)
-        rows, requests = by_address[Address.ROW], by_address[Address.REQUEST]
-        if len(rows) != 1 or len(requests) > 1:
+        requests = by_address[Address.REQUEST]
+        if len(requests) > 1:
             labels = ", ".join(kind.label for kind in self.kinds)
-            raise ValueError(f"one group of full slots and at most one of states, got {labels}")
-        self.row = rows[0]
+            raise ValueError(f"at most one group of states can be served, got {labels}")
+        self.row = plan.row_group
         self.mapped = tuple(by_address[Address.MAPPED])
         self.state = requests[0] if requests else None
         # What a row's positions have pages in.
         self.of_tokens = tuple(g for g in range(len(self.kinds)) if g != self.state)
+        size = self.tokens_per_page
+        self.sinks = [-(-kind.sinks // size) * size for kind in self.kinds]
         self._asks = [type(kind).step is not LayerKind.step for kind in self.kinds]
 
     def need(
@@ -63,6 +67,23 @@ class ServedGroups:
             kind.step(step.starts, step.ends, self.tokens_per_page) if asks else step.pages
             for kind, asks in zip(self.kinds, self._asks, strict=True)
         ]
+
+    def given_up(self, kv: Any, group_id: int) -> Range:
+        """Positions of a mapped group of which a request has given its own pages back. What lies
+        before them stays, being the trees' or alive for the request's life."""
+        if group_id == self.mapped[0]:
+            begin = kv.swa_dead_lo(self.tokens_per_page)
+        else:
+            begin = kv.cache_protected_len
+        begin = max(begin, self.sinks[group_id])
+        return begin, max(begin, kv.get_evicted_seqlen(self.cursor(group_id)))
+
+    def give_up(self, kv: Any, group_id: int, end: int) -> None:
+        """Its own pages up to ``end`` are gone, but for the sinks. SGLang counts what a request
+        holds by a record of its own, which has a floor for them."""
+        kv.set_evicted_seqlen(self.cursor(group_id), end)
+        if self.sinks[group_id] and group_id == self.mapped[0]:
+            kv.swa_evict_floor = max(kv.swa_evict_floor, self.sinks[group_id])
 
     # ---- SGLang's words ---------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.radix.node import Match, Miss
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ class MissReport:
     looks a waiting request up in every scheduling round, so look-ups are counted, not requests.
     """
 
-    def __init__(self, labels: Sequence[str], metric_labels: dict[str, str] | None) -> None:
-        self._labels = labels
+    def __init__(self, kinds: Sequence[LayerKind], metric_labels: dict[str, str] | None) -> None:
+        self._labels = [kind.label for kind in kinds]
+        self._per_prefix = [kind.policy.per_prefix for kind in kinds]
         self.tokens: Counter[str] = Counter()
         self._metric = None
         if metric_labels is not None:
@@ -65,6 +67,6 @@ class MissReport:
 
     def _sentence(self, miss: Miss) -> str:
         label, (begin, end) = self._labels[miss.group_id], miss.lost
-        if label == "state":
-            return f"no state at {end:,}"
+        if self._per_prefix[miss.group_id]:
+            return f"no {label} at {end:,}"
         return f"{label} group lost tokens {begin:,}-{end:,}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,16 @@ import torch
 from sglang.srt.mem_cache.common import coalesce_ranges
 
 from sglang_jenga.pages.tables import expand
-from sglang_jenga.radix.node import Node, TokenPages
+from sglang_jenga.radix.node import NO_TOKENS, Node, TokenPages
 from sglang_jenga.radix.tree import RadixTrees
 
 
 class Rows:
     """The pages of a row's positions, per token group:
 
-    [0, protected)        the trees'; locked
-    [protected, slid)     of mapped groups given back already: the window has left them
-    [protected or slid, allocated)    the request's own
+    [0, protected)          the trees'; locked
+    [protected, allocated)  the request's own, but for
+    given_up                of mapped groups, which a window has left behind: they are gone
     """
 
     def __init__(self, allocator: Any, req_to_token_pool: Any) -> None:
@@ -29,21 +28,18 @@ class Rows:
 
     def own_pages(self, kv: Any, end: int) -> list[TokenPages]:
         """What the request may offer to the trees: per token group its own pages up to ``end``."""
-        return [
-            TokenPages(
-                begin,
-                self._tables.pages(group_id, kv.req_pool_idx, begin, end).astype(np.int64),
-            )
-            for group_id, begin in self._own_from(kv)
-        ]
+        return [self._own(kv, group_id, end) for group_id in self._groups.of_tokens]
 
-    def _own_from(self, kv: Any) -> Iterator[tuple[int, int]]:
-        """Per token group the position from which on the request's row holds pages of its own."""
-        for group_id in self._groups.of_tokens:
-            slid = 0
-            if group_id in self._groups.mapped:
-                slid = kv.get_evicted_seqlen(self._groups.cursor(group_id))
-            yield group_id, max(kv.cache_protected_len, slid)
+    def _own(self, kv: Any, group_id: int, end: int) -> TokenPages:
+        begin, gone = kv.cache_protected_len, NO_TOKENS
+        if group_id in self._groups.mapped:
+            gone = self._groups.given_up(kv, group_id)
+            if gone[0] == begin:  # nothing is left before them
+                begin, gone = gone[1], NO_TOKENS
+            elif gone[0] == gone[1]:
+                gone = NO_TOKENS
+        ids = self._tables.pages(group_id, kv.req_pool_idx, begin, end)
+        return TokenPages(begin, ids.astype(np.int64), gone)
 
     def repoint(self, row: int, trees: RadixTrees, node: Node, start: int) -> None:
         """The row's positions from ``start`` on now lie in the tree's pages, not in the request's
@@ -62,14 +58,13 @@ class Rows:
     def free(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
         """Give back what of these positions is the request's own."""
         row, free = kv.req_pool_idx, self._allocator.free_row_pages
-        dead_begin = kv.swa_dead_lo(self._page_size)
+        gone = [(group_id, self._groups.given_up(kv, group_id)) for group_id in self._groups.mapped]
         for start, end in coalesce_ranges(ranges):
             start = max(start, kv.cache_protected_len)
             free(self._groups.row, row, start, end)
-            for group_id in self._groups.mapped:
-                slid = kv.get_evicted_seqlen(self._groups.cursor(group_id))
-                free(group_id, row, start, min(end, dead_begin))
-                free(group_id, row, max(start, dead_begin, slid), end)
+            for group_id, (first, last) in gone:
+                free(group_id, row, start, min(end, first))
+                free(group_id, row, max(start, last), end)
 
     def changed(self, node: Node, group_id: int) -> None:
         """The trees have got or lost pages of tokens that they have the full pages of."""

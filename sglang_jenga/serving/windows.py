@@ -21,7 +21,6 @@ from sglang.srt.environ import envs
 from sglang_jenga.layers.base import LayerKind
 from sglang_jenga.plan.request_need import MOST_BEHIND_WINDOW
 from sglang_jenga.radix.node import PathLock
-from sglang_jenga.radix.policy import LayerPolicy, Prefix
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.groups import Cursor
 from sglang_jenga.serving.pressure import Need, Pressure, Release
@@ -31,13 +30,14 @@ FEW_DUE = 64
 
 class _Group(NamedTuple):
     """A sliding group; ``cursor``: under which name SGLang keeps how far it has been given up.
-    ``lock_interval``: tokens of a lock that are given up at once."""
+    ``lock_interval``: tokens of a lock that are given up at once. ``sinks``: tokens, in whole small
+    pages, that are never given up."""
 
     group_id: int
     kind: LayerKind
-    policy: LayerPolicy
     cursor: Cursor
     lock_interval: int
+    sinks: int
 
 
 def _next_position(req: Any) -> int:
@@ -46,10 +46,16 @@ def _next_position(req: Any) -> int:
     return min(req.seqlen - 1, req.kv.kv_allocated_len)
 
 
-def _locked_from(req: Any, group_id: int) -> int | None:
-    """First position of what a request has locked last of its prefix in a group, if anything."""
-    ranges = req.lock.ranges[group_id] if req.lock is not None else ()
-    return ranges[-1][0] if ranges and ranges[-1][0] < ranges[-1][1] else None
+def _locked_from(req: Any, group: _Group) -> int | None:
+    """First position of what a request has locked last of its prefix in a group, and will leave
+    behind; None for nothing."""
+    ranges = req.lock.ranges[group.group_id] if req.lock is not None else ()
+    if not ranges:
+        return None
+    begin, end = ranges[-1]
+    if begin < group.sinks:
+        begin = group.sinks
+    return begin if begin < end else None
 
 
 class Windows:
@@ -66,16 +72,16 @@ class Windows:
         self._keep, self._shared = keep, shared
         interval = envs.SGLANG_SWA_EVICTION_INTERVAL.get()
         self._interval = max(1, min(MOST_BEHIND_WINDOW, interval))
-        groups = allocator.groups
+        groups = self._served = allocator.groups
         self._groups = [
             _Group(
                 group_id,
                 groups.kinds[group_id],
-                trees.policies[group_id],
                 groups.cursor(group_id),
                 # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long
                 # window. Less than a page cannot be cut.
                 max(self._interval, (groups.kinds[group_id].width - 1) // 16, self._page_size),
+                groups.sinks[group_id],
             )
             for group_id in groups.mapped
         ]
@@ -125,7 +131,7 @@ class Windows:
                 self._watch(req, group)
 
     def _watch(self, req: Any, group: _Group) -> None:
-        begin = _locked_from(req, group.group_id)
+        begin = _locked_from(req, group)
         if begin is None:
             return
         if len(self._due) >= self._most_due:  # prompts that never decode leave theirs behind
@@ -139,7 +145,7 @@ class Windows:
 
     def _advance_lock(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
         """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
-        begin = _locked_from(req, group.group_id)
+        begin = _locked_from(req, group)
         if begin is None or _dead_end(group.kind, pre_len) - begin < interval:
             return
         lock = self._trees.advance(req.lock, group.group_id, pre_len)
@@ -182,27 +188,20 @@ class Windows:
 
     def _free_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
         """Free a request's own pages that are dead at ``pre_len``, if at least ``interval`` tokens
-        are. Own pages before the dead ones that are still read are the trees' first: SGLang keeps
-        one position per request, up to which all is given up or the trees'."""
+        are. Its sinks stay, its own or the trees'."""
         kv, size = req.kv, self._page_size
         if not kv.holds_kv:
             return
-        dead, given_up = group.kind.dead(pre_len), kv.get_evicted_seqlen(group.cursor)
-        if dead is None or dead[1] < given_up + interval:
+        dead = group.kind.dead(pre_len)
+        if dead is None or dead[1] < kv.get_evicted_seqlen(group.cursor) + interval:
             return
-        own = kv.swa_dead_lo(size)
-        begin = max(given_up, own)
-        kv.set_evicted_seqlen(group.cursor, begin)
-        end = dead[1]
         if self._shared:
-            kept = group.kind.kept_behind(pre_len, size)
-            read = group.policy.update_last_access(Prefix(pre_len))
-            floor = min((first for first, last in read if last > own), default=pre_len)
-            end = 0 if kept is None else min(kept[1], floor)
-        end -= end % size
+            dead = group.kind.kept_behind(pre_len, size)
+        begin = self._served.given_up(kv, group.group_id)[1]
+        end = begin if dead is None else dead[1] - dead[1] % size
         if end > begin:
             self._allocator.free_behind(group.group_id, kv.req_pool_idx, begin, end)
-            kv.set_evicted_seqlen(group.cursor, end)
+        self._served.give_up(kv, group.group_id, max(begin, end))
 
     # ---- still to come ----------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def test_chunked_attention_needs_backends_that_keep_to_the_chunks(
     else:
         assert outcome[:2] == (
             "SystemExit",
-            f"{WITH}{refused}: its kernels read behind the chunks of local attention layers; "
+            f"{WITH}{refused}: its kernels read more than a chunked layer keeps; "
             "use one of fa3, fa4 or drop --memory-backend",
         )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from sglang_jenga.boot.built_layers import BuiltLayer, differences
+from sglang_jenga.layers.chunked import Chunked
 from sglang_jenga.layers.full import Full
-from sglang_jenga.layers.window import Window
+from sglang_jenga.layers.window import Window, WindowPolicy
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.testing.launcher import environment
@@ -38,7 +40,7 @@ def with_layer(number, **change):
         # A full group holds all that a window layer could see.
         with_layer(1, sees=32),
         # A kernel that knows its chunks.
-        with_layer(0, sees=None, in_chunks=True),
+        with_layer(0, sees=None, chunk=32),
     ],
 )
 def test_layers_as_planned_are_served(layers):
@@ -50,7 +52,16 @@ def test_layers_as_planned_are_served(layers):
     [
         (with_layer(0, layer_id=4), "layer 4 is in no group"),
         (with_layer(0, sees=None), "layer 0 sees all tokens, its group is window(32)"),
-        (with_layer(2, sees=33), "layer 2 sees 33 tokens, its group is window(32)"),
+        (
+            with_layer(2, sees=33),
+            "layer 2 sees 33 tokens, its group is window(32): "
+            "the token at 32 reads the one at 0, which is given back by then",
+        ),
+        (
+            with_layer(2, sees=None, chunk=64),
+            "layer 2 has chunks of 64, its group is window(32): "
+            "the token at 32 reads the one at 0, which is given back by then",
+        ),
         (with_layer(2, sees=31), "layer 2 sees 31 tokens, 32 by the table of models"),
         (
             with_layer(3, heads=SMALL),
@@ -60,6 +71,43 @@ def test_layers_as_planned_are_served(layers):
 )
 def test_a_layer_built_otherwise_is_named(layers, line):
     assert differences(layers, GROUPS, (FULL, SMALL), 32) == [line]
+
+
+def of_kind(kind):
+    return (GROUPS[0], LayerGroup(kind, (0, 2), 128))
+
+
+def test_a_window_layer_reads_what_a_chunked_group_gives_back():
+    """As wide as each other, and not the same."""
+    assert differences(BUILT, of_kind(Chunked(32)), (FULL, SMALL), 32) == [
+        f"layer {number} sees 32 tokens, its group is chunked(32): "
+        "the token at 32 reads the one at 1, which is given back by then"
+        for number in (0, 2)
+    ]
+
+
+def test_a_layer_that_keeps_to_its_chunks_is_served_by_a_group_of_them():
+    layers = [layer._replace(sees=None, chunk=32) for layer in (BUILT[0], BUILT[2])]
+    assert differences(layers, of_kind(Chunked(32)), (FULL, SMALL), None) == []
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetful(Window):
+    """Keeps all of its window for a request, and half of it in the cache."""
+
+    name = "forgetful"
+
+    @property
+    def policy(self):
+        return WindowPolicy(self.width // 2)
+
+
+def test_a_layer_reads_what_its_group_does_not_keep_in_the_cache():
+    found = differences(BUILT[:1], of_kind(Forgetful(32)), (FULL, SMALL), 32)
+    assert found == [
+        "layer 0 sees 32 tokens, its group is forgetful(32): "
+        "the token at 17 reads the one at 0, which is not kept in the cache"
+    ]
 
 
 def test_without_a_row_a_window_may_be_shorter_than_its_group():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sglang_jenga.testing.context import Settings
+from tests.faces.outside import SinkWindow
 from tests.faces.pools import Shape
 
 
@@ -39,10 +40,20 @@ MODELS = {
         4: Shape(full=3, window_k=2, window=10, sliding="chunked", num_large=20),
         16: Shape(full=3, window_k=2, window=32, sliding="chunked", num_large=10),
     },
+    # A type of a package of its own: its first tokens are never dead, those behind them are.
+    "sinks": {
+        1: Shape(full=3, window_k=2, window=8, sliding=SinkWindow.name, num_large=60),
+        4: Shape(full=3, window_k=2, window=8, sliding=SinkWindow.name, num_large=24),
+        16: Shape(full=3, window_k=8, window=20, sliding=SinkWindow.name, num_large=12),
+    },
     # What no kernel of SGLang can address yet: a third group that tokens have pages in.
     "two windows and chunks": {
         1: Shape(full=6, window_k=3, window=6, others=(("window", 16, 2), ("chunked", 8, 1))),
         4: Shape(full=6, window_k=3, window=6, others=(("window", 20, 2),), num_large=30),
+    },
+    "sinks and windows": {
+        1: Shape(full=6, window_k=3, sliding=SinkWindow.name, others=(("window", 12, 2),)),
+        4: Shape(full=6, window_k=3, others=((SinkWindow.name, 12, 2),), num_large=30),
     },
     "states": {
         1: Shape(full=12, state_k=1, num_large=16),

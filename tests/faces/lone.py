@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
+from sglang_jenga.layers.base import Address
 from sglang_jenga.testing.context import Settings
+from tests.faces.outside import SinkWindow
 from tests.faces.pools import Pools, Shape, states_of_request
 from tests.faces.rig import Ended, Rig
 from tests.faces.symbols import answer
@@ -44,23 +46,24 @@ class Server(NamedTuple):
 
 def would_fit(pools: Pools, settings: Settings, prompt: int, new: int) -> bool:
     """Whether the empty pool holds a request with the slack, though in each group one large page
-    is filled as badly as can be, with windows two, with every state in a large page of its own, and
-    windows in chunks as small as may be."""
+    is filled as badly as can be, with windows two, with sinks before them three, with every state
+    in a large page of its own, and windows in chunks as small as may be."""
     page_size = settings.page_size
     slack = SLACK_TOKENS + SLACK_PAGES * page_size
     tokens = prompt + new + slack
     total = 0
     for group_id, item in enumerate(pools.plan.groups):
         group, k = item.group, item.smalls_per_large
-        held = tokens
-        if group.window is not None and settings.chunk is not None:
-            held = min(tokens, group.window + slack)
+        held, badly_filled = tokens, 1
+        dead = group.kind.dead(1 << 20)
+        if dead is not None:
+            kept, badly_filled = group.window + dead[0] + slack, 2 + (dead[0] > 0)
+            held = tokens if settings.chunk is None else min(tokens, kept)
         pages = -(-held // page_size)
-        if group.kind.name == "state":
+        if group.kind.address is Address.REQUEST:
             pages = pools.allocator.capacity.states_per_request * k
         if group_id == pools.plan.null_group:
             pages += pools.plan.null_smalls
-        badly_filled = 2 if group.window is not None else 1
         total += -(-(pages + badly_filled * (k - 1)) // k)
     return total <= pools.plan.num_large
 
@@ -91,6 +94,11 @@ def serve(rig: Rig, request: Lone) -> Ended:
 KINDS = {
     "dense": {},
     "windows": {"window_k": st.integers(1, 8), "window": st.integers(2, 40)},
+    "sinks": {
+        "window_k": st.integers(1, 8),
+        "window": st.integers(2, 40),
+        "sliding": st.just(SinkWindow.name),
+    },
     "states": {"state_k": st.integers(1, 2)},
     "three-way": {
         "window_k": st.integers(1, 8),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.base import LayerKind, Storage
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
@@ -59,10 +59,11 @@ class Shape(NamedTuple):
         large_bytes = math.lcm(*(k for _, k in kinds)) * page_size * _GRAIN
         groups = []
         for layer, (kind, k) in enumerate(kinds):
-            tokens = 1 if kind == State() else page_size
+            is_state = kind.storage is Storage.STATE
+            tokens = 1 if is_state else page_size
             entry = large_bytes // k // tokens
             # Another element: a large page that a state had is zeroed before KV lies there.
-            group = LayerGroup(kind, (layer,), entry, tokens, element=str(kind == State()))
+            group = LayerGroup(kind, (layer,), entry, tokens, element=str(is_state))
             groups.append(GroupPlan(group, entry, k))
         return PoolPlan(tuple(groups), large_bytes, self.num_large)
 

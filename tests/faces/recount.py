@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
+from sglang_jenga.layers.base import Address
 from sglang_jenga.pages.tables import expand
 from tests.faces.pools import Pools
-
-FULL = 0
 
 
 def everything(pools: Pools, scheduler: Any) -> None:
@@ -67,23 +66,32 @@ def nothing_is_lost(pools: Pools) -> None:
 
 def _own_pages(pools: Pools, req: Any, group_id: int) -> np.ndarray:
     """Small ids of a request's row that are not the trees'."""
-    kv, page_size = req.kv, pools.plan.groups[FULL].group.tokens_per_page
+    kv, page_size = req.kv, pools.cache.page_size
     table = pools.allocator.tables
     begin, end = kv.cache_protected_len, kv.kv_allocated_len
     assert begin % page_size == 0
-    if group_id == FULL:
-        return table.pages(FULL, kv.req_pool_idx, begin, max(begin, end))
-    dead = kv.swa_dead_lo(page_size), _given_up(pools, kv, group_id)
+    if group_id == pools.allocator.groups.row:
+        return table.pages(group_id, kv.req_pool_idx, begin, max(begin, end))
+    dead = _given_up(pools, kv, group_id)
     parts = [table.pages(group_id, kv.req_pool_idx, begin, min(dead[0], end))]
     parts.append(table.pages(group_id, kv.req_pool_idx, max(dead), max(end, max(dead))))
     return np.concatenate(parts)
 
 
-def _given_up(pools: Pools, kv: Any, group_id: int) -> int:
-    """Up to where a request has given its own pages of a sliding group up. SGLang knows one."""
-    first = next(iter(pools.allocator.slot_maps))
+def _given_up(pools: Pools, kv: Any, group_id: int) -> tuple[int, int]:
+    """From where up to where a request has given its own pages of a sliding group up. SGLang's
+    record has one group's, ours those of others. What stays in front is what the group's type never
+    calls dead."""
+    page_size, first = pools.cache.page_size, next(iter(pools.allocator.slot_maps))
     swa = ComponentType.SWA
-    return kv.get_evicted_seqlen(swa if group_id == first else (swa, group_id))
+    up_to = kv.get_evicted_seqlen(swa if group_id == first else (swa, group_id))
+    dead = pools.plan.groups[group_id].group.kind.dead(1 << 20)
+    begin = max(kv.cache_protected_len, -(-dead[0] // page_size) * page_size)
+    if group_id == first and up_to:
+        assert kv.swa_dead_lo(page_size) == begin, (
+            "SGLang's record of what is gone begins elsewhere"
+        )
+    return begin, up_to
 
 
 def _pages(pools: Pools, reqs: list[Any]) -> None:
@@ -92,7 +100,7 @@ def _pages(pools: Pools, reqs: list[Any]) -> None:
         held = [node.extents[group_id] for node in pools.cache.trees.nodes()]
         ids = [int(i) for extent in held if extent is not None for i in extent.ids]
         for req in reqs:
-            if item.group.kind.name == "state":
+            if item.group.kind.address is Address.REQUEST:
                 ids += _states(req)
             else:
                 ids += [int(i) for i in _own_pages(pools, req, group_id)]
@@ -150,7 +158,8 @@ def _locks(pools: Pools, reqs: list[Any]) -> None:
 def _row(pools: Pools, req: Any) -> None:
     kv, tables = req.kv, pools.allocator.tables
     length, row = kv.kv_allocated_len, kv.req_pool_idx
-    slots = tables.slots(FULL, row, 0, length)
+    full = pools.allocator.groups.row
+    slots = tables.slots(full, row, 0, length)
     theirs = pools.rows.req_to_token[row, :length].numpy()
     assert np.array_equal(slots, theirs), f"{req.rid}: the page table is not SGLang's row"
     protected = kv.cache_protected_len
@@ -158,8 +167,8 @@ def _row(pools: Pools, req: Any) -> None:
         return
     node = req.lock.node if req.lock is not None else req.last_node
     assert node.end >= protected, f"{req.rid}: its prefix is not the trees'"
-    pages = pools.cache.trees.pages_to(node, FULL)[: protected // pools.cache.page_size]
-    mine = tables.pages(FULL, row, 0, protected)
+    pages = pools.cache.trees.pages_to(node, full)[: protected // pools.cache.page_size]
+    mine = tables.pages(full, row, 0, protected)
     assert np.array_equal(pages, mine), f"{req.rid}: its prefix lies in other pages than the trees'"
 
 
@@ -187,18 +196,18 @@ def _beside_each_other(
     pools: Pools, reqs: list[Any], group_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Full slots in use and the window slots of the same tokens, 0 where nobody holds one."""
-    page_size = pools.cache.page_size
+    page_size, row = pools.cache.page_size, pools.allocator.groups.row
     for node in pools.cache.trees.nodes():
-        full = expand(node.extents[FULL].ids, page_size)
+        full = expand(node.extents[row].ids, page_size)
         window = node.extents[group_id]
         beside = np.zeros_like(full) if window is None else expand(window.ids, page_size)
         yield full, beside, f"node [{node.begin}, {node.end})"
     for req in reqs:
         kv, tables = req.kv, pools.allocator.tables
         begin, end = kv.cache_protected_len, kv.kv_allocated_len
-        full = tables.slots(FULL, kv.req_pool_idx, begin, end)
+        full = tables.slots(row, kv.req_pool_idx, begin, end)
         beside = tables.slots(group_id, kv.req_pool_idx, begin, end).copy()
-        gone = kv.swa_dead_lo(page_size) - begin, _given_up(pools, kv, group_id) - begin
+        gone = [at - begin for at in _given_up(pools, kv, group_id)]
         beside[gone[0] : max(gone)] = 0
         yield full, beside, req.rid
 

@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang_jenga.radix.policy import LayerPolicy, Prefix
 from tests.faces.pools import Pools
 
 ALPHABET = 3
 """Tokens are 0, 1 and 2: few, so that prompts and answers agree by chance."""
 _MASK = (1 << 62) - 1
-_OF_GROUP = (
-    0x1111,
-    0x2222,
-    0x3333,
-    0x4444,
-)  # the same prefix reads differently in each layer group
+
+
+def _of_group(group_id: int) -> int:
+    """What makes the same prefix read differently in each layer group."""
+    return 0x1111 * (group_id + 1)
 
 
 class WrongRead(AssertionError):
@@ -77,6 +77,17 @@ def _mix(prefix: int, token: int) -> int:
     return mixed ^ (mixed >> 29)
 
 
+def _tokens_read(policy: LayerPolicy, start: int, end: int) -> np.ndarray:
+    """Which of the first ``end`` tokens a forward of ``[start, end)`` reads, by a layer type's own
+    rule: those of the forward itself, and what each of them reads of what lies before it."""
+    read = np.zeros(end, dtype=bool)
+    read[start:] = True
+    for length in range(max(1, start), end):
+        for first, last in policy.update_last_access(Prefix(length)):
+            read[first:last] = True
+    return read
+
+
 class SymbolicModel:
     """SGLang's model worker, as far as its scheduler knows one."""
 
@@ -84,12 +95,9 @@ class SymbolicModel:
         self._pools = pools
         self._words = pools.buffer.bytes.numpy().view(np.int64)
         self._entry_words = [group.padded_entry_bytes // 8 for group in pools.plan.groups]
-        kinds = [item.group.kind for item in pools.plan.groups]
-        self._sliding = [
-            (group_id, kind.name, kind.width)
-            for group_id, kind in enumerate(kinds)
-            if kind.name in ("window", "chunked")
-        ]
+        groups = pools.allocator.groups
+        self._row, self._state = groups.row, groups.state
+        self._mapped = {group_id: groups.kinds[group_id].policy for group_id in groups.mapped}
         self._lines: dict[str, Line] = {}
         self._known: dict[int, str] = {}
         self.forwards = 0
@@ -146,25 +154,24 @@ class SymbolicModel:
         values = np.concatenate(
             [np.array(line.prefixes[start + 1 : end + 1]) for _, _, line, start, end in spans]
         )
-        self._put(0, slots, values)
-        for group_id, _, _ in self._sliding:
+        self._put(self._row, slots, values)
+        for group_id in self._mapped:
             self._put(group_id, self._window_slots(group_id, slots), values)
 
     def _read_tokens(self, req: Any, row: int, line: Line, start: int, end: int) -> None:
         slots = self._slots(row, 0, end)
         expected = np.array(line.prefixes[1 : end + 1])
-        self._check(0, req, slots, expected, 0)
-        for group_id, kind, width in self._sliding:
-            # The first token of this forward reads most of what lies before it.
-            chunk = start - start % width
-            first = chunk if kind == "chunked" else max(0, start - width + 1)
-            seen = self._window_slots(group_id, slots[first:])
-            self._check(group_id, req, seen, expected[first:], first)
+        every = np.arange(end)
+        self._check(self._row, req, slots, expected, every)
+        for group_id, policy in self._mapped.items():
+            read = every[_tokens_read(policy, start, end)]
+            seen = self._window_slots(group_id, slots[read])
+            self._check(group_id, req, seen, expected[read], read)
 
     # ---- states -----------------------------------------------------------------------------
 
     def _run_states(self, batch: Any, spans: Sequence[Any]) -> None:
-        pool, group_id = self._pools.states, len(self._pools.plan.groups) - 1
+        pool, group_id = self._pools.states, self._state
         if batch.mamba_clear_indices is not None:
             pool.clear_slots(batch.mamba_clear_indices)
         if batch.mamba_cow_src_indices is not None:
@@ -173,7 +180,9 @@ class SymbolicModel:
         for req, row, line, start, end in spans:
             own = slots[row : row + 1]
             if start:
-                self._check(group_id, req, own, np.array([line.prefixes[start]]), start - 1)
+                self._check(
+                    group_id, req, own, np.array([line.prefixes[start]]), np.array([start - 1])
+                )
             self._put(group_id, own, np.array([line.prefixes[end]]))
         if batch.mamba_track_mask is None:
             return
@@ -206,19 +215,20 @@ class SymbolicModel:
     def _put(self, group_id: int, slots: np.ndarray, values: np.ndarray) -> None:
         if (slots == 0).any():
             raise WrongRead(f"group {group_id}: a token is written to the null page")
-        self._words[self._places(group_id, slots)] = (values ^ _OF_GROUP[group_id])[:, None]
+        self._words[self._places(group_id, slots)] = (values ^ _of_group(group_id))[:, None]
 
     def _check(
-        self, group_id: int, req: Any, slots: np.ndarray, expected: np.ndarray, first: int
+        self, group_id: int, req: Any, slots: np.ndarray, expected: np.ndarray, read: np.ndarray
     ) -> None:
-        found = self._words[self._places(group_id, slots)] ^ _OF_GROUP[group_id]
+        """``read``: the positions whose entries lie in these slots."""
+        found = self._words[self._places(group_id, slots)] ^ _of_group(group_id)
         wrong = (found != expected[:, None]).any(axis=1) | (slots == 0)
         if not wrong.any():
             return
         at = int(wrong.argmax())
         holds = "the null page" if slots[at] == 0 else self._name(found[at])
         raise WrongRead(
-            f"{req.rid} reads {holds} for its first {first + at + 1} tokens in group {group_id}, "
+            f"{req.rid} reads {holds} for its first {read[at] + 1} tokens in group {group_id}, "
             f"slot {slots[at]}; {int(wrong.sum())} of {slots.size} slots are wrong"
         )
 

@@ -48,6 +48,7 @@ class Case(NamedTuple):
 
 DENSE, DENSE_UNCACHED = Way("dense"), Way("dense", radix=False)
 WINDOWS, WINDOWS_UNCACHED = Way("windows"), Way("windows", radix=False)
+SINKS, SINKS_UNCACHED = Way("sinks"), Way("sinks", radix=False)
 NO_BUFFER, BUFFER, LAZY = (
     Way("states", strategy) for strategy in ("no_buffer", "extra_buffer", "extra_buffer_lazy")
 )
@@ -57,7 +58,7 @@ THREE_NO_BUFFER, THREE_BUFFER, THREE_LAZY = (
 )
 THREE_UNCACHED = Way("three-way", radix=False)
 WAYS = [DENSE, DENSE_UNCACHED, WINDOWS, WINDOWS_UNCACHED, NO_BUFFER, BUFFER, LAZY, STATES_UNCACHED]
-WAYS += [THREE_NO_BUFFER, THREE_BUFFER, THREE_LAZY, THREE_UNCACHED]
+WAYS += [SINKS, SINKS_UNCACHED, THREE_NO_BUFFER, THREE_BUFFER, THREE_LAZY, THREE_UNCACHED]
 
 KNOWN = [
     # SGLang's own allocator and budget accept and starve these two as well.

@@ -45,6 +45,19 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_packages_own_tests_pass_where_it_is_installed(installed):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, PACKAGE / "tests"],
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        cwd=installed,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
 def plan(model: Path, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "sglang_jenga.plan.cli", "plan", str(model), "--pool-gib", "0.01"],

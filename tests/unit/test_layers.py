@@ -46,7 +46,7 @@ LAYERS = {
         "torch sglang numpy prometheus_client", "plan layers pages radix radix.policy memory"
     ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
-    "boot": layer("sglang psutil", "plan"),
+    "boot": layer("sglang psutil", "plan layers"),
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
@@ -63,8 +63,11 @@ LAYERS = {
     "testing": layer(
         "torch transformers tokenizers safetensors sglang requests numpy sgl_kernel flashinfer "
         "triton",
-        "boot boot.construction cpu cpu.sgl_kernel plan memory kernels",
+        "boot boot.construction cpu cpu.sgl_kernel layers plan memory kernels radix.policy",
     ),
+    "boot.model_rules": layer("sglang transformers", "boot plan layers"),
+    "boot.write_catalogue": layer("sglang transformers torch", "boot plan"),
+    "__main__": layer(layers="plan"),
     "plugin": layer(
         "sglang packaging",
         "layers boot boot.boot_check boot.construction boot.own_models cpu cpu.sgl_kernel",

@@ -4,13 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_jenga.layers.chunked import ChunkedPolicy
-from sglang_jenga.layers.full import FullPolicy
-from sglang_jenga.layers.state import StatePolicy
+from examples import whole_blocks
+from examples.whole_blocks import WholeBlocks
+from sglang_jenga.layers import agreement
+from sglang_jenga.layers.chunked import Chunked, ChunkedPolicy
+from sglang_jenga.layers.full import Full, FullPolicy
+from sglang_jenga.layers.state import State, StatePolicy
 from sglang_jenga.layers.window import Window, WindowPolicy
+from sglang_jenga.plan.layer_lists import by_layer_types
+from sglang_jenga.plan.model_row import ModelRow
 from sglang_jenga.radix import policy
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, register_policy
 from tests.conftest import World, fork, tokens
+from tests.faces.outside import SINKS, SinkWindowPolicy
 
 
 def ranges_of(positions):
@@ -88,46 +94,94 @@ class Everything(LayerPolicy):
         return ()
 
 
-def test_a_registered_policy_runs_the_groups_of_its_type(monkeypatch):
+@pytest.fixture
+def own_policies(monkeypatch):
     monkeypatch.setattr(policy, "_exchanged", {})
-    assert Window(8).policy == WindowPolicy(7)
-    register_policy("window", lambda window: Everything())
-    assert isinstance(Window(8).policy, Everything)
+
+
+@pytest.mark.usefixtures("own_policies")
+@pytest.mark.parametrize("kind", [Full(), Window(8), Chunked(8), State()])
+def test_a_registered_policy_runs_the_groups_of_its_type(kind):
+    own = kind.policy
+    register_policy(kind.name, lambda window: Everything())
+    assert isinstance(kind.policy, Everything)
+    assert not isinstance(own, Everything)
+
+
+@pytest.mark.usefixtures("own_policies")
+def test_a_policy_is_registered_for_a_type_that_there_is():
     with pytest.raises(ValueError, match="unknown layer type 'windows', expected full or window"):
         register_policy("windows", lambda window: Everything())
 
 
-def test_the_sink_and_window_example_keeps_the_first_tokens_and_the_last():
-    from examples.sink_and_window import SinkAndWindow
+class FirstToo(WindowPolicy):
+    """Reads a token that its type gives back."""
 
-    layer = SinkAndWindow(sink=2, reach=3)
-    assert layer.update_last_access(Prefix(9)) == ((0, 2), (6, 9))
-    assert layer.update_last_access(Prefix(4)) == ((0, 4),)
-    world, key = World(layer), tokens(9)
-    world.cache(key, "xx....xxx")
-    assert world.hit(key) == 9
+    def update_last_access(self, prefix):
+        return ((0, 1), *WindowPolicy.update_last_access(self, prefix))
+
+
+@pytest.mark.usefixtures("own_policies")
+def test_a_policy_that_reads_what_its_type_gives_back_is_refused_before_anything_is_built():
+    row = ModelRow(layers=by_layer_types())
+    config = {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 8,
+        "num_hidden_layers": 2,
+    }
+    assert row.why_refused(config.get) == ""
+
+    register_policy("window", lambda window: FirstToo(window - 1))
+
+    assert row.why_refused(config.get) == (
+        "the policy of window(8) does not agree: the token at 8 reads the one at 0, which is given "
+        "back by then"
+    )
+
+
+@given(cached=st.sets(st.integers(0, 19)), limit=st.integers(1, 20))
+def test_a_hit_of_the_example_ends_at_a_whole_block(cached, limit):
+    layer = WholeBlocks(3, block=4)
+    world, key = World(layer), tokens(20)
+    world.cache(key, "".join("x" if p in cached else "." for p in range(20)))
+    blocks = range(4, limit + 1, 4)
+    assert world.hit(key[:limit]) == max(
+        [0] + [n for n in blocks if {n - 3, n - 2, n - 1} <= cached]
+    )
+
+
+@pytest.mark.usefixtures("own_policies")
+def test_the_example_agrees_with_the_type_that_it_is_for():
+    whole_blocks.load()
+
+    assert isinstance(Window(8).policy, WholeBlocks)
+    assert agreement.fault(Window(8)) is None
+
+
+def test_the_policy_of_sinks_keeps_the_first_tokens_and_the_last():
+    layer = SinkWindowPolicy(reach=3)
+    assert layer.update_last_access(Prefix(11)) == ((0, SINKS), (8, 11))
+    assert layer.update_last_access(Prefix(6)) == ((0, 6),)
+    world, key = World(layer), tokens(11)
+    world.cache(key, "xxxx....xxx")
+    assert world.hit(key) == 11
     world = World(layer)
-    world.cache(key, "x.....xxx")
+    world.cache(key, "x.......xxx")
     assert world.hit(key) == 1
 
 
 @given(cached=st.sets(st.integers(0, 11)), limit=st.integers(1, 12))
-def test_the_sink_and_window_example_finds_the_longest_valid_prefix(cached, limit):
-    from examples.sink_and_window import SinkAndWindow
-
-    layer = SinkAndWindow(sink=2, reach=3)
-    world, key = World(layer), tokens(12)
+def test_the_policy_of_sinks_finds_the_longest_valid_prefix(cached, limit):
+    world, key = World(SinkWindowPolicy(reach=3)), tokens(12)
     world.cache(key, "".join("x" if p in cached else "." for p in range(12)))
-    needs = {n: set(range(min(2, n))) | set(range(max(0, n - 3), n)) for n in range(1, limit + 1)}
+    needs = {n: {*range(min(SINKS, n)), *range(max(0, n - 3), n)} for n in range(1, limit + 1)}
     assert world.hit(key[:limit]) == max([0] + [n for n, need in needs.items() if need <= cached])
 
 
-def test_a_request_on_the_sink_and_window_example_keeps_its_sink_locked_while_it_slides():
-    from examples.sink_and_window import SinkAndWindow
-
-    world, key = World(SinkAndWindow(sink=2, reach=3)), tokens(9)
+def test_a_request_keeps_its_sinks_locked_while_it_slides():
+    world, key = World(SinkWindowPolicy(reach=3)), tokens(11)
     lock = world.trees.lock(world.insert(key)[0].node)
     lock = world.trees.advance(lock, 1, 30)
-    assert sorted(world.evict()) == [(1, position) for position in range(2, 9)]
+    assert sorted(world.evict()) == [(1, position) for position in range(SINKS, 11)]
     world.trees.unlock(lock)
-    assert world.hit(fork(key, 2, 9)) == 2
+    assert world.hit(fork(key, SINKS, 11)) == SINKS

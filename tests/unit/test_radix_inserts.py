@@ -1,6 +1,9 @@
 """What radix trees take of a request's pages, and what they leave it to free."""
 
+import numpy as np
+
 from sglang_jenga.pages.layout import USED_BY_REQUEST
+from sglang_jenga.radix.node import TokenPages
 from tests.conftest import World, fork, tokens
 from tests.models.radix_examples import PAGE_SIZES, WINDOW, declined, used_map
 
@@ -69,3 +72,44 @@ def test_the_tree_keeps_copies_of_the_callers_arrays():
     key[:], pages[0][:] = 0, 0
     node = world.trees.match(None, kept).node
     assert node.end == 6 and world.trees.pages_to(node, 0).tolist() == expected
+
+
+def insert_with_gap(world: World, key, gone):
+    """Insert a key of which the request has given its window pages of ``gone`` back."""
+    step, trees = world.tpp, world.trees
+    full, window = world.fresh(0, key.size // step), world.fresh(1, key.size // step)
+    dropped = window[gone[0] // step : gone[1] // step]
+    world.allocator.free(1, dropped)
+    outcome = trees.insert(
+        trees.root, None, key, [TokenPages(0, full), TokenPages(0, window.copy(), gone)]
+    )
+    world.check()
+    pages = window.copy()
+    pages[gone[0] // step : gone[1] // step] = 0
+    return outcome, pages
+
+
+@PAGE_SIZES
+def test_pages_before_and_behind_those_given_back_are_adopted(tokens_per_page):
+    world, key = World(2, tokens_per_page=tokens_per_page), tokens(9 * tokens_per_page)
+    gone = (2 * tokens_per_page, 6 * tokens_per_page)
+    outcome, pages = insert_with_gap(world, key, gone)
+    assert world.trees.pages_to(outcome.node, 1).tolist() == pages.tolist()
+
+
+@PAGE_SIZES
+def test_pages_that_were_given_back_are_neither_adopted_nor_declined(tokens_per_page):
+    """Where the trees have the window of all tokens in one node, which nothing cuts."""
+    world, key = World(2, tokens_per_page=tokens_per_page), tokens(9 * tokens_per_page)
+    world.insert(key)
+    outcome, pages = insert_with_gap(world, key, (2 * tokens_per_page, 6 * tokens_per_page))
+    declined_windows = np.concatenate(outcome.declined[1]).tolist()
+    assert declined_windows == [page for page in pages.tolist() if page]
+
+
+def test_a_request_with_a_gap_fills_holes_on_both_sides_of_it():
+    world, key = World(2), tokens(9)
+    world.insert(key, [0, 9])
+    outcome, pages = insert_with_gap(world, key, (2, 6))
+    assert world.trees.pages_to(outcome.node, 1).tolist() == pages.tolist()
+    assert world.hit(key) == 9

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sglang_jenga.layers.window import WindowPolicy
 from tests.conftest import World, fork, tokens
 from tests.models.radix_examples import FULL, WINDOW, used_map
 
@@ -89,3 +90,25 @@ def test_tokens_that_several_requests_have_locked_are_counted():
     for lock in locks:
         world.trees.unlock(lock)
     assert world.trees.num_shared == [0, 0]
+
+
+class FirstAndLast(WindowPolicy):
+    """Reads the first two tokens as well."""
+
+    __slots__ = ()
+
+    def update_last_access(self, prefix):
+        window = max(2, prefix.length - self.reach)
+        return ((0, 2), (window, prefix.length)) if prefix.length > 2 else ((0, prefix.length),)
+
+
+def test_a_page_that_two_ranges_lie_in_is_locked_once():
+    world, key = World(FirstAndLast(5), tokens_per_page=4), tokens(8)
+    node = world.insert(key)[0].node
+    lock = world.trees.lock(node)
+    assert lock.ranges[1] == ((0, 8),)
+    assert node.locks[1] == 1
+    lock = world.trees.advance(lock, 1, 30)
+    assert lock.ranges[1] == ((0, 4),)
+    world.trees.unlock(lock)
+    world.check()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sglang_jenga.layers.base import Load, Sliding
+from sglang_jenga.layers.base import Sliding
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range
 
 SINKS = 4
@@ -24,6 +24,8 @@ class SinkWindowPolicy(LayerPolicy):
         first = ranges[-1] if ranges and ranges[-1][0] == 0 else (0, 0)
         if first[1] < min(SINKS, prefix.length):
             return first[1]  # the sinks are torn: only a prefix inside of them is left
+        if not self.reach:
+            return prefix.length  # a token sees itself and the sinks
         long_enough = (end for begin, end in ranges if end - begin >= self.reach)
         return max(first[1], *long_enough, 0)
 
@@ -44,12 +46,6 @@ class SinkWindow(Sliding):
     @property
     def policy(self) -> LayerPolicy:
         return SinkWindowPolicy(self.width - 1)
-
-    def held(self, load: Load, tokens_per_page: int) -> int:
-        sinks = -(-SINKS // tokens_per_page)
-        every = -(-load.tokens // tokens_per_page)
-        # Without a dot in front: a class with slots is made anew, and super() would miss it.
-        return min(every, sinks + Sliding.held(self, load, tokens_per_page))
 
     def dead(self, length: int) -> Range | None:
         end = length - self.width + 1
