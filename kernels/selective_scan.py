@@ -10,7 +10,6 @@ program holds the state of some channels in registers and walks over the tokens 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -26,9 +25,7 @@ from sglang_jenga.kernels.launch import (
 )
 
 BLOCK_DIM = 32  # channels per program
-# The reference works on so many channels and numbers at a time that they stay in a core's cache.
-REFERENCE_CHANNELS = 512
-REFERENCE_NUMBERS = 1 << 19
+REFERENCE_NUMBERS = 1 << 20  # of states, that plain torch has in hand at a time, if not one token's
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SOFTPLUS_IS_IDENTITY_ABOVE = 20.0
 
@@ -285,59 +282,21 @@ def selective_scan_reference(
     if not longest_first:
         return
     order = torch.tensor(longest_first, device=x.device)
-    batch = _Batch(
-        begins=starts[order].long(),
-        lengths=(starts[order + 1] - starts[order]).long(),
-        slots=slots[order].long(),
-        has_initial=has_initial[order],
-        snapshot_ends=None if snapshot_ends is None else snapshot_ends[order].long(),
-        snapshot_slots=None if snapshot_slots is None else snapshot_slots[order].long(),
-    )
-    for first in range(0, x.shape[1], REFERENCE_CHANNELS):
-        part = slice(first, first + REFERENCE_CHANNELS)
-        _scan_channels(
-            batch, x[:, part], dt[:, part], gate[:, part], a[part], b, c, d[part],
-            states[:, part], out[:, part],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Sequences that have tokens, the longest first; see `selective_scan`."""
-
-    begins: torch.Tensor
-    lengths: torch.Tensor
-    slots: torch.Tensor
-    has_initial: torch.Tensor
-    snapshot_ends: torch.Tensor | None
-    snapshot_slots: torch.Tensor | None
-
-
-def _scan_channels(
-    batch: _Batch,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    gate: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    d: torch.Tensor,
-    states: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    kept = batch.slots >= 0
-    initial = batch.has_initial & kept
-    state = states.new_zeros((len(kept), *a.shape), dtype=torch.float32)
-    state[initial] = states[batch.slots[initial]].float()
-    skip, position, longest = d.float(), 0, int(batch.lengths[0])
+    begins, lengths = starts[order].long(), (starts[order + 1] - starts[order]).long()
+    homes = slots[order].long()
+    kept = homes >= 0
+    initial = has_initial[order] & kept
+    state = states.new_zeros((len(order), *a.shape), dtype=torch.float32)
+    state[initial] = states[homes[initial]].float()
+    skip, position, longest = d.float(), 0, int(lengths[0])
     # Memory that is asked for once: fresh pages would cost more than the arithmetic.
     scratch = state.new_empty(2, max(REFERENCE_NUMBERS, state.numel()))
     while position < longest:
-        live = int((batch.lengths > position).sum())
+        live = int((lengths > position).sum())
         block = max(1, min(64, REFERENCE_NUMBERS // (live * a.numel()), longest - position))
         at = position + torch.arange(block, device=x.device)[:, None]
-        inside = at < batch.lengths[:live]
-        tokens = (batch.begins[:live] + at).clamp(max=x.shape[0] - 1)  # [block, live]
+        inside = at < lengths[:live]
+        tokens = (begins[:live] + at).clamp(max=x.shape[0] - 1)  # [block, live]
         now = x[tokens].float()
         # A step of no length leaves the state as it is: what lies behind a sequence's end.
         step = torch.where(inside[..., None], _softplus_of(dt[tokens].float()), 0.0)
@@ -353,14 +312,13 @@ def _scan_channels(
         opening = gate[tokens].float()
         y = y * (opening / (1 + torch.exp(-opening)))
         out[tokens[inside]] = y[inside].to(out.dtype)
-        if batch.snapshot_ends is not None and batch.snapshot_slots is not None:
-            length = batch.snapshot_ends[:live] - batch.begins[:live]
-            offset = torch.minimum(length, batch.lengths[:live]) - 1 - position
-            wanted = (offset >= 0) & (offset < block) & (batch.snapshot_slots[:live] >= 0)
-            row = wanted.nonzero()[:, 0]
-            states[batch.snapshot_slots[row]] = history[offset[row], row].to(states.dtype)
+        if snapshot_ends is not None and snapshot_slots is not None:
+            reach = torch.minimum(snapshot_ends[order].long() - begins, lengths)[:live]
+            offset, targets = reach - 1 - position, snapshot_slots[order].long()[:live]
+            row = ((offset >= 0) & (offset < block) & (targets >= 0)).nonzero()[:, 0]
+            states[targets[row]] = history[offset[row], row].to(states.dtype)
         position += block
-    states[batch.slots[kept]] = state[kept].to(states.dtype)
+    states[homes[kept]] = state[kept].to(states.dtype)
 
 
 def _softplus_of(x: torch.Tensor) -> torch.Tensor:

@@ -292,18 +292,6 @@ def test_in_plain_torch_a_token_has_the_bits_of_a_decode():
     assert torch.equal(drawn.arguments["states"][slots], states[slots, :, 0])
 
 
-def test_more_channels_than_the_reference_takes_at_once(monkeypatch):
-    from sglang_jenga.kernels import selective_scan
-
-    monkeypatch.setattr(selective_scan, "REFERENCE_CHANNELS", 4)
-    monkeypatch.setattr(selective_scan, "REFERENCE_NUMBERS", 64)
-    drawn = batch([9, 3], dim=10)
-    want, history = by_token(drawn)
-
-    close(plain(drawn), want)
-    close(drawn.arguments["states"][drawn.arguments["slots"][1]], history[1][-1])
-
-
 BAD = {
     "x": (lambda t: t.t().contiguous().t(), "x: expected a last stride of 1"),
     "b": (lambda t: t[:, :3], "b: expected float32"),
