@@ -30,6 +30,7 @@ def layer(third_party: str = "", layers: str = "") -> Layer:
 LAYERS = {
     # Arithmetic: what the command line needs, on machines with neither torch nor SGLang.
     "plan": layer(layers="layers"),
+    "__main__": layer(layers="plan"),
     # One file per layer type: its rule. Of the trees it knows what they ask of a policy.
     "layers": layer(layers="radix.policy"),
     "radix.policy": layer(),
@@ -46,7 +47,8 @@ LAYERS = {
         "torch sglang numpy prometheus_client", "plan layers pages radix radix.policy memory"
     ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
-    "boot": layer("sglang psutil", "plan layers"),
+    "boot": layer("sglang psutil transformers", "plan layers"),
+    "boot.write_catalogue": layer("sglang transformers torch", "boot plan"),  # `make docs`
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
@@ -65,9 +67,6 @@ LAYERS = {
         "triton",
         "boot boot.construction cpu cpu.sgl_kernel layers plan memory kernels radix.policy",
     ),
-    "boot.model_rules": layer("sglang transformers", "boot plan layers"),
-    "boot.write_catalogue": layer("sglang transformers torch", "boot plan"),
-    "__main__": layer(layers="plan"),
     "plugin": layer(
         "sglang packaging",
         "layers boot boot.boot_check boot.construction boot.own_models cpu cpu.sgl_kernel",
