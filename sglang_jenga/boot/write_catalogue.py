@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,9 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before Transformers is imported
+    # Before Transformers is imported: it would look for models, and complain of every probe.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical"}
+    warnings.simplefilter("ignore")
     catalogue.PATH.write_text(as_text(written()), encoding="utf-8")
 
 
