@@ -46,6 +46,8 @@ LAYERS = {
     ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "boot": layer("sglang psutil", "plan"),
+    # Run by `make docs`, and by nobody who serves.
+    "boot.write_catalogue": layer("sglang transformers", "plan"),
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
@@ -53,6 +55,7 @@ LAYERS = {
     "boot.construction": layer(
         "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
     ),
+    "__main__": layer(layers="plan"),
     # The machine without a GPU. `import torch` itself imports the first.
     "cpu.sgl_kernel": layer("torch", "cpu"),
     "cpu": layer("torch sglang"),
