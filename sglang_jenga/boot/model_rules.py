@@ -51,21 +51,24 @@ def refused_lines(model: Any) -> list[str]:
 
 
 def _has_code(model: Any) -> bool:
-    """Whether SGLang has code for a model, or Transformers has some that its fallback takes; by the
-    rule of ``resolve_transformers_arch``, which raises once the processes have started."""
+    """Whether SGLang has code for a model, or Transformers has some that its fallback takes. SGLang
+    itself would say so once its processes have started."""
     from sglang.srt.configs.model_config import ModelImpl
 
     architectures = model.hf_config.architectures or []
     if model.model_impl != ModelImpl.AUTO or catalogue.has_code(architectures):
         return True
-    import transformers
+    from sglang.srt.model_loader.utils import resolve_transformers_arch
     from sglang.srt.models.registry import ModelRegistry  # imports the code of every model
 
     brought = "AutoModel" in (getattr(model.hf_config, "auto_map", None) or {})
     if brought or any(ModelRegistry.is_arch_supported(name) for name in architectures):
         return True
-    classes = [getattr(transformers, name, None) for name in architectures]
-    return all(found is not None and found.is_backend_compatible() for found in classes)
+    try:
+        resolve_transformers_arch(model, architectures)
+    except ValueError:
+        return False
+    return True
 
 
 def ranks_lines(model: Any, tp: int) -> list[str]:

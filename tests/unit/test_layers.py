@@ -48,7 +48,8 @@ LAYERS = {
     ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "boot": layer("sglang psutil transformers", "plan layers"),
-    "boot.write_catalogue": layer("sglang transformers torch", "boot plan"),  # `make docs`
+    # Run by `make docs`, and by nobody who serves.
+    "boot.write_catalogue": layer("sglang transformers", "plan"),
     # And what is built under the flag, in the processes that do.
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
