@@ -83,9 +83,11 @@ _exchanged: dict[str, PolicyFactory] = {}
 def register_policy(layer_type: str, factory: PolicyFactory) -> None:
     """Let ``factory(window)`` make the policies of a built-in layer type from now on.
 
-    ``window`` is the number of tokens that a window layer sees, None for other types. Call it in
-    every process of the server, from a plugin of SGLang's group ``sglang.srt.plugins``. A type of
-    one's own is registered by `sglang_jenga.layers.registry.register_kind` and brings its policy.
+    ``window`` is the type's width in tokens, None for those without one. Call it in every process
+    of the server, from a plugin of SGLang's group ``sglang.srt.plugins``. What a request keeps is
+    the type's to say, and a server does not start with a policy that reads what its type gives
+    back. A type of one's own is registered by `sglang_jenga.layers.registry.register_kind` and
+    brings its policy.
     """
     if layer_type not in BUILT_IN:
         raise ValueError(f"unknown layer type {layer_type!r}, expected {' or '.join(BUILT_IN)}")
