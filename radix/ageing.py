@@ -107,17 +107,17 @@ class Ageing:
                 if (extent := part.extents[group_id]) is None:
                     continue
                 self._reshield(part, extent)
-                if part in kept:
+                if part in kept or part in grace_tokens:
                     self._times.refresh(part, extent)
-                elif part not in grace_tokens:
+                else:
                     self.demote(part, extent)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
-        """As many tokens as are read at a path's end once more, and at least ``grace_tokens``."""
+        """The ``grace_tokens`` tokens before those that are read at a path's end."""
         if not last:
             return []
         step, behind = self._paths.tokens_per_page, last[0][0]
-        count = max(self._grace_tokens, sum(end - begin for begin, end in last))
+        count = self._grace_tokens
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def demote(self, node: Node, extent: Extent) -> None:
