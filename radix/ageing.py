@@ -85,7 +85,8 @@ class Ageing:
         """Called when a key is complete up to ``node``. Later requests resume at ``node``, at a
         fork above it, or a little before ``node`` (a second question on one document). Pages that
         are read at the first two places are resume points, and every visitor refreshes them. The
-        ``grace_tokens`` before ``node`` keep their age. All other window pages of the path are
+        ``grace_tokens`` before ``node`` become as young as they are: older, those of all documents
+        would go before one document does, and none could be asked a second question. All other window pages of the path are
         demoted: the windows of its middle, of earlier ends, and of where a prompt was cut.
 
         A state is refreshed only by the request that resumes from it. Without the forks a prefix in
@@ -107,17 +108,17 @@ class Ageing:
                 if (extent := part.extents[group_id]) is None:
                     continue
                 self._reshield(part, extent)
-                if part in kept:
+                if part in kept or part in grace_tokens:
                     self._times.refresh(part, extent)
-                elif part not in grace_tokens:
+                else:
                     self.demote(part, extent)
 
     def _before(self, last: Sequence[Range]) -> list[Range]:
-        """As many tokens as are read at a path's end once more, and at least ``grace_tokens``."""
+        """The ``grace_tokens`` tokens before those that are read at a path's end."""
         if not last:
             return []
         step, behind = self._paths.tokens_per_page, last[0][0]
-        count = max(self._grace_tokens, sum(end - begin for begin, end in last))
+        count = self._grace_tokens
         return [(max(0, behind - count - -count % step), behind)] if behind else []
 
     def demote(self, node: Node, extent: Extent) -> None:

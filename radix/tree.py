@@ -79,8 +79,8 @@ class RadixTrees:
             shield: resume points inside what running requests have locked go last.
             state_cost_tokens: tokens of full attention that fit in the bytes of one page of a whole
                 prefix. A page that saves fewer is demoted once a longer prefix has one.
-            grace_tokens: tokens before a path's end that keep their age; at least as many as the
-                group reads there.
+            grace_tokens: tokens, before those that are read at a path's end, that are as young as
+                the end.
             most_on_path: pages of whole prefixes that a path keeps, not counting those where
                 requests part; None for any number.
         """

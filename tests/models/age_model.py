@@ -15,7 +15,7 @@ class AgeModel:
     refreshes it.
 
     ``state_cost``: tokens that a state must save to keep its place before a longer one.
-    ``grace_tokens``: tokens that age before those read at a key's end, if more than are read there.
+    ``grace_tokens``: tokens before those read at a key's end that are as young as the end.
     """
 
     def __init__(self, model, state_cost, grace_tokens, shield):
@@ -121,8 +121,8 @@ class AgeModel:
                     used[place] = DEMOTED, self._clock
 
     def _settle(self, namespace, key):
-        """What is read at the key's end and where others part stays, what comes shortly before its
-        end ages, and the rest goes first."""
+        """What is read at the key's end and where others part stays, and so does what comes shortly
+        before its end; the rest goes first."""
         model = self._model
         path = {
             end: place_of(namespace, key, end) for end in range(model.tpp, key.size + 1, model.tpp)
@@ -134,14 +134,14 @@ class AgeModel:
             }
             last = model.places_read(group_id, namespace, key, key.size)
             before = key.size - len(last) * model.tpp
-            further = before - max(self._grace_tokens, len(last) * model.tpp) if last else before
+            further = before - self._grace_tokens if last else before
             grace_tokens = {place for end, place in path.items() if further < end <= before}
             self.resume_point[group_id] -= set(path.values()) - kept
             self.resume_point[group_id] |= kept
             for place in path.values():
-                if place in kept:
+                if place in kept or (place in grace_tokens and place in self.used[group_id]):
                     self.used[group_id][place] = self._now
-                elif self.used[group_id].get(place, (0, 0))[0] and place not in grace_tokens:
+                elif self.used[group_id].get(place, (0, 0))[0]:
                     self.used[group_id][place] = DEMOTED, self._clock
 
     def _parts(self, place):

@@ -19,12 +19,12 @@ def test_window_pages_that_a_hit_went_past_go_before_any_page_in_reach(tokens_pe
 
 
 def test_windows_of_the_middle_go_before_those_at_ends_and_where_requests_part():
-    world = World(2)
+    world = World(2, grace_tokens=2)
     key, other = tokens(8), tokens(6, seed=1)
     world.insert(key)
     world.insert(fork(key, 4, 8))
     world.insert(other)
-    # Two tokens before the parting and before each end are read; as many before those ends age.
+    # Two tokens before the parting and before each end are read; the two before those ends stay.
     assert sorted(world.evict(4)) == sorted((WINDOW, at) for at in (0, 1, 0, 1))
     assert [world.hit(part) for part in (key, key[:4], other)] == [8, 4, 6]
     assert world.hit(fork(other, 4, 6)) == 4
@@ -36,7 +36,7 @@ def test_windows_shortly_before_an_end_outlast_those_of_the_middle(tokens_per_pa
     key, other = tokens(20), tokens(20, seed=1)
     world.insert(key)
     world.insert(other)
-    # Two tokens are read at an end, and five before keep their age; six in whole pages.
+    # Two tokens are read at an end, and the five before stay with them; six in whole pages.
     middle = {1: 13, 2: 12}[tokens_per_page]
     gone = world.evict(2 * middle // tokens_per_page)
     assert sorted(gone) == sorted([(WINDOW, at) for at in range(middle // tokens_per_page)] * 2)
@@ -50,8 +50,17 @@ def test_while_memory_is_idle_a_branch_hits_behind_the_window():
     assert world.hit(fork(key, 4, 9)) == 4
 
 
+def test_what_lies_shortly_before_an_end_is_as_young_as_the_end():
+    world = World(4, grace_tokens=2)
+    documents = [tokens(12, seed=seed) for seed in range(3)]
+    for document in documents:
+        world.insert(document)
+    world.evict(3 * 6 + 6)  # what lies before, and one document's last six tokens in both groups
+    assert [world.hit(fork(document, 11, 12)) for document in documents] == [0, 11, 11]
+
+
 def test_where_requests_part_the_window_is_kept_by_whoever_passes():
-    world, key = World(2), tokens(12)
+    world, key = World(2, grace_tokens=2), tokens(12)
     world.insert(key)
     world.insert(fork(key, 6, 12))
     world.hit(key)
@@ -71,7 +80,7 @@ def test_anchors_are_what_keeps_the_window_where_requests_part(resume_points, ex
 
 
 def test_the_end_of_an_earlier_round_is_not_kept_once_its_chat_has_gone_on():
-    world, chat, other = World(2), tokens(12), tokens(4, seed=3)
+    world, chat, other = World(2, grace_tokens=2), tokens(12), tokens(4, seed=3)
     first = world.insert(chat[:6])[0].node
     world.insert(other)
     world.insert(chat, start=first)
