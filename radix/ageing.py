@@ -86,8 +86,9 @@ class Ageing:
         fork above it, or a little before ``node`` (a second question on one document). Pages that
         are read at the first two places are resume points, and every visitor refreshes them. The
         ``grace_tokens`` before ``node`` become as young as they are: older, those of all documents
-        would go before one document does, and none could be asked a second question. All other window pages of the path are
-        demoted: the windows of its middle, of earlier ends, and of where a prompt was cut.
+        would go before one document does, and none could be asked a second question. All other
+        window pages of the path are demoted: the windows of its middle, of earlier ends, and of
+        where a prompt was cut.
 
         A state is refreshed only by the request that resumes from it. Without the forks a prefix in
         daily use would lose the windows with which its users begin.

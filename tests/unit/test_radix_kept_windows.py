@@ -52,11 +52,20 @@ def test_while_memory_is_idle_a_branch_hits_behind_the_window():
 
 def test_what_lies_shortly_before_an_end_is_as_young_as_the_end():
     world = World(4, grace_tokens=2)
-    documents = [tokens(12, seed=seed) for seed in range(3)]
-    for document in documents:
-        world.insert(document)
-    world.evict(3 * 6 + 6)  # what lies before, and one document's last six tokens in both groups
-    assert [world.hit(fork(document, 11, 12)) for document in documents] == [0, 11, 11]
+    documents = [tokens(11, seed=seed) for seed in range(3)]
+    begun = [world.insert(document[:10])[0].node for document in documents]
+    for document, node in zip(documents, begun, strict=True):
+        world.insert(document, start=node)
+    world.evict(3 * 5 + 6)  # what lies before, and something of the first document's end
+    # A second question parts from each document two tokens before its end.
+    assert [world.hit(fork(document, 9, 12)) for document in documents[1:]] == [9, 9]
+
+
+def test_no_more_than_the_grace_is_kept_before_an_end_however_long_the_window():
+    world, document = World(4, grace_tokens=2), tokens(12)
+    world.insert(document)
+    assert world.evict(6) == [(WINDOW, at) for at in range(6)]
+    assert world.hit(fork(document, 10, 12)) == 10
 
 
 def test_where_requests_part_the_window_is_kept_by_whoever_passes():
