@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("sglang_jenga/boot", "sglang_jenga/serving")
 BAR = 85.0
+NOT_SERVING = {"write_catalogue"}  # `make docs` runs it; a slow test holds what it writes
 
 
 def measure(folder: Path, arguments: list[str]) -> tuple[int, dict]:
@@ -50,7 +51,7 @@ def main() -> int:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).glob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            if path.stem == "__init__":
+            if path.stem in {"__init__", *NOT_SERVING}:
                 continue
             summary = found[name]["summary"]
             total, missed = summary["num_statements"], summary["missing_lines"]

@@ -153,7 +153,11 @@ TILES = "its kernels load more than the window, and states may lie there"
 )
 def test_trtllm_serves_mixed_layers_on_blackwell(monkeypatch, windows, states, blackwell, why):
     model = SimpleNamespace(
-        attention_chunk_size=None, is_hybrid_swa=windows, has_asymmetric_kv=False
+        attention_chunk_size=None,
+        is_hybrid_swa=windows,
+        has_asymmetric_kv=False,
+        hf_config=SimpleNamespace(architectures=["GptOssForCausalLM"]),
+        hf_text_config=SimpleNamespace(),
     )
     monkeypatch.setattr(model_rules, "has_state", lambda model: states)
 

@@ -88,7 +88,7 @@ def test_a_row_leads_to_other_pages_only_once_the_map_does():
     with (
         Rig(WINDOWS, settings, check=False) as rig,
         on_streams(rig) as streams,
-        recorded(streams, rig.pools.cache, "_repoint_row", "give copies up"),
+        recorded(streams, rig.pools.cache._rows, "repoint", "give copies up"),
     ):
         rig.submit(prompt, 6)
         rig.submit(prompt, 6)

@@ -12,6 +12,8 @@ from tests.faces.symbols import answer
 
 PROMPT = [1, 0, 2, 0, 0, 1, 2, 1]
 SAID = answer(PROMPT, 40, (None, None))
+HOLE = len(PROMPT) + 8
+"""A length inside the hole, which begins within the answer's first tokens."""
 both_pages = pytest.mark.parametrize("page_size", [1, 4])
 
 
@@ -22,12 +24,20 @@ def rig_with_a_hole(page_size: int) -> Rig:
 
     shape = Shape(full=3, window_k=2, window=6, num_large=240 // page_size, num_rows=4)
     rig = Rig(shape, Settings(page_size=page_size))
+    keep_only_ends(rig)
     rig.ask(PROMPT, 40)
     rig.ask([*PROMPT, *SAID[:24], 0, 1, 0], 2)
     rig.ask([*PROMPT, *SAID[:32], 1, 1, 0], 2)
     rig.pools.cache.evict(EvictParams(num_tokens=0, swa_num_tokens=24))
     assert go_on_from(rig, 36).hit > 0
     return rig
+
+
+def keep_only_ends(rig: Rig) -> None:
+    """Answers here are shorter than what is kept before each end, and would be kept whole."""
+    trees = rig.pools.cache.trees
+    trees._ageing = trees._ageing._replace(grace_tokens=0)
+    trees.clear()
 
 
 def go_on_from(rig: Rig, said: int):
@@ -39,7 +49,7 @@ def go_on_from(rig: Rig, said: int):
 def test_window_pages_that_fill_a_hole_when_a_request_ends_are_read_by_the_next(page_size: int):
     with rig_with_a_hole(page_size) as rig:
         rig.ask(PROMPT, 40)
-        assert go_on_from(rig, 12).hit > len(PROMPT)
+        assert go_on_from(rig, 12).hit > HOLE
 
 
 @both_pages
@@ -52,7 +62,7 @@ def test_window_pages_that_fill_a_hole_when_a_request_is_retracted_are_read_by_t
         rig.turn()
         rig.abort(rid)
         rig.run()
-        assert go_on_from(rig, 12).hit > len(PROMPT)
+        assert go_on_from(rig, 12).hit > HOLE
 
 
 @both_pages
@@ -64,7 +74,7 @@ def test_a_pause_fills_no_hole_since_new_weights_may_come(page_size: int):
         rig.abort(rid)
         rig.resume()
         rig.run()
-        assert go_on_from(rig, 12).hit == len(PROMPT)
+        assert go_on_from(rig, 12).hit <= HOLE
 
 
 def decode_across_the_hole(rig: Rig) -> str:

@@ -24,7 +24,7 @@ def test_what_is_left_of_a_window_is_a_node_of_its_own():
 
 
 def test_a_path_stays_cut_where_a_request_ends_on_it():
-    world, key = World(4), tokens(12)
+    world, key = World(4, grace_tokens=4), tokens(12)
     world.insert(key)
     lock = world.trees.lock(world.trees.match(None, key[:6]).node)
     for _ in range(2):
