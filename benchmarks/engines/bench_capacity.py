@@ -112,7 +112,7 @@ def _read_windows() -> None:
 
 
 def _concurrency(run: Run) -> int:
-    return max(int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", run.log))
+    return max(run.running)
 
 
 def _pool(run: Run, mix: Mix) -> tuple[int, list[LayerGroup]]:

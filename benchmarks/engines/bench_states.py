@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_jenga.testing.engines import EngineFailed, Run, run_engine
+from sglang_jenga.testing.engines import EngineFailed, run_engine
 from sglang_jenga.testing.families import EXACT, STOCK_STATES
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
@@ -74,12 +73,8 @@ def measure(model: Path, waves: list[list[list[int]]], **arguments: Any) -> Row:
         max_running_requests=256,
         **arguments,
     )
-    running = _running(run)
+    running = run.running
     return Row(sum(running) / len(running), max(running), run.retractions, run.outputs)
-
-
-def _running(run: Run) -> list[int]:
-    return [int(found) for found in re.findall(r"Decode batch.*?#running-req: (\d+)", run.log)]
 
 
 def main(argv: list[str] | None = None) -> int:

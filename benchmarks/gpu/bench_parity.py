@@ -13,9 +13,7 @@ where batches differ, in stock as well.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu.timing import Column, Report, machine, require_cuda
+from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Server, ServerFailed
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
@@ -86,22 +85,6 @@ def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
                 page_size = 1  # without overlap states are cached at page size 1
             if (model, backend) not in REFUSED_BY_SGLANG:
                 yield Cell(model, backend, page_size, overlap, graphs and device == "cuda")
-
-
-def missing(backend: str) -> str | None:
-    """Why a backend cannot be had here."""
-    if backend == "flashinfer" and not (
-        importlib.util.find_spec("flashinfer") and shutil.which("nvcc")
-    ):
-        return "FlashInfer and a CUDA compiler for it are needed"
-    if backend == "fa3":
-        import torch
-
-        if torch.cuda.get_device_capability()[0] != 9:
-            return "FlashAttention 3 is for Hopper"
-        if not importlib.util.find_spec("sgl_kernel.flash_ops"):
-            return "FlashAttention 3 comes with sglang-kernel's libraries"
-    return None
 
 
 def prompts() -> list[list[int]]:

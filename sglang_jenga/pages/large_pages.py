@@ -181,10 +181,11 @@ class LargePages:
             marks = np.array([(pinned, pinned or shielded) for pinned, shielded in states])
             for row, mark in zip(counts, (*marks.T, numbers != EMPTY), strict=True):
                 row += mark[which].reshape(plan.num_large, k).sum(axis=1)
-            filled = (holder != EMPTY).reshape(plan.num_large, k).any(axis=1)
-            for large_id in np.flatnonzero(filled):
-                first = large_id * k + pages[large_id, layout.FIRST]
-                assert (holder[large_id * k : first] != EMPTY).all(), "an empty page is passed over"
+            empty = (holder == EMPTY).reshape(plan.num_large, k)
+            filled = ~empty.all(axis=1)
+            first_empty = np.where(empty.any(axis=1), empty.argmax(axis=1), k)
+            passed = pages[filled, layout.FIRST] > first_empty[filled]
+            assert not passed.any(), "an empty page is passed over"
             assert (owner[filled] == UNBOUND).all(), "a large page of two groups"
             owner[filled] = group_id
         used, kept, occupied = counts

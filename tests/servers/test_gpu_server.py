@@ -8,13 +8,13 @@ a time here, which gives both servers the same batches.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 import torch
 
+from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import write_tiny_model
 from tests.servers.parity import first_wave
@@ -49,20 +49,6 @@ def model(request, tmp_path_factory):
     return write_tiny_model(
         request.param, folder, window=WINDOW, dtype="bfloat16", **MODELS[request.param]
     )
-
-
-def missing(backend: str) -> str | None:
-    """Why a backend cannot be had here."""
-    if backend == "flashinfer" and not (
-        importlib.util.find_spec("flashinfer") and shutil.which("nvcc")
-    ):
-        return "FlashInfer and a CUDA compiler for it are needed"
-    if backend == "fa3":
-        if torch.cuda.get_device_capability()[0] != 9:
-            return "FlashAttention 3 is for Hopper"
-        if not importlib.util.find_spec("sgl_kernel.flash_ops"):
-            return "FlashAttention 3 comes with sglang-kernel's libraries"
-    return None
 
 
 @pytest.fixture(scope="module", params=["triton", "fa3", "flashinfer"])
