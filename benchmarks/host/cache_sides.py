@@ -124,6 +124,7 @@ def _jenga(shape: Shape) -> Any:
     from sglang_jenga.layers.base import Load
     from sglang_jenga.layers.full import Full
     from sglang_jenga.layers.window import Window
+    from sglang_jenga.memory.ops import ops_of
     from sglang_jenga.pages.allocator import Allocator
     from sglang_jenga.pages.tables import PageTables
     from sglang_jenga.plan.planner import plan_pool
@@ -142,6 +143,8 @@ def _jenga(shape: Shape) -> Any:
     plan = plan_pool(groups, room, largest=Load(shape.page_size))
 
     class NoBytes:
+        ops = ops_of("cpu")
+
         def register_mapping(self, mapping: Any) -> None: ...
 
         def zero_large_pages(self, large_ids: list[int], stream: Any) -> None: ...

@@ -224,7 +224,9 @@ def requests_held(plan: PoolPlan, load: Load) -> int:
 
 def most_that_fits(most: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to ``most`` that fits, 0 if none does; what is less fits as well."""
-    low, high = 0, most
+    if fits(most):
+        return most  # the usual answer: a server asks this of every request that comes in
+    low, high = 0, most - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -111,6 +111,40 @@ finally:
     assert answer == {"ours": False, "specs": 0}
 
 
+def test_a_lookup_that_sglang_has_changed_leaves_jamba_out_and_says_so(launcher):
+    answer = launcher.run(
+        """
+import logging
+from sglang_jenga.boot import hook_table, hooks, own_models
+
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+own_models._logger.addHandler(handler)
+(row,) = rows = hook_table.MODEL_CLASSES
+known = own_models._ours, own_models._looks_up
+try:
+    hook_table.MODEL_CLASSES = (row._replace(expected_signature="(something_else)"),)
+    own_models._ours, own_models._looks_up = False, False
+    own_models.await_lookup()
+    of_another_package = list(said)
+    own_models._ours = True
+    own_models.await_lookup()
+    answer = {"unasked": of_another_package, "said": said, "hooked": own_models._looks_up}
+finally:
+    hook_table.MODEL_CLASSES = rows
+    own_models._ours, own_models._looks_up = known
+    own_models._logger.removeHandler(handler)
+"""
+    )
+
+    assert answer["unasked"] == []
+    assert not answer["hooked"]
+    (line,) = answer["said"]
+    assert line.startswith("JambaForCausalLM is not available: ")
+    assert "get_model_architecture" in line and "(something_else)" in line
+
+
 SNAPSHOT = """
 import json, sys
 from sglang.srt.server_args import ServerArgs

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def one_wrong_page() -> None:
     """Every prompt's fourth-last page is found in the null page instead of its own."""
-    from sglang_jenga.pages.tables import StepDemand
     from sglang_jenga.serving.allocator import _JengaAllocator
 
-    enter = _JengaAllocator._enter
+    publish = _JengaAllocator._publish
 
-    def wrong(self: Any, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
-        slots = enter(self, group_id, step, ids)
-        if group_id != self.groups.row or len(slots) <= 4 * len(step.reqs):
-            return slots
-        ends = np.cumsum(step.ends - step.starts)
-        slots = slots.copy()
-        slots[[end - 4 for end in ends if end >= 4]] = 0
-        return slots
+    def wrong(self: Any, slots: np.ndarray, ids: Sequence[np.ndarray]) -> torch.Tensor:
+        if len(slots) > 4 * len(self._step.reqs):
+            ends = np.cumsum(self._step.ends - self._step.starts)
+            slots = slots.copy()
+            slots[[end - 4 for end in ends if end >= 4]] = 0
+        return publish(self, slots, ids)
 
-    _JengaAllocator._enter = wrong
+    _JengaAllocator._publish = wrong
 
 
 def one_window_token_too_few() -> None:
