@@ -15,15 +15,21 @@ import triton
 from triton import knobs
 
 
-@cache
-def interpreted(name: str) -> ModuleType:
-    """A private copy of a module, ours or SGLang's, whose kernels are interpreted."""
+def copy_of(name: str) -> ModuleType:
+    """A private copy of a module, ours or SGLang's, as nobody has patched it."""
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.loader is not None, name
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def interpreted(name: str) -> ModuleType:
+    """A private copy of a module whose kernels are interpreted."""
     with knobs.runtime.scope():
         knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
+        module = copy_of(name)
     compiled = [item for item in vars(module).values() if isinstance(item, triton.JITFunction)]
     assert not compiled, "a kernel was not decorated for the interpreter: its test would be of none"
     return module
