@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.timing import Column, Report, machine, require_cuda
+from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Server, ServerFailed
 
 CONFIGS = Path(__file__).parents[2] / "tests" / "configs"
@@ -48,6 +49,7 @@ SIZES = {
 PROMPT, NEW_TOKENS, POOL_TOKENS = 7680, 256, 65536
 COLUMNS = (
     Column("model", "model", width=16),
+    Column("attention", "attention"),
     Column("stock tps", "stock, tokens/s", "{:.0f}"),
     Column("jenga tps", "jenga, tokens/s", "{:.0f}"),
     Column("ratio", "ratio", "**{:.2f}**"),
@@ -118,21 +120,26 @@ def row(model: str, attention: str, requests: int, together: bool) -> dict[str, 
                 with server_of(folder, side, attention) as server:
                     found[side] = measure(server, prompts)
     cells = {f"{side} {key}": value for side, each in found.items() for key, value in each.items()}
-    return {"model": model, "ratio": cells["jenga tps"] / cells["stock tps"], **cells}
+    return {
+        "model": model,
+        "attention": attention,
+        "ratio": cells["jenga tps"] / cells["stock tps"],
+        **cells,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument(
-        "--attention-backend", default="triton", help="of both servers (default triton)"
-    )
+    parser.add_argument("--attention-backend", help="of both servers (default fa3, else triton)")
     parser.add_argument("--together", action="store_true", help="boot both, then measure each")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
     options = parser.parse_args(argv)
     require_cuda()
+    why = missing("fa3")
+    attention = options.attention_backend or ("triton" if why else "fa3")
     command = " ".join(["python -m benchmarks.gpu.bench_live", *(argv or sys.argv[1:])])
     report = Report(
         "live",
@@ -142,9 +149,11 @@ def main(argv: list[str] | None = None) -> int:
         json_path=options.json,
         markdown_path=options.markdown,
     )
+    if why and not options.attention_backend:
+        report.note(f"with {attention}: {why}")
     for model in options.models:
         try:
-            report.add(**row(model, options.attention_backend, options.requests, options.together))
+            report.add(**row(model, attention, options.requests, options.together))
         except ServerFailed as cause:
             report.note(f"{model}: {str(cause).splitlines()[0]}")
             print(cause)

@@ -2,12 +2,13 @@
 
     python -m benchmarks.gpu.bench_parity                       # on a GPU
     python -m benchmarks.gpu.bench_parity --device cpu --only gemma3_text
+    python -m benchmarks.gpu.bench_parity --key today --json rows.json  # again: goes on from there
 
 Mixes of layers x attention backends, with page sizes 1, 16 and 64, overlap and CUDA graphs on and
-off dealt out so that each backend meets each of them. Stock and jenga start side by side on the
-same flags; prompts come one at a time, so that both run the same batches, then go on from their
-answers, so that what is hit was written while decoding. A near-tie of two tokens may go either way
-where batches differ, in stock as well.
+off dealt out so that each backend meets each of them; on trtllm_mha and fa4 one model or two. Stock
+and jenga start side by side on the same flags; prompts come one at a time, so that both run the
+same batches, then go on from their answers, so that what is hit was written while decoding. A
+near-tie of two tokens may go either way where batches differ, in stock as well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu.timing import Column, Report, machine, require_cuda
+from benchmarks.gpu.suite import UNFINISHED
+from benchmarks.gpu.timing import Column, Deadline, Report, machine, require_cuda
 from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Server, ServerFailed
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
@@ -38,8 +40,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "jet_nemotron": {},
 }
 STATES = ("qwen3_next", "lfm2", "jet_nemotron")
-BACKENDS = {"cuda": ("fa3", "flashinfer", "triton"), "cpu": ("torch_native",)}
+BACKENDS = {
+    "cuda": ("fa3", "flashinfer", "triton", "trtllm_mha", "fa4"),
+    "cpu": ("torch_native",),
+}
 REFUSED_BY_SGLANG = {("lfm2", "triton")}
+# The pool serves trtllm_mha one type of layer before Blackwell; SGLang fixes fa4's pages there.
+FEW = {"trtllm_mha": ("llama",), "fa4": ("llama", "gemma3_text")}
 COLUMNS = (
     Column("model", "model", width=14),
     Column("backend", "backend", width=12),
@@ -60,6 +67,11 @@ class Cell(NamedTuple):
     overlap: bool
     graphs: bool
 
+    def shown(self) -> dict[str, Any]:
+        """Its columns of a row."""
+        words = {name: "on" if getattr(self, name) else "off" for name in ("overlap", "graphs")}
+        return self._asdict() | words
+
     def flags(self, device: str) -> list[str]:
         common = ["--attention-backend", self.backend, "--page-size", str(self.page_size)]
         common += [] if self.overlap else ["--disable-overlap-schedule"]
@@ -75,6 +87,11 @@ class Cell(NamedTuple):
         return common + (graphs if self.graphs else ["--disable-cuda-graph"])
 
 
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The cell of a row."""
+    return tuple(row[name] for name in Cell._fields)
+
+
 def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
     """One per model and backend; page sizes and ways are dealt out along both."""
     for b, backend in enumerate(BACKENDS[device]):
@@ -83,7 +100,9 @@ def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
             page_size = (1, 16, 64)[(m + b) % 3]
             if model in STATES and not overlap:
                 page_size = 1  # without overlap states are cached at page size 1
-            if (model, backend) not in REFUSED_BY_SGLANG:
+            if backend == "trtllm_mha":
+                page_size = 64  # it knows no pages of one token
+            if (model, backend) not in REFUSED_BY_SGLANG and model in FEW.get(backend, models):
                 yield Cell(model, backend, page_size, overlap, graphs and device == "cuda")
 
 
@@ -122,9 +141,7 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
         booted = list(threads.map(stack.enter_context, both))
         (stock, _), (ours, hit) = threads.map(talk, booted)
     return {
-        **cell._asdict(),
-        "overlap": "on" if cell.overlap else "off",
-        "graphs": "on" if cell.graphs else "off",
+        **cell.shown(),
         "answers": len(ours),
         "differing": sum(a != b for a, b in zip(stock, ours, strict=True)),
         "hit_tokens": hit,
@@ -132,42 +149,34 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
-    parser.add_argument("--device", choices=BACKENDS, default="cuda")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--markdown", metavar="FILE")
-    options = parser.parse_args(argv)
-    if options.device == "cuda":
-        require_cuda()
-    command = " ".join(["python -m benchmarks.gpu.bench_parity", *(argv or sys.argv[1:])])
-    report = Report(
-        "parity",
-        COLUMNS,
-        command,
-        machine() if options.device == "cuda" else "SGLang's CPU engine",
-        json_path=options.json,
-        markdown_path=options.markdown,
-    )
-    # Stock's CPU attention misreads windows, and its states are cut at boot: one model is enough.
-    models = options.only or (list(MODELS) if options.device == "cuda" else ["llama"])
-    absent = {name: why for name in BACKENDS[options.device] if (why := missing(name))}
-    for name, why in absent.items():
-        report.note(f"{name}: {why}")
+def run(
+    todo: Sequence[Cell],
+    earlier: Sequence[dict[str, Any]],
+    deadline: Deadline,
+    report: Report,
+    device: str,
+) -> int:
+    """All cells, those in which an earlier run was right as it left them; an exit status."""
+    right = {place(found): found for found in earlier if not found["differing"]}
+    kept = [cell for cell in todo if place(cell.shown()) in right]
+    for cell in kept:  # first of all: a run that is stopped leaves them as well
+        report.add(**right[place(cell.shown())])
     good = True
-    dtype = "bfloat16" if options.device == "cuda" else "float32"
+    dtype = "bfloat16" if device == "cuda" else "float32"
     with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        for cell in cells(options.device, models):
-            if cell.backend in absent:
+        for cell in todo:
+            if cell in kept:
                 continue
+            if deadline.passed():
+                report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
+                return UNFINISHED if good else 1
             folder = Path(scratch) / cell.model
             if not folder.exists():
                 write_tiny_model(
                     cell.model, folder, window=WINDOW, dtype=dtype, **MODELS[cell.model]
                 )
             try:
-                found = row(cell, folder, options.device)
+                found = row(cell, folder, device)
             except ServerFailed as cause:
                 report.note(f"{' '.join(map(str, cell))}: {str(cause).splitlines()[0]}")
                 print(cause)
@@ -176,6 +185,36 @@ def main(argv: list[str] | None = None) -> int:
             report.add(**found)
             good &= not found["differing"]
     return 0 if good and report.rows else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
+    parser.add_argument("--device", choices=BACKENDS, default="cuda")
+    parser.add_argument("--minutes", type=float, default=60, help="start no cell after that")
+    parser.add_argument("--key", default="", help="rows in --json with the same key are kept")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    options = parser.parse_args(argv)
+    if options.device == "cuda":
+        require_cuda()
+    report = Report(
+        "parity",
+        COLUMNS,
+        " ".join(["python -m benchmarks.gpu.bench_parity", *(argv or sys.argv[1:])]),
+        machine() if options.device == "cuda" else "SGLang's CPU engine",
+        json_path=options.json,
+        markdown_path=options.markdown,
+        key=options.key,
+    )
+    # Stock's CPU attention misreads windows, and its states are cut at boot: one model is enough.
+    models = options.only or (list(MODELS) if options.device == "cuda" else ["llama"])
+    absent = {name: why for name in BACKENDS[options.device] if (why := missing(name))}
+    todo = [cell for cell in cells(options.device, models) if cell.backend not in absent]
+    earlier = report.earlier()  # before a note writes the file anew
+    for name, why in absent.items():
+        report.note(f"{name}: {why}")
+    return run(todo, earlier, Deadline(options.minutes), report, options.device)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 
 Each part is a process of its own with a limit. What it came to is kept in FOLDER/parts, so a run
 that was cut off goes on where it was: parts that passed on this commit and machine are not run
-again (`--again` does). FOLDER/summary.md and summary.json say what passed, failed, was stopped, or
-was skipped and why; tables of a part lie beside them, and log.txt is all output.
+again (`--again` does), nor are the cells of parity that were right. FOLDER/summary.md and
+summary.json say what passed, failed, was stopped, or was skipped and why; tables of a part lie
+beside them, and log.txt is all output.
 """
 
 from __future__ import annotations
@@ -25,18 +26,28 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 25.0
+UNFINISHED = 75
+"""Exit status of a part that was right so far and ran out of time."""
 LEAST_SECONDS = 5  # a part with less time than that is not begun
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short")
+PYTEST = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--tb=short")
 
 
 class Part(NamedTuple):
     """``arguments`` of Python; ``{out}`` is the folder of results, ``{minutes}`` what the part has,
-    ``{device}`` cuda or cpu. ``needs``: "gpu", or nothing."""
+    ``{device}`` cuda or cpu, ``{key}`` of which commit and machine the results are. ``needs``:
+    "gpu", or nothing."""
 
     name: str
     seconds: int
     arguments: tuple[str, ...]
     needs: str = "gpu"
+
+    def notes(self, out: Path) -> list[str]:
+        """What its table says that it left out, or found amiss."""
+        if "--json" not in self.arguments:
+            return []
+        path = Path(self.arguments[self.arguments.index("--json") + 1].format(out=out))
+        return json.loads(path.read_text())["notes"] if path.exists() else []
 
 
 def bench(name: str, file: str, *more: str) -> tuple[str, ...]:
@@ -52,7 +63,15 @@ PARTS = (
     ),
     Part("warm", 180, ("-m", "benchmarks.gpu.warm")),
     Part("page ops", 75, bench("bench_page_ops", "page_ops", "--minutes", "{minutes}")),
-    Part("parity", 480, bench("bench_parity", "parity", "--device", "{device}"), needs=""),
+    Part(
+        "parity",
+        480,
+        bench(
+            *("bench_parity", "parity"),
+            *("--device", "{device}", "--minutes", "{minutes}", "--key", "{key}"),
+        ),
+        needs="",
+    ),
     Part("attention", 200, bench("bench_attention", "attention", "--minutes", "{minutes}")),
     Part(
         "attention tests",
@@ -64,7 +83,8 @@ PARTS = (
 
 
 class Outcome(NamedTuple):
-    """``result``: passed, failed, stopped or skipped; ``key``: of which commit and machine."""
+    """``result``: passed, failed, unfinished, stopped or skipped; ``key``: of which commit and
+    machine."""
 
     name: str
     result: str
@@ -74,7 +94,7 @@ class Outcome(NamedTuple):
 
     @property
     def is_bad(self) -> bool:
-        return self.result in ("failed", "stopped")
+        return self.result in ("failed", "unfinished", "stopped")
 
 
 class Suite:
@@ -89,19 +109,22 @@ class Suite:
         return int(self._end - time.monotonic())
 
     def run(self, parts: Sequence[Part], *, again: bool = False) -> list[Outcome]:
-        found = []
+        found: list[Outcome] = []
+        notes: list[str] = []
         for part in parts:
             outcome = None if again else self.kept(part)
             if outcome is None:
-                outcome = self.one(part)
+                outcome = self.one(part, key="" if again else self.key)
                 self.keep(outcome)
             print(f"{outcome.name}: {outcome.result} {outcome.why}".rstrip(), flush=True)
             found.append(outcome)
-            self.summarise(found)
+            if outcome.result != "skipped":
+                notes += [f"{part.name}: {note}" for note in part.notes(self.out)]
+            self.summarise(found, notes)
         return found
 
-    def one(self, part: Part) -> Outcome:
-        """Run a part, or say why not."""
+    def one(self, part: Part, key: str) -> Outcome:
+        """Run a part, or say why not; what it has left under this ``key`` it need not do again."""
         if part.needs == "gpu" and self.device != "cuda":
             return Outcome(part.name, "skipped", 0, "it needs a GPU")
         limit = min(part.seconds, self.left())
@@ -109,13 +132,16 @@ class Suite:
             return Outcome(part.name, "skipped", 0, "no time was left")
         # A benchmark ends by itself, with a note of what it left out: its start takes some seconds.
         minutes = (limit - 20 if limit > 40 else limit / 2) / 60
-        words = {"out": str(self.out), "minutes": f"{minutes:.2f}", "device": self.device}
+        words = {"out": str(self.out), "minutes": f"{minutes:.2f}"}
+        words |= {"device": self.device, "key": key}
         arguments = [argument.format(**words) for argument in part.arguments]
         start = time.monotonic()
         status = self.process(arguments, limit)
         seconds = round(time.monotonic() - start)
         if status is None:
             return Outcome(part.name, "stopped", seconds, f"after {limit} s")
+        if status == UNFINISHED:
+            return Outcome(part.name, "unfinished", seconds, "and goes on when run again")
         if status:
             return Outcome(part.name, "failed", seconds, f"with status {status}")
         return Outcome(part.name, "passed", seconds, key=self.key)
@@ -159,12 +185,14 @@ class Suite:
         outcome = Outcome(**json.loads(place.read_text()))
         return outcome if (outcome.result, outcome.key) == ("passed", self.key) else None
 
-    def summarise(self, found: Sequence[Outcome]) -> None:
+    def summarise(self, found: Sequence[Outcome], notes: Sequence[str]) -> None:
         """Written anew after each part."""
         lines = [f"{self.key}.", "", "| part | result | seconds |", "|---|---|---|"]
         lines += [f"| {o.name} | {f'{o.result} {o.why}'.strip()} | {o.seconds} |" for o in found]
+        lines += ["", *(f"* {note}" for note in notes)] if notes else []
         (self.out / "summary.md").write_text("\n".join(lines) + "\n")
         record: dict[str, Any] = {"key": self.key, "parts": [o._asdict() for o in found]}
+        record["notes"] = list(notes)
         (self.out / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

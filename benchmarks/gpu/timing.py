@@ -116,12 +116,23 @@ class Report:
         *,
         json_path: str | None = None,
         markdown_path: str | None = None,
+        key: str = "",
     ) -> None:
+        """``key``: of which commit and machine the rows are; `earlier` gives those of the same."""
         self.title, self.columns, self.command, self.where = title, columns, command, where
+        self.key = key
         self._json_path, self._markdown_path = json_path, markdown_path
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         print(where)
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """Rows that a run with the same key has left; none without a key."""
+        path = Path(self._json_path) if self._json_path and self.key else None
+        if path is None or not path.exists():
+            return []
+        record = json.loads(path.read_text())
+        return record["rows"] if record.get("key") == self.key else []
 
     def add(self, **row: Any) -> None:
         if not self.rows:
@@ -157,6 +168,7 @@ class Report:
                 "title": self.title,
                 "command": self.command,
                 "machine": self.where,
+                "key": self.key,
                 "rows": self.rows,
                 "notes": self.notes,
             }

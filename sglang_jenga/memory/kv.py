@@ -48,9 +48,14 @@ class JengaMHAPool(MHATokenToKVPool):
         )
 
     def _create_buffers(self) -> None:
+        # What an unquantized pool of SGLang's has beside its buffers: backends ask for it.
+        self.k_scale_buffer = self.v_scale_buffer = None
+        self.native_k_scale_buffer = self.native_v_scale_buffer = None
+        self.dq_k_buffer = self.dq_v_buffer = None
         self.k_buffer, self.v_buffer = self._buffer.layer_views(
             self._group_id, self._heads, self.store_dtype
         )
+        self._kv_buffer_descs = self._build_kv_buffer_descs()
         self._init_data_ptrs_and_strides()
 
     def _clear_buffers(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.gpu import bench_parity, suite
 from benchmarks.gpu.suite import PARTS, Part, Suite
+from benchmarks.gpu.timing import Deadline, Report
 
 GOOD = Part("good", 60, ("-c", "print('did {device} in {out}')"), needs="")
 BAD = Part("bad", 60, ("-c", "raise SystemExit(3)"), needs="")
@@ -89,20 +90,86 @@ def test_all_parts_together_fit_the_time_that_is_promised():
     names = [part.name for part in PARTS]
     assert len(set(names)) == len(names)
     for part in PARTS:  # every blank in the arguments is filled
-        [argument.format(out="o", minutes="1", device="cpu") for argument in part.arguments]
+        blanks = {"out": "o", "minutes": "1", "device": "cpu", "key": "abc on a card"}
+        assert not any("{" in argument.format(**blanks) for argument in part.arguments)
 
 
 def test_parity_deals_every_way_of_serving_to_every_backend():
     dealt = list(bench_parity.cells("cuda", list(bench_parity.MODELS)))
 
-    for backend in bench_parity.BACKENDS["cuda"]:
+    for backend in ("fa3", "flashinfer", "triton"):
         mine = [cell for cell in dealt if cell.backend == backend]
         assert {cell.overlap for cell in mine} == {True, False}
         assert {cell.graphs for cell in mine} == {True, False}
     assert {cell.page_size for cell in dealt} == {1, 16, 64}
     assert {cell.model for cell in dealt} == set(bench_parity.MODELS)
+    assert {cell.backend for cell in dealt} == set(bench_parity.BACKENDS["cuda"])
+    # What the plugin or SGLang would refuse on the way.
+    assert all(c.model == "llama" and c.page_size > 1 for c in dealt if c.backend == "trtllm_mha")
     stateless = [c for c in dealt if c.model in bench_parity.STATES and not c.overlap]
     assert {cell.page_size for cell in stateless} <= {1}
+
+
+def table(folder: Path) -> dict[str, str]:
+    return {"json_path": str(folder / "rows.json"), "markdown_path": str(folder / "rows.md")}
+
+
+def parity(folder: Path, monkeypatch, *, key: str, minutes: float = 60, wrong: int = 0):
+    """What `bench_parity` comes to on a machine that has three cells, and the cells it has run."""
+    ran = []
+
+    def row(cell, model_folder, device):
+        ran.append(cell)
+        found = {"answers": 20, "differing": wrong, "hit_tokens": 7, "seconds": 1}
+        return cell.shown() | found
+
+    monkeypatch.setattr(bench_parity, "row", row)
+    monkeypatch.setattr(bench_parity, "write_tiny_model", lambda *_, **__: None)
+    todo = list(bench_parity.cells("cuda", ["llama"]))[:3]
+    report = Report("parity", bench_parity.COLUMNS, "it", "a card", key=key, **table(folder))
+    status = bench_parity.run(todo, report.earlier(), Deadline(minutes), report, "cuda")
+    rows = json.loads((folder / "rows.json").read_text())["rows"]
+    return status, len(ran), len(rows), report.notes
+
+
+def test_parity_goes_on_with_the_cells_that_are_left(tmp_path, monkeypatch):
+    passed = Deadline.passed
+    asked = iter((False, False, True))
+    monkeypatch.setattr(Deadline, "passed", lambda self: next(asked))
+
+    first = parity(tmp_path, monkeypatch, key="abc")
+
+    assert first == (suite.UNFINISHED, 2, 2, ["time was up after 2 of 3 cells"])
+    monkeypatch.setattr(Deadline, "passed", passed)
+    assert parity(tmp_path, monkeypatch, key="abc") == (0, 1, 3, [])
+    assert parity(tmp_path, monkeypatch, key="def") == (0, 3, 3, [])  # another commit or card
+
+
+def test_parity_asks_again_where_answers_differed(tmp_path, monkeypatch):
+    assert parity(tmp_path, monkeypatch, key="abc", wrong=1) == (1, 3, 3, [])
+    assert parity(tmp_path, monkeypatch, key="abc") == (0, 3, 3, [])
+
+
+TABLE = """
+import json, sys
+folder, status = sys.argv[1:3]
+open(f"{folder}/rows.json", "w").write(json.dumps({"notes": ["fa3: there is none"]}))
+raise SystemExit(int(status))
+"""
+
+
+@pytest.mark.parametrize(("status", "result"), [(0, "passed"), (suite.UNFINISHED, "unfinished")])
+def test_the_summary_says_what_a_table_leaves_out(tmp_path, status: int, result: str):
+    code = TABLE.replace("{", "{{").replace("}", "}}")  # no blanks to be filled
+    arguments = ("-c", code, "{out}", str(status), "--json", "{out}/rows.json")
+    part = Part("parity", 60, arguments, needs="")
+
+    (found,) = suite_in(tmp_path).run([part])
+
+    assert (found.result, found.is_bad) == (result, status != 0)
+    assert "\n* parity: fa3: there is none\n" in (tmp_path / "summary.md").read_text()
+    again = suite_in(tmp_path)
+    assert (again.kept(part) is None) == (status != 0)  # what is unfinished goes on
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ as no number. SGLang's own metadata of capture and replay, on the tables of a se
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -72,21 +73,70 @@ def test_capture_writes_states_to_the_sink_alone(shape: Shape, settings: Setting
         assert not {0, STATE_SINK} & set(held(rig)) and STATE_SINK > 0  # 0 is the null rows' bytes
 
 
-@pytest.mark.parametrize(("shape", "settings"), CELLS[1:])
-def test_replay_of_a_larger_graph_leaves_its_padded_rows_without_states(
-    shape: Shape, settings: Settings
-):
+def graph_buffers(shape: Shape):
+    """What a captured decode of `PADDED` rows reads, filled as SGLang's graph runner fills it."""
+    from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
+
+    return build_decode_registry(
+        device=torch.device("cpu"),
+        max_bs=PADDED,
+        max_num_token=PADDED,
+        seq_len_fill_value=1,
+        cache_loc_dtype=torch.int64,
+        enable_mamba_track=shape.has_states,
+        register_global_num_tokens=False,
+        share_pool=False,
+    )
+
+
+def check_replay(rig: Rig, batch: Any, buffers: Any) -> None:
+    """Each row that a step fills up with names null rows and null slots, and keeps no state."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-    with serving(shape, settings, 2) as rig:
-        backend, reqs = metadata(rig), rig.scheduler.running_batch.reqs
-        rows = torch.tensor([req.kv.req_pool_idx for req in reqs] + [77, 77])
-        lengths = torch.tensor([20, 20, 1, 1])  # 1: what SGLang fills up with
+    count, pools = len(batch.reqs), rig.pools
+    sizes = {"raw_bs": count, "raw_num_tokens": count}
+    buffers.fill_from(batch, padded_bs=PADDED, padded_num_tokens=PADDED, **sizes)
+    held = {name: buffers.get_slot(name).buffer for name in buffers.slot_names()}
 
-        replayed = backend._replay_metadata(PADDED, rows, ForwardMode.DECODE, None, lengths)
+    assert held["req_pool_indices"][:count].tolist() == batch.req_pool_indices.tolist()
+    assert held["req_pool_indices"][count:].tolist() == [0] * (PADDED - count)
+    assert held["seq_lens"][count:].tolist() == [1] * (PADDED - count)
+    written = held["out_cache_loc"][count:]
+    read = pools.rows.req_to_token[held["req_pool_indices"][count:], 0].long()
+    for slots in (written, read):
+        assert not slots.any()
+        assert not any(
+            slot_map.tensor[slots].any() for slot_map in pools.allocator.slot_maps.values()
+        )
+    if rig.shape.has_states:
+        assert not held["mamba_track_mask"][count:].any()
+        replayed = metadata(rig)._replay_metadata(
+            PADDED, held["req_pool_indices"], ForwardMode.DECODE, None, held["seq_lens"]
+        )
+        own = [int(req.kv.mamba_pool_idx) for req in batch.reqs]
+        assert replayed.mamba_cache_indices.tolist() == [*own, *[-1] * (PADDED - count)]
 
-        own = [int(req.kv.mamba_pool_idx) for req in reqs]
-        assert replayed.mamba_cache_indices.tolist() == [*own, -1, -1]
+
+@pytest.mark.parametrize(("shape", "settings"), CELLS)
+def test_replay_of_a_larger_graph_leads_its_padded_rows_nowhere(shape: Shape, settings: Settings):
+    """While requests end one after the other, of whom the graph's buffers still hold the rows."""
+    counts = []
+    with Rig(shape._replace(num_large=120, num_rows=6), settings, check=False) as rig:
+        worker, buffers = rig.scheduler.model_worker, graph_buffers(shape)
+        forward = worker.forward_batch_generation
+
+        def looked_at(batch: Any, **options: Any) -> Any:
+            if batch.forward_mode.is_decode():
+                check_replay(rig, batch, buffers)
+                counts.append(len(batch.reqs))
+            return forward(batch, **options)
+
+        worker.forward_batch_generation = looked_at
+        for number in range(PADDED):
+            rig.submit([number % 3, 0, 2, 0, 1, 1, 2], 12 + 3 * number)
+        rig.run()
+
+    assert set(counts) == set(range(1, PADDED + 1)) and counts[-1] == 1
 
 
 @pytest.mark.parametrize(("shape", "settings"), CELLS[1:])

@@ -1,15 +1,9 @@
-"""Every kernel runs twice: in Triton's interpreter on host memory, and on CUDA where there is one.
-
-Triton decides on its interpreter when a function is decorated. So the interpreted kernels are a
-second copy of their module, decorated under TRITON_INTERPRET=1; what other tests import is as is.
-"""
+"""Our kernels run twice: in Triton's interpreter on the host, and on CUDA where there is one."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 
 import pytest
@@ -19,20 +13,9 @@ import triton.experimental.gluon  # looks at tl.cdiv when first imported
 import triton.language as tl
 from triton import knobs
 
+from tests.kernels.interpreter import interpreted
+
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@cache
-def interpreted(name: str) -> ModuleType:
-    """A private copy of a kernel module that runs in Triton's interpreter."""
-    spec = importlib.util.find_spec(f"sglang_jenga.kernels.{name}")
-    module = importlib.util.module_from_spec(spec)
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
-    jitted = [item for item in vars(module).values() if isinstance(item, triton.JITFunction)]
-    assert not jitted, "a kernel was not decorated for the interpreter: its test would test nothing"
-    return module
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])])
@@ -54,7 +37,8 @@ def interpreted_language(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def load(device: str, request: pytest.FixtureRequest) -> Callable[[str], ModuleType]:
     """Kernel module by name, fit for ``device``."""
+    fit = importlib.import_module
     if device == "cpu":
         request.getfixturevalue("interpreted_language")
-        return interpreted
-    return lambda name: importlib.import_module(f"sglang_jenga.kernels.{name}")
+        fit = interpreted
+    return lambda name: fit(f"sglang_jenga.kernels.{name}")

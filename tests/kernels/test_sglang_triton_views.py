@@ -6,16 +6,12 @@ the strides are ours, and the null page and all that no query may read is NaN.
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from itertools import product
 from types import ModuleType
 
 import pytest
 import torch
-import triton
 from _pytest.mark import ParameterSet
-from triton import knobs
 
 from sglang_jenga.testing.attention_batch import Batch, expected, fill
 from sglang_jenga.testing.attention_kernels import TRITON_OPS, prepare_triton
@@ -26,6 +22,7 @@ from sglang_jenga.testing.attention_layouts import (
     buffer_elements,
     layer_pages,
 )
+from tests.kernels.interpreter import interpreted
 
 # Scores of a tile that is masked as a whole: -inf less -inf, which the kernels' masks take out.
 pytestmark = [
@@ -55,19 +52,9 @@ def cells(shift: int) -> list[ParameterSet]:
     return found
 
 
-@cache
-def interpreted_ops() -> tuple[ModuleType, ...]:
-    """Private copies of SGLang's two kernel files, decorated for Triton's interpreter."""
-    modules = []
-    for name in TRITON_OPS:
-        spec = importlib.util.find_spec(f"sglang.kernels.ops.attention.{name}")
-        module = importlib.util.module_from_spec(spec)
-        with knobs.runtime.scope():
-            knobs.runtime.interpret = True
-            spec.loader.exec_module(module)
-        assert not any(isinstance(item, triton.JITFunction) for item in vars(module).values())
-        modules.append(module)
-    return tuple(modules)
+def interpreted_ops() -> list[ModuleType]:
+    """SGLang's two kernel files."""
+    return [interpreted(f"sglang.kernels.ops.attention.{name}") for name in TRITON_OPS]
 
 
 def pool(layout: str, group: Attention, batch: Batch, layer: int) -> tuple[torch.Tensor, PagedKV]:
@@ -85,7 +72,7 @@ def check(layout: str, group: Attention, batch: Batch, layer: int) -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (int(batch.q_lens.sum()), group.num_q_heads, group.dim)
     q = torch.randn(shape, generator=generator)
-    attend = prepare_triton(batch, group, "cpu", list(interpreted_ops()))
+    attend = prepare_triton(batch, group, "cpu", interpreted_ops())
 
     out = attend(q, kv)
 
@@ -125,6 +112,6 @@ def test_sglang_finds_tokens_beyond_two_to_the_31_elements(
     fill(kv)
     q = torch.randn(num_queries, 4, 32, generator=torch.Generator().manual_seed(1))
 
-    out = prepare_triton(batch, group, "cpu", list(interpreted_ops()))(q, kv)
+    out = prepare_triton(batch, group, "cpu", interpreted_ops())(q, kv)
 
     torch.testing.assert_close(out.double(), expected(q, kv, batch, None), atol=2e-6, rtol=2e-5)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from types import ModuleType
 
 import pytest
 import torch
-from triton import knobs
 
 from sglang_jenga.cpu import conv as reference
 from sglang_jenga.memory import conv_copies
+from tests.kernels.interpreter import interpreted
 
 DIM, WIDTH = 6, 3
 SLOTS = [4, 2, -1]  # the last row is padding
@@ -122,14 +121,9 @@ def test_a_table_row_leads_each_kernel_here():
 # ---- SGLang's Triton kernels of LFM2-MoE, interpreted ------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lfm() -> ModuleType:
-    spec = importlib.util.find_spec("sglang.kernels.ops.mamba.lfm_short_conv")
-    module = importlib.util.module_from_spec(spec)
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
-    return module
+    return interpreted("sglang.kernels.ops.mamba.lfm_short_conv")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sglang_jenga.kernels.attention import paged_views
 from sglang_jenga.layers.base import Storage
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.plan.hf_config import read_geometry
@@ -61,6 +62,26 @@ def same_bytes(view: torch.Tensor, of: torch.Tensor) -> bool:
     return view.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 
 
+def check_flashinfer(key: torch.Tensor, value: torch.Tensor, page_size: int) -> None:
+    """SGLang gives it a layer's slots, as pages of one token; `kernels/attention.py` gives pages of
+    any size: the same K and V at the same addresses."""
+    from flashinfer.utils import _unpack_paged_kv_cache
+
+    ours = paged_views(key, value, page_size)
+    for slots, tokens, pages in zip(
+        (key, value), _unpack_paged_kv_cache((key, value), "NHD"), ours, strict=True
+    ):
+        count, heads, dim = slots.shape
+        assert same_bytes(tokens, slots) and same_bytes(pages, slots)
+        assert tokens.shape == (count, 1, heads, dim)
+        assert pages.shape == (count // page_size, page_size, heads, dim)
+        assert tokens.stride()[2:] == pages.stride()[2:] == slots.stride()[1:]
+        # A token's page goes by the first stride, its place in the page by the second.
+        assert tokens.stride(0) == pages.stride(1) == slots.stride(0)
+        assert pages.stride(0) == page_size * tokens.stride(0)
+        assert tokens.data_ptr() == pages.data_ptr() == slots.data_ptr()
+
+
 @pytest.mark.parametrize(("model", "page_size", "kv", "tp"), CELLS)
 def test_backends_reshape_the_views_without_a_copy(model: str, page_size: int, kv: str, tp: int):
     from sglang.kernels.ops.attention.decode_attention import _extract_kv_strides
@@ -93,4 +114,5 @@ def test_backends_reshape_the_views_without_a_copy(model: str, page_size: int, k
                 assert page_size * view.stride(0) < 1 << 32
                 assert _extract_kv_strides(view, page_size)[2] == page_size * view.stride(0)
             assert key.stride() == value.stride()  # FlashInfer takes one set
+            check_flashinfer(key.view(dtype), value.view(dtype), page_size)
     assert seen

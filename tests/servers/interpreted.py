@@ -5,9 +5,10 @@
 
 SGLang's Triton attention and its writes of request rows, and our kernels that zero and copy, run
 line by line as they would on a card, under pressure: fewer than half of the prompts' tokens fit at
-once. Answers are compared with those of stock SGLang on the same kernels. Recurrent layers compute
-with the CPU engine's operators. Triton decides on its interpreter when it is imported, so this is a
-process of its own.
+once, so that cached pages are evicted, which a run has to show. Answers are compared with those of
+stock SGLang on the same kernels. Recurrent layers compute with the CPU engine's operators, and
+SGLang's Triton ones are interpreted in `tests/kernels`. Triton decides on its interpreter when it
+is imported, so this is a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -62,11 +64,21 @@ def goes_on(answers: list[list[list[int]]]) -> list[list[int]]:
     return [[*prompt, *answer, 7, 8, 9] for prompt, answer in first]
 
 
-def count_kernels() -> None:
-    """In the engine: say in its log which operations zero and copy."""
+def tell() -> None:
+    """In the engine: say in its log what zeroes, what copies, and how many pages are evicted while
+    requests want their room."""
     from sglang_jenga.memory import ops
+    from sglang_jenga.serving.eviction import Eviction
 
     admit_too_many()
+    fit = Eviction.to_fit
+
+    def fitted(self: Any, need: Any) -> None:
+        before = sum(self._trees.num_pages)
+        fit(self, need)
+        print(f"evicted pages: {before - sum(self._trees.num_pages)}", flush=True)
+
+    Eviction.to_fit = fitted
     for name in ("zero", "copy"):
         work = getattr(ops.InterpretedOps, name)
 
@@ -96,7 +108,7 @@ def served(family: str, page_size: int, model: Path) -> tuple[Run, Run]:
         model,
         waves,
         env=STRICT | EXACT,
-        prepare=count_kernels,
+        prepare=tell,
         **{**common, **arguments},
         memory_backend="jenga",
         chunked_prefill_size=64,
@@ -119,6 +131,7 @@ def cell(name: str, folder: Path) -> dict[str, Any]:
         "answers": len(pairs),
         "differing": sum(theirs != mine for theirs, mine in pairs),
         "hit_tokens": ours.hit_tokens,
+        "evicted_pages": sum(map(int, re.findall(r"evicted pages: (\d+)", ours.log))),
         "retractions": ours.retractions,
         "zeroings": ours.log.count("kernel: zero"),
         "copies": ours.log.count("kernel: copy"),
@@ -135,7 +148,7 @@ def main(argv: list[str]) -> int:
         for name in argv or CELLS:
             found = cell(name, Path(folder))
             print(json.dumps(found), flush=True)
-            good &= not found["differing"]
+            good &= not found["differing"] and found["evicted_pages"] > 0
     return 0 if good else 1
 
 

@@ -32,6 +32,7 @@ def test_tokens_are_those_of_stock_sglang(cell: str):
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert (found["answers"], found["differing"]) == (9, 0)
+    assert found["evicted_pages"] > 0
     # So small a pool keeps no state to hit; but states were copied there, by our kernels.
     states = cell.startswith(("qwen3_next", "jet_nemotron"))
     assert (found["zeroings"] > 0, found["copies"] > 0) == (states, states)

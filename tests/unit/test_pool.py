@@ -134,3 +134,31 @@ def test_after_a_flush_the_pool_still_knows_what_format_bytes_have():
 
     for view in buffer.layer_views(1, WINDOW, torch.bfloat16)[0]:
         assert torch.isfinite(view[torch.from_numpy(ids)]).all()
+
+
+def test_pools_have_all_that_backends_may_ask_of_sglangs_own():
+    """SGLang's constructors of buffers, or of a pool as a whole, do not run for ours."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    from sglang_jenga.memory.kv import JengaMHAPool, JengaSWAPool
+
+    buffer, dtype = buffer_of(1, torch.float32), torch.float32
+    heads = HeadShape(2, 8, 8)
+    common = {"size": 64, "page_size": 1, "dtype": dtype, "device": "cpu"}
+    common |= {"head_num": heads.num_heads, "head_dim": heads.k_dim, "enable_memory_saver": False}
+    stock = MHATokenToKVPool(layer_num=2, **common)
+
+    assert vars(stock).keys() - vars(JengaMHAPool(buffer, 0, heads, dtype)).keys() == set()
+
+    common.pop("enable_memory_saver")
+    stock = SWAKVPool(
+        size_swa=64,
+        swa_attention_layer_ids=[1, 2, 4],
+        full_attention_layer_ids=[0, 3],
+        token_to_kv_pool_class=MHATokenToKVPool,
+        enable_memory_saver=False,
+        **common,
+    )
+
+    assert vars(stock).keys() - vars(JengaSWAPool(buffer, (FULL, WINDOW), dtype)).keys() == set()

@@ -10,7 +10,7 @@ from triton import knobs
 
 from sglang_jenga.memory import ops
 from sglang_jenga.memory.ops import CudaOps, HostOps, InterpretedOps, ops_of
-from tests.kernels.conftest import interpreted
+from tests.kernels.interpreter import interpreted
 
 SIZE, STRIDE = 24, 32
 
@@ -22,8 +22,12 @@ def pool() -> torch.Tensor:
 @pytest.fixture
 def kernels(monkeypatch):
     """The seam with the kernels of a process that was started under TRITON_INTERPRET=1."""
-    monkeypatch.setattr(ops, "zero_pages", interpreted("zero_pages").zero_pages)
-    monkeypatch.setattr(ops, "copy_entries", interpreted("copy_entries").copy_entries)
+    monkeypatch.setattr(
+        ops, "zero_pages", interpreted("sglang_jenga.kernels.zero_pages").zero_pages
+    )
+    monkeypatch.setattr(
+        ops, "copy_entries", interpreted("sglang_jenga.kernels.copy_entries").copy_entries
+    )
 
 
 def test_the_device_chooses_and_on_the_host_tritons_interpreter():
