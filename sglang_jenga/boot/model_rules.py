@@ -10,7 +10,7 @@ from sglang_jenga.layers import registry
 from sglang_jenga.layers.chunked import Chunked
 from sglang_jenga.plan import catalogue, layer_rules
 from sglang_jenga.plan.hf_config import ranks_refusal
-from sglang_jenga.plan.model_row import WINDOWS_ONLY
+from sglang_jenga.plan.model_row import WINDOWS_BESIDE_STATES
 
 ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
 # Of these, the ones whose kernels take V rows narrower than K rows.
@@ -31,7 +31,7 @@ MODEL_RULES = (
     ModelRule(lambda model: _has_extra_cache(model), layer_rules.EXTRA_CACHE),
     ModelRule(lambda model: _is_mla(model), layer_rules.MLA),
     ModelRule(lambda model: model.is_encoder_decoder, layer_rules.CROSS),
-    ModelRule(lambda model: _has_windows_only(model), WINDOWS_ONLY),
+    ModelRule(lambda model: _has_windows_beside_states(model), WINDOWS_BESIDE_STATES),
     ModelRule(lambda model: _has_unknown_states(model), layer_rules.UNTRIED_STATES),
 )
 """What SGLang says of models that the table of models does not name."""
@@ -132,8 +132,9 @@ def _is_mla(model: Any) -> bool:
     return model.attention_arch == AttentionArch.MLA
 
 
-def _has_windows_only(model: Any) -> bool:
-    return model.is_hybrid_swa and not model.full_attention_layer_ids
+def _has_windows_beside_states(model: Any) -> bool:
+    windows_only = model.is_hybrid_swa and not model.full_attention_layer_ids
+    return windows_only and has_state(model)
 
 
 def _has_unknown_states(model: Any) -> bool:

@@ -152,23 +152,19 @@ class _Reading:
     tp: int
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        groups: list[LayerGroup] = []
-        width = self.row.window.stored(self.read)  # without one no layer is a window's
-        for name in ("full", "window"):
-            layer_ids = self._ids(name)
-            if layer_ids:
-                entry_bytes = len(layer_ids) * self._row_bytes(name)
-                kind: LayerKind = Full()
-                if name == "window" and width is not None:
-                    kind = sliding_kind(self.row.sliding, width)
-                groups.append(LayerGroup(kind, layer_ids, entry_bytes, self.page_size))
-        state_ids = self._ids("state")
-        if state_ids:
-            if not groups:
-                groups.append(LayerGroup(Full(), (), SLOT_BYTES, self.page_size))
-            groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
-        if not groups:
+        full_ids, window_ids, state_ids = map(self._ids, ("full", "window", "state"))
+        if not full_ids and not window_ids and not state_ids:
             raise ValueError("no layer of this config keeps KV or state")
+        # Without a layer of its own it still names tokens.
+        slot_bytes = len(full_ids) * self._row_bytes("full") or SLOT_BYTES
+        groups = [LayerGroup(Full(), full_ids, slot_bytes, self.page_size)]
+        width = self.row.window.stored(self.read)  # without one no layer is a window's
+        if window_ids and width is not None:
+            kind: LayerKind = sliding_kind(self.row.sliding, width)
+            entry_bytes = len(window_ids) * self._row_bytes("window")
+            groups.append(LayerGroup(kind, window_ids, entry_bytes, self.page_size))
+        if state_ids:
+            groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
         return tuple(groups)
 
     def stock_layout(self) -> StockLayout:

@@ -26,6 +26,7 @@ MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
+KEPT_PROMPTS = "its windows begin behind the prompt, all of which its code goes on reading"
 NO_WIDTH = "its config names window layers and no width of theirs (sliding_window)"
 NO_CODE = "SGLang 0.5.23 has no code for it"
 TRACK_INTERVAL = 256
@@ -199,7 +200,7 @@ MODELS: dict[str, ModelRow] = {
     "MllamaForConditionalGeneration": _REFUSED_CROSS,
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,
-    "UnlimitedOCRForCausalLM": _windows(layers=lists.every_layer("window")),
+    "UnlimitedOCRForCausalLM": _windows(layers=None, refused=KEPT_PROMPTS),
     "PixtralForConditionalGeneration": ModelRow(refused=_mla_if_latent),
     "DeepseekVL2ForCausalLM": ModelRow(refused=_mla_unless_switched_off),
     "EmbeddingGemma2Model": _windows(

@@ -18,7 +18,9 @@ class UnknownPlaceError(ValueError):
     """A row lists layers of what SGLang has no place for; the message says of what."""
 
 
-WINDOWS_ONLY = "all its attention layers are window layers, and the pool needs a full one"
+WINDOWS_BESIDE_STATES = (
+    "all its attention layers are window layers, and beside states that is not carried yet"
+)
 NO_STATES = "SGLang's code for it keeps states, and its config leaves no layer to them"
 _ALL_FULL = layer_lists.every_layer("full")
 
@@ -113,8 +115,8 @@ class ModelRow:
         if why:
             return why
         places = {place for of_layer in self.stored_layers(read) for place in of_layer}
-        if "window" in places and "full" not in places:
-            return WINDOWS_ONLY
+        if "window" in places and "state" in places and "full" not in places:
+            return WINDOWS_BESIDE_STATES
         lacks_states = self.state is not None and "state" not in places
         return NO_STATES if lacks_states and not self.stateless else ""
 
