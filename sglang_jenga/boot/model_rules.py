@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sglang_jenga.boot import known_model
 from sglang_jenga.layers import registry
 from sglang_jenga.layers.chunked import Chunked
-from sglang_jenga.plan import catalogue, layer_rules
+from sglang_jenga.plan import catalogue, layer_rules, true_windows
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_BESIDE_STATES
 
@@ -69,6 +69,13 @@ def _has_code(model: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def true_windows_lines(model: Any) -> list[str]:
+    """A line if --jenga-true-windows means nothing for this model."""
+    known = known_model.of_model(model)
+    line = true_windows.refusal(known.architecture, layer_rules.MODELS, known.read)
+    return [line] if line else []
 
 
 def ranks_lines(model: Any, tp: int) -> list[str]:

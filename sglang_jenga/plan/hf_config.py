@@ -16,6 +16,7 @@ from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
+from sglang_jenga.plan import true_windows as true_window_rules
 from sglang_jenga.plan.head_shapes import LayerHeads
 from sglang_jenga.plan.layer_lists import LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
@@ -62,6 +63,7 @@ def read_geometry(
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
     quantisation: Mapping[str, Any] | None = None,
+    true_windows: bool = False,
 ) -> ConfigLayers:
     """Read the layer groups of one of `tp` ranks.
 
@@ -70,6 +72,7 @@ def read_geometry(
         page_size: SGLang's tokens per page, the tokens per small page of every KV group.
         kv_cache_dtype, dtype: the server's flags of these names.
         quantisation: the parsed hf_quant_config.json, if the checkpoint has one.
+        true_windows: the server's flag --jenga-true-windows.
 
     Raises:
         ValueError: a field of the wrong type, a missing one, an unknown layer type or dtype.
@@ -80,7 +83,8 @@ def read_geometry(
     config_schema.check(config)
     config_schema.check({"quantization_config": quantisation}, where="hf_quant_config.json: ")
     architectures = config_schema.architectures_of(config)
-    architecture, row = architectures[0], layer_rules.row_of(architectures)
+    architecture = architectures[0]
+    row = layer_rules.row_of(architectures, true_windows=true_windows)
     fields = model_fields.of_config(config, row.defaults)
     read = fields.read
     itemsize = kv_format.kv_itemsize(
@@ -96,6 +100,10 @@ def read_geometry(
     if row.layers is None or no_code or row.why_wrong(read):
         return ConfigLayers(architecture, (), None, refused=refused)
 
+    if true_windows and not why:
+        refused = true_window_rules.refusal(architecture, layer_rules.MODELS, read)
+        if refused:
+            return ConfigLayers(architecture, (), None, refused=refused)
     layers = row.stored_layers(read)
     heads = row.heads(read) if any(set(kinds) - {"state"} for kinds in layers) else None
     refused = refused or ranks_refusal(architecture, row, read, tp)
@@ -106,14 +114,16 @@ def read_geometry(
         refused = refused or _page_refusal(row, read, page_size)
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
+    context = fields.context_length()
+    saving = true_window_rules.saving(row, read, context, tp=tp, itemsize=itemsize)
     return ConfigLayers(
         architecture,
         groups,
         reading.stock_layout(),
-        fields.context_length(),
+        context,
         has_states + (has_states and row.tracks),
         refused,
-        _notes(architectures, row, fields.stated),
+        _notes(architectures, row, fields.stated, saving),
     )
 
 
@@ -231,7 +241,10 @@ def _no_code(config: Mapping[str, Any], architectures: list[str]) -> str:
     return layer_rules.NO_CODE
 
 
-def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(
+    architectures: list[str], row: ModelRow, stated: Mapping[str, Any], saving: str
+) -> tuple[str, ...]:
+    """``saving``: what --jenga-true-windows would save."""
     notes = [row.note] if row.note else []
     known = layer_rules.has_row(architectures)
     if not catalogue.is_native(architectures) and (
@@ -239,9 +252,11 @@ def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -
     ):
         notes.append(FALLBACK)
     window = stated.get("sliding_window")
-    if window and not known and stated.get("use_sliding_window") is not False:
+    ignored = not known and stated.get("use_sliding_window") is not False
+    if window and (ignored or saving):
         notes.append(
             f"the config names a window of {window} tokens, which SGLang's code for "
             f"{architectures[0]} does not keep to: every layer is stored in full"
+            + (f"; {saving}" if saving else "")
         )
     return tuple(notes)

@@ -104,7 +104,18 @@ MODELS: dict[str, ModelRow] = {
     "Exaone4ForCausalLM": ModelRow(layers=lists.by_pattern_length),
     "Cohere2ForCausalLM": ModelRow(layers=lists.by_layer_types(3), window=_ONE_MORE),
     # Run by SGLang's Transformers fallback, which keeps to layer_types.
-    "MinistralForCausalLM": ModelRow(layers=lists.by_layer_types(), window=_ONE_MORE),
+    "MinistralForCausalLM": ModelRow(
+        layers=lists.by_layer_types(),
+        window=_ONE_MORE,
+        note="its windows see one token more than Transformers' own, but with --jenga-true-windows",
+        true_windows=ModelRow(layers=lists.by_layer_types()),
+    ),
+    # SGLang's code attends over everything, Transformers' over the window in every layer.
+    "MistralForCausalLM": ModelRow(
+        true_windows=ModelRow(
+            layers=lists.every_layer("window"), window=Window(fields=("sliding_window",))
+        )
+    ),
     "JetNemotronForCausalLM": _JET,
     "JetVLMForConditionalGeneration": ModelRow(
         layers=lists.in_full(lists.by_layer_types()), state=state_sizes.jet, note=_STORED_FULL
@@ -268,9 +279,11 @@ def register_model(architecture: str, row: ModelRow) -> None:
     MODELS[architecture] = row
 
 
-def row_of(architectures: Sequence[str]) -> ModelRow:
-    """Return the row of the first architecture that has one, or that of all other models."""
-    return next((MODELS[name] for name in architectures if name in MODELS), _NO_ROW)
+def row_of(architectures: Sequence[str], *, true_windows: bool = False) -> ModelRow:
+    """Return the row of the first architecture that has one, or that of all other models;
+    ``true_windows``: the one under --jenga-true-windows, where that means something."""
+    row = next((MODELS[name] for name in architectures if name in MODELS), _NO_ROW)
+    return row.true_windows if true_windows and row.true_windows is not None else row
 
 
 def has_row(architectures: Sequence[str]) -> bool:

@@ -76,6 +76,8 @@ class ModelRow:
     that gives one, empty for a config that is served. ``defaults`` are fields that transformers
     fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
     layers. ``kv_cache_dtype`` is what SGLang makes of ``auto``. ``note`` is shown beside a plan.
+    ``true_windows`` is the row in place of this one under --jenga-true-windows; None for a model on
+    which that means nothing.
     """
 
     layers: LayerRule | None = _ALL_FULL
@@ -90,6 +92,7 @@ class ModelRow:
     heads: HeadRule = head_shapes.common
     kv_cache_dtype: str = "auto"
     note: str = ""
+    true_windows: ModelRow | None = None
 
     def stored_layers(self, read: Read) -> LayerList:
         """What each layer stores; without a window in the config, window layers are full ones."""

@@ -22,7 +22,6 @@ from tests.boot.model_entries import ARGUMENTS, ENTRIES, TWO_ROPES, Entry
 WITHOUT_A_ROW = {
     "LlamaForCausalLM": ("llama", {}),
     "Qwen2ForCausalLM": ("qwen2", {"sliding_window": 32, "use_sliding_window": True}),
-    "MistralForCausalLM": ("mistral", {"sliding_window": 32}),
     "InternVLChatModel": (
         "internvl_chat",
         {
@@ -92,7 +91,8 @@ def agreed(launcher, folder: Path, architecture: str, entry: Entry, **arguments)
     path = write_model(folder, architecture, model_type, **fields)
 
     server = as_server(launcher, path, arguments)
-    plan = read_geometry(json.loads((folder / "config.json").read_text()))
+    truly = arguments.get("true_windows", False)
+    plan = read_geometry(json.loads((folder / "config.json").read_text()), true_windows=truly)
 
     assert [plan.refused] == (server["refused"] or [""])
     if not plan.refused:
@@ -113,6 +113,32 @@ def test_of_windows_alone_both_have_a_full_group_without_layers(launcher, tmp_pa
 
     assert [group.layer_ids for group in plan.groups] == [(), (0, 1, 2, 3)]
     assert plan.groups[0].entry_bytes == SLOT_BYTES
+
+
+ONLY_FOR = "it is for MinistralForCausalLM and MistralForCausalLM alone"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "entry", "groups"),
+    [
+        ("MistralForCausalLM", ENTRIES["MistralForCausalLM"], [("full", 0), ("window(32)", 4)]),
+        ("MinistralForCausalLM", ENTRIES["MinistralForCausalLM"], [("full", 1), ("window(32)", 3)]),
+        ("MinistralForCausalLM", WINDOWS_ALONE["MinistralForCausalLM"], None),
+        ("MistralForCausalLM", ("mistral", {"sliding_window": None}), "its config gives no layer"),
+        ("LlamaForCausalLM", ("llama", {}), ONLY_FOR),
+        ("Gemma3ForCausalLM", ENTRIES["Gemma3ForCausalLM"], ONLY_FOR),
+    ],
+)
+def test_plan_and_server_agree_on_true_windows(launcher, tmp_path, architecture, entry, groups):
+    plan = agreed(launcher, tmp_path, architecture, entry, true_windows=True)
+
+    if isinstance(groups, str):
+        assert plan.refused.startswith(
+            f"--jenga-true-windows does not fit {architecture}: {groups}"
+        )
+        assert plan.refused.endswith("; drop --jenga-true-windows")
+    elif groups is not None:
+        assert [(group.label, len(group.layer_ids)) for group in plan.groups] == groups
 
 
 @pytest.mark.parametrize(
