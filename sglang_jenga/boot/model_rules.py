@@ -71,8 +71,13 @@ def _has_code(model: Any) -> bool:
     return True
 
 
-def true_windows_lines(model: Any) -> list[str]:
-    """A line if --jenga-true-windows means nothing for this model."""
+def true_windows_lines(model: Any, *, stored_in_full: bool = False) -> list[str]:
+    """A line if --jenga-true-windows means nothing for this model, or nothing would be gained."""
+    if stored_in_full:
+        why = "the windows would be kept to and stored in full"
+        return [
+            layer_rules.flag_refusal("--disable-hybrid-swa-memory", why, beside=true_windows.FLAG)
+        ]
     known = known_model.of_model(model)
     line = true_windows.refusal(known.architecture, layer_rules.MODELS, known.read)
     return [line] if line else []

@@ -6,11 +6,11 @@ token, that of a config includes it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sglang_jenga.boot import hook_table, hooks, known_model
 from sglang_jenga.boot.flags import Refused
-from sglang_jenga.plan.layer_lists import LayerList
 
 _active = False
 
@@ -27,37 +27,42 @@ def activate() -> None:
     _active = True
 
 
-def _layers_of(config: Any) -> tuple[LayerList, int] | None:
-    """What the layers of a text config store, and its window; None if the switch is off, or means
-    nothing for this model."""
-    model = known_model.of_config(getattr(config, "architectures", None) or (), config)
-    window = model.row.window.seen(model.read) if model.truly else None
-    return None if window is None else (model.row.stored_layers(model.read), window)
+class _Windows(NamedTuple):
+    """Per layer whether it has a window, and how wide that is by SGLang's count."""
+
+    layers: list[bool]
+    size: int
+
+    def of(self, layer_id: int) -> int:
+        return self.size if self.layers[layer_id] else -1
+
+
+def _windows_of(architectures: Sequence[str] | None, text_config: Any) -> _Windows | None:
+    """None if the switch is off, or means nothing for this model."""
+    model = known_model.of_config(architectures or (), text_config)
+    seen = model.row.window.seen(model.read) if model.truly else None
+    if seen is None:
+        return None
+    layers = model.row.stored_layers(model.read)
+    return _Windows(["window" in of_layer for of_layer in layers], seen - 1)
 
 
 def window_size(_result: int | None, self: Any) -> int | None:
     """What SGLang's ``ModelConfig`` says of the window; None leaves that as it is."""
-    known = known_model.of_model(self)
-    window = known.row.window.seen(known.read) if known.truly else None
-    return None if window is None else window - 1
+    windows = _windows_of(self.hf_config.architectures, self.hf_text_config)
+    return None if windows is None else windows.size
 
 
 def window_of_attention(_result: None, self: Any, config: Any, *_: Any, **__: Any) -> None:
     """SGLang's Llama attention, which Mistral is run by, knows no window."""
-    known = _layers_of(config)
-    if known is None:
-        return
-    layers, window = known
-    if layers[self.attn.layer_id] == ("window",):
-        self.attn.sliding_window_size = window - 1
+    windows = _windows_of(getattr(config, "architectures", None), config)
+    if windows is not None:
+        self.attn.sliding_window_size = windows.of(self.attn.layer_id)
 
 
 def windows_of_fallback(attentions: dict[int, Any], self: Any) -> None:
     """The Transformers fallback takes the config's number for SGLang's."""
-    text = known_model.of_config(self.config.architectures or (), self.text_config)
-    window = text.row.window.seen(text.read) if text.truly else None
-    if window is None:
-        return
-    layers = text.row.stored_layers(text.read)
-    for layer_id, attention in attentions.items():
-        attention.sliding_window_size = window - 1 if layers[layer_id] == ("window",) else -1
+    windows = _windows_of(self.config.architectures, self.text_config)
+    if windows is not None:
+        for layer_id, attention in attentions.items():
+            attention.sliding_window_size = windows.of(layer_id)

@@ -39,7 +39,8 @@ def register_model_check() -> None:
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
             if wants_true_windows(server_args):
-                _require(model_rules.true_windows_lines(model))
+                in_full = resolving_view(server_args).disable_hybrid_swa_memory
+                _require(model_rules.true_windows_lines(model, stored_in_full=in_full))
             config = resolving_view(server_args)
             if get_platform().is_cuda:  # the CPU engine pads heads
                 ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)

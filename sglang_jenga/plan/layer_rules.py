@@ -309,10 +309,9 @@ def tracked_pages_refusal(page_size: int, interval: int, chunk: int) -> str:
     return flag_refusal("--page-size", why, value=page_size)
 
 
-def flag_refusal(flag: str, why: str, *, value: Any = True) -> str:
-    """The sentence for a flag that is not served, or not with this model."""
+def flag_refusal(
+    flag: str, why: str, *, value: Any = True, beside: str = "--memory-backend jenga"
+) -> str:
+    """The sentence for a flag that is not served ``beside`` another, or not with this model."""
     shown = "" if value is True else f" {value}"
-    return (
-        f"--memory-backend jenga does not work with {flag}{shown}: {why}; "
-        f"drop {flag} or --memory-backend"
-    )
+    return f"{beside} does not work with {flag}{shown}: {why}; drop {flag} or {beside.split()[0]}"

@@ -238,6 +238,18 @@ def test_true_windows_alone_change_nothing_and_are_told(launcher, mistral):
     assert launcher.warnings(*argv) == [f"{TRULY} does nothing without --memory-backend jenga"]
 
 
+def test_true_windows_are_refused_where_they_would_be_stored_in_full(launcher, mistral):
+    outcome = launcher.command_line(
+        "--model-path", mistral, *ON, TRULY, "--disable-hybrid-swa-memory"
+    )
+
+    assert outcome[:2] == (
+        "SystemExit",
+        f"sglang-jenga: {TRULY} does not work with --disable-hybrid-swa-memory: the windows would "
+        f"be kept to and stored in full; drop --disable-hybrid-swa-memory or {TRULY}",
+    )
+
+
 def test_true_windows_are_refused_where_they_mean_nothing(launcher, llama):
     outcome = launcher.command_line("--model-path", llama, *ON, TRULY)
 

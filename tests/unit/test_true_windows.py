@@ -1,4 +1,4 @@
-"""What a plan says of windows that SGLang's code reads beyond, and of the switch that keeps to them."""
+"""What a plan says of windows that SGLang's code reads beyond, and of the switch for them."""
 
 from __future__ import annotations
 
