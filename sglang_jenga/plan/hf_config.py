@@ -115,7 +115,7 @@ def read_geometry(
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     context = fields.context_length()
-    saving = true_window_rules.saving(row, read, context, tp=tp, itemsize=itemsize)
+    unused = true_window_rules.note(architecture, row, read, context, tp=tp, itemsize=itemsize)
     return ConfigLayers(
         architecture,
         groups,
@@ -123,7 +123,7 @@ def read_geometry(
         context,
         has_states + (has_states and row.tracks),
         refused,
-        _notes(architectures, row, fields.stated, saving),
+        (*_notes(architectures, row, fields.stated), *unused),
     )
 
 
@@ -241,10 +241,7 @@ def _no_code(config: Mapping[str, Any], architectures: list[str]) -> str:
     return layer_rules.NO_CODE
 
 
-def _notes(
-    architectures: list[str], row: ModelRow, stated: Mapping[str, Any], saving: str
-) -> tuple[str, ...]:
-    """``saving``: what --jenga-true-windows would save."""
+def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [row.note] if row.note else []
     known = layer_rules.has_row(architectures)
     if not catalogue.is_native(architectures) and (
@@ -252,11 +249,6 @@ def _notes(
     ):
         notes.append(FALLBACK)
     window = stated.get("sliding_window")
-    ignored = not known and stated.get("use_sliding_window") is not False
-    if window and (ignored or saving):
-        notes.append(
-            f"the config names a window of {window} tokens, which SGLang's code for "
-            f"{architectures[0]} does not keep to: every layer is stored in full"
-            + (f"; {saving}" if saving else "")
-        )
+    if window and not known and stated.get("use_sliding_window") is not False:
+        notes.append(true_window_rules.ignored(architectures[0], window))
     return tuple(notes)

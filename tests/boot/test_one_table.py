@@ -122,6 +122,8 @@ ONLY_FOR = "it is for MinistralForCausalLM and MistralForCausalLM alone"
     ("architecture", "entry", "groups"),
     [
         ("MistralForCausalLM", ENTRIES["MistralForCausalLM"], [("full", 0), ("window(32)", 4)]),
+        # What a config leaves out is Transformers' default.
+        ("MistralForCausalLM", ("mistral", {}), [("full", 0), ("window(4096)", 4)]),
         ("MinistralForCausalLM", ENTRIES["MinistralForCausalLM"], [("full", 1), ("window(32)", 3)]),
         ("MinistralForCausalLM", WINDOWS_ALONE["MinistralForCausalLM"], None),
         ("MistralForCausalLM", ("mistral", {"sliding_window": None}), "its config gives no layer"),
