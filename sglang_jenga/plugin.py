@@ -29,6 +29,7 @@ from sglang_jenga.boot import (
     own_models,
     rebinding,
     refusal,
+    true_windows,
     validate,
     window_models,
 )
@@ -122,10 +123,15 @@ def resolve_once(original: Any, server_args: Any) -> None:
     with flags.one_line(server_args):
         # From here on no process asks its own environment: the record carries the answer.
         server_args._memory_backend = flags.backend_of(server_args)
-        window_models.enable(flags.is_on(server_args))
+        on, truly = flags.is_on(server_args), flags.wants_true_windows(server_args)
+        window_models.enable(on, true_windows=truly)
         if LOAD_ERROR is None:
             own_models.register_config()
-        if not flags.is_on(server_args):
+        if not on:
+            if truly:
+                _logger.warning(
+                    "%s does nothing without --memory-backend jenga", flags.TRUE_WINDOWS
+                )
             return original(server_args)
         activate()
         _warn_of_unchecked_version()
@@ -152,8 +158,11 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "dp_controller":
         hooks.apply(hook_table.CONTROLLER)
     elif role == "scheduler":
-        window_models.enable(True)
+        truly = flags.wants_true_windows(server_args)
+        window_models.enable(True, true_windows=truly)
         try:
             activate()
+            if truly:
+                true_windows.activate()
         except flags.Refused as refused:
             refusal.leave(refused, server_args)

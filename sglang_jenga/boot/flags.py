@@ -2,7 +2,8 @@
 
 SGLang builds its ServerArgs struct before plugins load, so the choice cannot be one of its fields.
 It rides on the record as bookkeeping (``_memory_backend``), which SGLang pickles to every process
-it starts. This module does not know what the choice does.
+it starts. So does the switch that means something beside it (``_jenga_true_windows``). This module
+does not know what they do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from sglang_jenga.plan.true_windows import FLAG as TRUE_WINDOWS
 
 ENV = "SGLANG_MEMORY_BACKEND"
 CHOICES = ("default", "jenga")
@@ -34,6 +37,11 @@ def is_on(server_args: Any = None) -> bool:
 
         server_args = get_server_args()
     return backend_of(server_args) == "jenga"
+
+
+def wants_true_windows(server_args: Any) -> bool:
+    """Tell whether the record asks for --jenga-true-windows, with jenga or without."""
+    return bool(getattr(server_args, "_jenga_true_windows", False))
 
 
 def from_environment() -> str:
@@ -76,11 +84,18 @@ def add_flag(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Who manages the KV cache. 'jenga' keeps every kind of layer in one pool of large "
         f"pages (sglang-jenga). Falls back to the environment variable {ENV}.",
     )
+    parser.add_argument(
+        TRUE_WINDOWS,
+        action="store_true",
+        help="With --memory-backend jenga: models whose windows SGLang's code reads beyond keep to "
+        "them as in Transformers, which changes answers.",
+    )
 
 
 def read_flag(original: Any, cls: type, args: argparse.Namespace) -> Any:
     server_args = original(cls, args)
     server_args._memory_backend_cli = True
+    server_args._jenga_true_windows = getattr(args, "jenga_true_windows", False)
     value = getattr(args, "memory_backend", None)
     with one_line(server_args):
         server_args._memory_backend = (
@@ -93,6 +108,8 @@ def show_flag(resolved: dict[str, Any], server_args: Any) -> dict[str, Any]:
     # Only when it is on: without the flag, what SGLang shows stays byte for byte what it was.
     if is_on(server_args):
         resolved["memory_backend"] = backend_of(server_args)
+        if wants_true_windows(server_args):
+            resolved["jenga_true_windows"] = True
     return resolved
 
 
@@ -103,10 +120,16 @@ def engine_is_imported() -> bool:
 
 
 def record_with_backend(
-    build_record: Any, *args: Any, memory_backend: str | None = None, **kwargs: Any
+    build_record: Any,
+    *args: Any,
+    memory_backend: str | None = None,
+    jenga_true_windows: bool = False,
+    **kwargs: Any,
 ) -> Any:
-    """Make `sgl.Engine` accept ``memory_backend=``, through its attribute meant for forks."""
+    """Make `sgl.Engine` accept ``memory_backend=`` and ``jenga_true_windows=``, through its
+    attribute meant for forks."""
     server_args = build_record(*args, **kwargs)
+    server_args._jenga_true_windows = jenga_true_windows
     server_args._memory_backend = (
         from_environment() if memory_backend is None else checked(memory_backend, "Engine")
     )

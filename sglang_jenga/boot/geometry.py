@@ -90,7 +90,8 @@ def asked_bytes(
     """
     limits = [limit for limit in (get_schedule().max_total_tokens, cap_tokens) if limit is not None]
     # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
-    counts = bool(geometry.row.layer_ids) or get_schedule().max_mamba_cache_size is not None
+    attention = any(group.layer_ids for group in geometry.groups[: len(geometry.heads)])
+    counts = attention or get_schedule().max_mamba_cache_size is not None
     if not limits or not counts:
         return None
     return pinned_bytes(geometry, min(limits), stock_is_hybrid=_stock_is_hybrid(configurator))

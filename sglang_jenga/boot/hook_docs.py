@@ -55,8 +55,9 @@ _REST = """
 * `sglang_jenga.cpu.sgl_kernel` answers `import common_ops`, the last resort of `sgl_kernel`'s
   loader, and defines the CPU operators of `torch.ops.sgl_kernel` that no library has defined. It
   does so on the CPU engine only. A library that brings one of them wins.
-* The record of server arguments carries three attributes of ours: `_memory_backend`,
-  `_memory_backend_cli`, `_jenga_refusal`. SGLang pickles the record to every process.
+* The record of server arguments carries four attributes of ours: `_memory_backend`,
+  `_memory_backend_cli`, `_jenga_true_windows`, `_jenga_refusal`. SGLang pickles the record to
+  every process.
 """
 
 
@@ -72,7 +73,7 @@ def page() -> str:
 
 
 def _rows(moment: Moment) -> str:
-    return "".join("\n" + "".join(_lines(row)) for row in moment.rows)
+    return "\n" + "".join(line for row in moment.rows for line in _lines(row))
 
 
 def _lines(row: Hook | Rebinding | Call) -> Iterator[str]:

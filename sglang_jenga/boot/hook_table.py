@@ -219,6 +219,35 @@ MODEL_CLASSES = (
     ),
 )
 
+TRUE_WINDOWS = (
+    Hook(
+        f"{_MODEL_CONFIG}.ModelConfig._get_sliding_window_size",
+        "after",
+        "(self)",
+        f"{_OURS}.boot.true_windows:window_size",
+        "SGLang's window leaves out the current token, that of these configs includes it",
+        "that the runner still takes the window of a model without a method for it from here",
+    ),
+    Hook(
+        "sglang.srt.models.llama.LlamaAttention.__init__",
+        "after",
+        "(self, config, hidden_size, num_heads, num_kv_heads, layer_id, start_layer, rope_theta, "
+        "rope_scaling, rope_is_neox_style, max_position_embeddings, quant_config, prefix, bias, "
+        "reduce_results)",
+        f"{_OURS}.boot.true_windows:window_of_attention",
+        "Mistral's layers get the window of its config",
+        "whether SGLang's Mistral keeps to its window by now; that it is still run by this class",
+    ),
+    Hook(
+        "sglang.srt.models.transformers.TransformersBase._create_attention_instances",
+        "after",
+        "(self)",
+        f"{_OURS}.boot.true_windows:windows_of_fallback",
+        "layers run by the Transformers fallback see one token more than Transformers' own",
+        "whether the fallback takes one off by now",
+    ),
+)
+
 
 class Moment(NamedTuple):
     """Rows that are applied together; ``when`` completes "applied ..."."""
@@ -236,6 +265,7 @@ TABLE = (
     Moment("under the flag, by launcher and schedulers, before anything is built", SCHEDULER),
     Moment("under the flag, at the same moment, through SGLang's own registries", CALLS),
     Moment("under the flag, where a model has states", STATES),
+    Moment("under the flag, with --jenga-true-windows, by schedulers", TRUE_WINDOWS),
     Moment("on the CPU engine, by every process that resolves a configuration", CPU_RESOLUTION),
     Moment("on the CPU engine, by schedulers", CPU_SCHEDULER),
 )

@@ -14,21 +14,35 @@ class KnownModel(NamedTuple):
     """A model's row, and how the row's rules read its config.
 
     ``listed``: the table names its architecture; otherwise ``row`` is that of all other models.
+    ``truly``: the row is the one under --jenga-true-windows.
     """
 
     architecture: str
     row: ModelRow
     read: Read
     listed: bool
+    truly: bool = False
+
+
+_true_windows = False
+
+
+def expect_true_windows(on: bool) -> None:
+    """Set whether the record that this process works on asks for --jenga-true-windows. As with
+    jenga itself, SGLang asks of a model without saying for which record."""
+    global _true_windows
+    _true_windows = on
 
 
 def of_config(architectures: Sequence[str], text_config: Any) -> KnownModel:
     """``text_config``: transformers' config object of the language model."""
+    row = layer_rules.row_of(architectures, true_windows=_true_windows)
     return KnownModel(
         architectures[0] if architectures else "",
-        layer_rules.row_of(architectures),
+        row,
         lambda name: getattr(text_config, name, None),
         layer_rules.has_row(architectures),
+        row is not layer_rules.row_of(architectures),
     )
 
 

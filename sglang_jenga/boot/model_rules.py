@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sglang_jenga.boot import known_model
 from sglang_jenga.layers import registry
 from sglang_jenga.layers.chunked import Chunked
-from sglang_jenga.plan import catalogue, layer_rules
+from sglang_jenga.plan import catalogue, layer_rules, true_windows
 from sglang_jenga.plan.hf_config import ranks_refusal
-from sglang_jenga.plan.model_row import WINDOWS_ONLY
+from sglang_jenga.plan.model_row import WINDOWS_BESIDE_STATES
 
 ATTENTION_BACKENDS = ("torch_native", "triton", "flashinfer", "fa3", "fa4", "trtllm_mha")
 # Of these, the ones whose kernels take V rows narrower than K rows.
@@ -31,7 +31,7 @@ MODEL_RULES = (
     ModelRule(lambda model: _has_extra_cache(model), layer_rules.EXTRA_CACHE),
     ModelRule(lambda model: _is_mla(model), layer_rules.MLA),
     ModelRule(lambda model: model.is_encoder_decoder, layer_rules.CROSS),
-    ModelRule(lambda model: _has_windows_only(model), WINDOWS_ONLY),
+    ModelRule(lambda model: _has_windows_beside_states(model), WINDOWS_BESIDE_STATES),
     ModelRule(lambda model: _has_unknown_states(model), layer_rules.UNTRIED_STATES),
 )
 """What SGLang says of models that the table of models does not name."""
@@ -69,6 +69,18 @@ def _has_code(model: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def true_windows_lines(model: Any, *, stored_in_full: bool = False) -> list[str]:
+    """A line if --jenga-true-windows means nothing for this model, or nothing would be gained."""
+    if stored_in_full:
+        why = "the windows would be kept to and stored in full"
+        return [
+            layer_rules.flag_refusal("--disable-hybrid-swa-memory", why, beside=true_windows.FLAG)
+        ]
+    known = known_model.of_model(model)
+    line = true_windows.refusal(known.architecture, layer_rules.MODELS, known.read)
+    return [line] if line else []
 
 
 def ranks_lines(model: Any, tp: int) -> list[str]:
@@ -132,8 +144,9 @@ def _is_mla(model: Any) -> bool:
     return model.attention_arch == AttentionArch.MLA
 
 
-def _has_windows_only(model: Any) -> bool:
-    return model.is_hybrid_swa and not model.full_attention_layer_ids
+def _has_windows_beside_states(model: Any) -> bool:
+    windows_only = model.is_hybrid_swa and not model.full_attention_layer_ids
+    return windows_only and has_state(model)
 
 
 def _has_unknown_states(model: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_jenga.boot import environment_rules, flag_rules, model_rules, state_strategy
-from sglang_jenga.boot.flags import Refused, is_on
+from sglang_jenga.boot.flags import Refused, is_on, wants_true_windows
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ def register_model_check() -> None:
         if is_on(server_args):
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
+            if wants_true_windows(server_args):
+                in_full = resolving_view(server_args).disable_hybrid_swa_memory
+                _require(model_rules.true_windows_lines(model, stored_in_full=in_full))
             config = resolving_view(server_args)
             if get_platform().is_cuda:  # the CPU engine pads heads
                 ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)

@@ -28,13 +28,14 @@ Kinds = list[bool | None]
 """Per layer whether it has a window; None for a layer without attention."""
 
 
-def enable(on: bool) -> None:
-    """Set whether the record that this process works on asks for jenga.
+def enable(on: bool, *, true_windows: bool = False) -> None:
+    """Set whether the record that this process works on asks for jenga, and for true windows.
 
     SGLang asks "is this model hybrid?" without saying for which record.
     """
     global _enabled
     _enabled = on
+    known_model.expect_true_windows(on and true_windows)
 
 
 def window_layers(architectures: Sequence[str] | None, text_config: Any) -> Kinds | None:

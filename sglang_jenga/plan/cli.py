@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from sglang_jenga import __version__
 from sglang_jenga.layers import registry
+from sglang_jenga.plan import true_windows
 from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.kv_format import KV_CACHE_DTYPES, MODEL_DTYPES
 from sglang_jenga.plan.planner import plan_pool
@@ -78,6 +79,7 @@ def _plan(args: argparse.Namespace) -> str:
         kv_cache_dtype=args.kv_cache_dtype,
         dtype=args.dtype,
         quantisation=quantisation,
+        true_windows=args.jenga_true_windows,
     )
     pool_bytes = int(args.pool_gib * 2**30)
     head = f"{geometry.architecture}, page size {args.page_size}, one of {args.tp} rank(s)"
@@ -131,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_LENGTHS,
         metavar="1k,8k,32k",
         help="tokens per request to count for",
+    )
+    plan.add_argument(
+        true_windows.FLAG,
+        action="store_true",
+        help="as the server's flag: windows as in Transformers",
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
     return parser

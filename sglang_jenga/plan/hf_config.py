@@ -16,6 +16,7 @@ from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
+from sglang_jenga.plan import true_windows as true_window_rules
 from sglang_jenga.plan.head_shapes import LayerHeads
 from sglang_jenga.plan.layer_lists import LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
@@ -62,6 +63,7 @@ def read_geometry(
     kv_cache_dtype: str = "auto",
     dtype: str = "auto",
     quantisation: Mapping[str, Any] | None = None,
+    true_windows: bool = False,
 ) -> ConfigLayers:
     """Read the layer groups of one of `tp` ranks.
 
@@ -70,6 +72,7 @@ def read_geometry(
         page_size: SGLang's tokens per page, the tokens per small page of every KV group.
         kv_cache_dtype, dtype: the server's flags of these names.
         quantisation: the parsed hf_quant_config.json, if the checkpoint has one.
+        true_windows: the server's flag --jenga-true-windows.
 
     Raises:
         ValueError: a field of the wrong type, a missing one, an unknown layer type or dtype.
@@ -80,7 +83,8 @@ def read_geometry(
     config_schema.check(config)
     config_schema.check({"quantization_config": quantisation}, where="hf_quant_config.json: ")
     architectures = config_schema.architectures_of(config)
-    architecture, row = architectures[0], layer_rules.row_of(architectures)
+    architecture = architectures[0]
+    row = layer_rules.row_of(architectures, true_windows=true_windows)
     fields = model_fields.of_config(config, row.defaults)
     read = fields.read
     itemsize = kv_format.kv_itemsize(
@@ -96,6 +100,10 @@ def read_geometry(
     if row.layers is None or no_code or row.why_wrong(read):
         return ConfigLayers(architecture, (), None, refused=refused)
 
+    if true_windows and not why:
+        refused = true_window_rules.refusal(architecture, layer_rules.MODELS, read)
+        if refused:
+            return ConfigLayers(architecture, (), None, refused=refused)
     layers = row.stored_layers(read)
     heads = row.heads(read) if any(set(kinds) - {"state"} for kinds in layers) else None
     refused = refused or ranks_refusal(architecture, row, read, tp)
@@ -106,14 +114,16 @@ def read_geometry(
         refused = refused or _page_refusal(row, read, page_size)
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
+    context = fields.context_length()
+    unused = true_window_rules.note(architecture, row, read, context, tp=tp, itemsize=itemsize)
     return ConfigLayers(
         architecture,
         groups,
         reading.stock_layout(),
-        fields.context_length(),
+        context,
         has_states + (has_states and row.tracks),
         refused,
-        _notes(architectures, row, fields.stated),
+        (*_notes(architectures, row, fields.stated), *unused),
     )
 
 
@@ -152,23 +162,19 @@ class _Reading:
     tp: int
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        groups: list[LayerGroup] = []
-        width = self.row.window.stored(self.read)  # without one no layer is a window's
-        for name in ("full", "window"):
-            layer_ids = self._ids(name)
-            if layer_ids:
-                entry_bytes = len(layer_ids) * self._row_bytes(name)
-                kind: LayerKind = Full()
-                if name == "window" and width is not None:
-                    kind = sliding_kind(self.row.sliding, width)
-                groups.append(LayerGroup(kind, layer_ids, entry_bytes, self.page_size))
-        state_ids = self._ids("state")
-        if state_ids:
-            if not groups:
-                groups.append(LayerGroup(Full(), (), SLOT_BYTES, self.page_size))
-            groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
-        if not groups:
+        full_ids, window_ids, state_ids = map(self._ids, ("full", "window", "state"))
+        if not full_ids and not window_ids and not state_ids:
             raise ValueError("no layer of this config keeps KV or state")
+        # Without a layer of its own it still names tokens.
+        slot_bytes = len(full_ids) * self._row_bytes("full") or SLOT_BYTES
+        groups = [LayerGroup(Full(), full_ids, slot_bytes, self.page_size)]
+        width = self.row.window.stored(self.read)  # without one no layer is a window's
+        if window_ids and width is not None:
+            kind: LayerKind = sliding_kind(self.row.sliding, width)
+            entry_bytes = len(window_ids) * self._row_bytes("window")
+            groups.append(LayerGroup(kind, window_ids, entry_bytes, self.page_size))
+        if state_ids:
+            groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
         return tuple(groups)
 
     def stock_layout(self) -> StockLayout:
@@ -244,8 +250,5 @@ def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -
         notes.append(FALLBACK)
     window = stated.get("sliding_window")
     if window and not known and stated.get("use_sliding_window") is not False:
-        notes.append(
-            f"the config names a window of {window} tokens, which SGLang's code for "
-            f"{architectures[0]} does not keep to: every layer is stored in full"
-        )
+        notes.append(true_window_rules.ignored(architectures[0], window))
     return tuple(notes)

@@ -26,6 +26,7 @@ MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
+KEPT_PROMPTS = "its windows begin behind the prompt, all of which its code goes on reading"
 NO_WIDTH = "its config names window layers and no width of theirs (sliding_window)"
 NO_CODE = "SGLang 0.5.23 has no code for it"
 TRACK_INTERVAL = 256
@@ -103,7 +104,18 @@ MODELS: dict[str, ModelRow] = {
     "Exaone4ForCausalLM": ModelRow(layers=lists.by_pattern_length),
     "Cohere2ForCausalLM": ModelRow(layers=lists.by_layer_types(3), window=_ONE_MORE),
     # Run by SGLang's Transformers fallback, which keeps to layer_types.
-    "MinistralForCausalLM": ModelRow(layers=lists.by_layer_types(), window=_ONE_MORE),
+    "MinistralForCausalLM": ModelRow(
+        layers=lists.by_layer_types(),
+        window=_ONE_MORE,
+        note="its windows see one token more than Transformers' own, but with --jenga-true-windows",
+        true_windows=ModelRow(layers=lists.by_layer_types()),
+    ),
+    # SGLang's code attends over everything, Transformers' over the window in every layer.
+    "MistralForCausalLM": ModelRow(
+        true_windows=ModelRow(
+            layers=lists.every_layer("window"), window=Window(fields=("sliding_window",))
+        )
+    ),
     "JetNemotronForCausalLM": _JET,
     "JetVLMForConditionalGeneration": ModelRow(
         layers=lists.in_full(lists.by_layer_types()), state=state_sizes.jet, note=_STORED_FULL
@@ -199,7 +211,7 @@ MODELS: dict[str, ModelRow] = {
     "MllamaForConditionalGeneration": _REFUSED_CROSS,
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,
-    "UnlimitedOCRForCausalLM": _windows(layers=lists.every_layer("window")),
+    "UnlimitedOCRForCausalLM": _windows(layers=None, refused=KEPT_PROMPTS),
     "PixtralForConditionalGeneration": ModelRow(refused=_mla_if_latent),
     "DeepseekVL2ForCausalLM": ModelRow(refused=_mla_unless_switched_off),
     "EmbeddingGemma2Model": _windows(
@@ -267,9 +279,11 @@ def register_model(architecture: str, row: ModelRow) -> None:
     MODELS[architecture] = row
 
 
-def row_of(architectures: Sequence[str]) -> ModelRow:
-    """Return the row of the first architecture that has one, or that of all other models."""
-    return next((MODELS[name] for name in architectures if name in MODELS), _NO_ROW)
+def row_of(architectures: Sequence[str], *, true_windows: bool = False) -> ModelRow:
+    """Return the row of the first architecture that has one, or that of all other models;
+    ``true_windows``: the one under --jenga-true-windows, where that means something."""
+    row = next((MODELS[name] for name in architectures if name in MODELS), _NO_ROW)
+    return row.true_windows if true_windows and row.true_windows is not None else row
 
 
 def has_row(architectures: Sequence[str]) -> bool:
@@ -295,10 +309,9 @@ def tracked_pages_refusal(page_size: int, interval: int, chunk: int) -> str:
     return flag_refusal("--page-size", why, value=page_size)
 
 
-def flag_refusal(flag: str, why: str, *, value: Any = True) -> str:
-    """The sentence for a flag that is not served, or not with this model."""
+def flag_refusal(
+    flag: str, why: str, *, value: Any = True, beside: str = "--memory-backend jenga"
+) -> str:
+    """The sentence for a flag that is not served ``beside`` another, or not with this model."""
     shown = "" if value is True else f" {value}"
-    return (
-        f"--memory-backend jenga does not work with {flag}{shown}: {why}; "
-        f"drop {flag} or --memory-backend"
-    )
+    return f"{beside} does not work with {flag}{shown}: {why}; drop {flag} or {beside.split()[0]}"

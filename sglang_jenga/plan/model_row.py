@@ -18,7 +18,9 @@ class UnknownPlaceError(ValueError):
     """A row lists layers of what SGLang has no place for; the message says of what."""
 
 
-WINDOWS_ONLY = "all its attention layers are window layers, and the pool needs a full one"
+WINDOWS_BESIDE_STATES = (
+    "all its attention layers are window layers, and beside states that is not carried yet"
+)
 NO_STATES = "SGLang's code for it keeps states, and its config leaves no layer to them"
 _ALL_FULL = layer_lists.every_layer("full")
 
@@ -74,6 +76,8 @@ class ModelRow:
     that gives one, empty for a config that is served. ``defaults`` are fields that transformers
     fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
     layers. ``kv_cache_dtype`` is what SGLang makes of ``auto``. ``note`` is shown beside a plan.
+    ``true_windows`` is the row in place of this one under --jenga-true-windows; None for a model on
+    which that means nothing.
     """
 
     layers: LayerRule | None = _ALL_FULL
@@ -88,6 +92,7 @@ class ModelRow:
     heads: HeadRule = head_shapes.common
     kv_cache_dtype: str = "auto"
     note: str = ""
+    true_windows: ModelRow | None = None
 
     def stored_layers(self, read: Read) -> LayerList:
         """What each layer stores; without a window in the config, window layers are full ones."""
@@ -113,8 +118,8 @@ class ModelRow:
         if why:
             return why
         places = {place for of_layer in self.stored_layers(read) for place in of_layer}
-        if "window" in places and "full" not in places:
-            return WINDOWS_ONLY
+        if "window" in places and "state" in places and "full" not in places:
+            return WINDOWS_BESIDE_STATES
         lacks_states = self.state is not None and "state" not in places
         return NO_STATES if lacks_states and not self.stateless else ""
 

@@ -31,8 +31,8 @@ class LayerGroup:
     ``element`` names the number format of the bytes: a large page that goes from one format to
     another must be zeroed, because masked rows still enter ``0 * x`` and x may read as NaN.
 
-    A model of states only has a ``full`` group without layers: its tokens still have slots, which
-    rows and trees name them by, and ``entry_bytes`` is what a slot costs.
+    A model of states or windows only has a ``full`` group without layers: its tokens still have
+    slots, which rows and trees name them by, and ``entry_bytes`` is what a slot costs.
     """
 
     kind: LayerKind

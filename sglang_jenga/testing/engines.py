@@ -39,7 +39,15 @@ CPU_ARGUMENTS: dict[str, Any] = {
 }
 
 
-Wave = Sequence[list[int]] | Callable[[list[list[list[int]]]], Sequence[list[int]]]
+class Pictured(NamedTuple):
+    """A prompt in text, with the images that stand in it."""
+
+    text: str
+    images: Sequence[Any]
+
+
+Prompt = list[int] | Pictured
+Wave = Sequence[Prompt] | Callable[[list[list[list[int]]]], Sequence[Prompt]]
 
 
 class Run(NamedTuple):
@@ -169,7 +177,7 @@ def _engine_process(
                 wave = wave(outputs)
             start = time.perf_counter()
             expected.value = len(wave)
-            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
+            answers = server.generate(**_asked(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
             seconds.append(time.perf_counter() - start)
@@ -178,6 +186,14 @@ def _engine_process(
         sender.send(traceback.format_exc())
     finally:
         sender.close()
+
+
+def _asked(wave: Sequence[Prompt]) -> dict[str, Any]:
+    """What an engine is called with; a wave is of tokens or of pictured texts."""
+    if not all(isinstance(prompt, Pictured) for prompt in wave):
+        return {"input_ids": list(wave)}
+    images = [list(prompt.images) or None for prompt in wave]
+    return {"prompt": [prompt.text for prompt in wave], "image_data": images}
 
 
 def _sampling(

@@ -14,7 +14,9 @@ from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plugin import activate
 
 
-def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
+def read_as_server(
+    path: str, tp: int = 1, true_windows: bool = False, **arguments: Any
+) -> dict[str, Any]:
     """Return ``refused`` (lines), ``groups`` (fields of each), ``stock_stores_windows`` and
     ``context``, the tokens of the longest request.
 
@@ -30,10 +32,13 @@ def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
     try:
         window_models.enable(False)
         stock = ModelConfig.from_server_args(server_args)
-        window_models.enable(True)
+        window_models.enable(True, true_windows=true_windows)
         model = ModelConfig.from_server_args(server_args)
+        refused = model_rules.refused_lines(model)
+        if true_windows:
+            refused = refused or model_rules.true_windows_lines(model)
         found = {
-            "refused": model_rules.refused_lines(model) or model_rules.ranks_lines(model, tp),
+            "refused": refused or model_rules.ranks_lines(model, tp),
             "groups": [],
             "stock_stores_windows": stock.is_hybrid_swa,
             "context": model.context_len,
@@ -41,6 +46,8 @@ def read_as_server(path: str, tp: int = 1, **arguments: Any) -> dict[str, Any]:
         if not found["refused"]:
             # Settles the formats, and what else SGLang makes of the model.
             with use_context(create_context(server_args, role="scheduler")):
+                # A context resolves its record, which asks for nothing.
+                window_models.enable(True, true_windows=true_windows)
                 groups = geometry_of(boot_check.Foreseen(model)).groups
             found["groups"] = [group_fields(group) for group in groups]
         return found

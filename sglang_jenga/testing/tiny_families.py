@@ -96,6 +96,8 @@ BY_NAME: dict[str, Family] = {
     "cohere2": Family("cohere2", _windows(3), {"logit_scale": 1.0, "tie_word_embeddings": True}),
     # Run by SGLang's Transformers fallback. Its layers see `window` tokens besides the current one.
     "ministral": Family("ministral", _windows(3)),
+    # The same with windows alone: no layer of full attention.
+    "ministral_windows": Family("ministral", ("sliding_attention",)),
     "gpt_oss": Family(
         "gpt_oss",
         _windows(1),

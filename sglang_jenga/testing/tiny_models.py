@@ -14,7 +14,9 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sglang_jenga.testing import tiny_families, tiny_jet
 from sglang_jenga.testing.tiny_families import (
@@ -76,7 +78,7 @@ def write_tiny_model(
     overrides = dict(overrides)
     sharpness = overrides.pop("sharpness", BY_NAME[family].sharpness)
     _write_weights(BY_NAME[family], folder, num_layers, window, dtype, seed, sharpness, overrides)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / _RECORD).write_text(record)  # last: a half-written folder is written again
     return folder
 
@@ -143,7 +145,7 @@ def _write_weights(
             name: torch.empty(shape, dtype=getattr(torch, dtype))
             for name, shape in family.shapes(values).items()
         }
-    draw = _Drawer(family, sharpness, values, has_query_norm=any("q_norm" in n for n in weights))
+    draw = Drawer(family, sharpness, values, has_query_norm=any("q_norm" in n for n in weights))
     with torch.no_grad():
         for name, weight in weights.items():
             # One generator per name: a layer keeps its weights when others come or go.
@@ -164,7 +166,7 @@ def _write_weights(
     config_file.write_text(json.dumps(values | family.written, indent=2) + "\n")
 
 
-class _Drawer:
+class Drawer:
     """Mean and standard deviation of every weight, from its name and shape."""
 
     def __init__(self, family: Family, sharpness: float, config: dict, *, has_query_norm: bool):
@@ -206,22 +208,27 @@ CHAT_TEMPLATE = (
 )
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte tokenizer: any text encodes, and ids that no byte has decode to syllables."""
+def write_tokenizer(folder: Path, specials: Sequence[str] = (), **named: Any) -> Any:
+    """Write a byte tokenizer and return it: any text encodes, and ids that no byte has decode to
+    syllables. ``specials``: tokens beside those of every model; ``named``: what else Transformers'
+    tokenizer is told."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = [*SPECIAL_TOKENS, *specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     syllables = (f"Ġ{a}{b}{c}" for c in "nsrl" for b in "aeiou" for a in "bdfgklmnprstvz")
     words += itertools.islice(syllables, VOCAB_SIZE - len(words))
     vocab = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in (*SPECIAL_TOKENS, *specials)]
+    )
     pad, eos, bos = SPECIAL_TOKENS
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, bos_token=bos
+        tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, bos_token=bos, **named
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+    return fast

@@ -97,6 +97,7 @@ ENTRIES: dict[str, Entry] = {
     "Exaone4ForCausalLM": ("exaone4", {**TYPES, "sliding_window_pattern": "LLLG"}),
     "Cohere2ForCausalLM": ("cohere2", TYPES),
     "MinistralForCausalLM": ("ministral", TYPES),
+    "MistralForCausalLM": ("mistral", {"sliding_window": 32}),
     "JetNemotronForCausalLM": ("jet_nemotron", JET),
     "JetVLMForConditionalGeneration": ("jet_vlm", inside("jet_nemotron", **JET)),
     "GptOssForCausalLM": ("gpt_oss", {**TYPES, "num_local_experts": 4}),

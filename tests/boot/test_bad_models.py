@@ -6,6 +6,7 @@ import pytest
 
 from sglang_jenga.testing.launcher import write_model
 from tests.boot.lines import SERVE, WITH
+from tests.boot.model_entries import JET
 
 MLA = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 BAD_MODELS = [
@@ -23,10 +24,16 @@ BAD_MODELS = [
         "cross-attention is not carried yet",
     ),
     (
-        "Gemma3ForCausalLM",
-        "gemma3_text",
-        {"layer_types": ["sliding_attention"] * 4, "sliding_window": 32},
-        "all its attention layers are window layers, and the pool needs a full one",
+        "JetNemotronForCausalLM",
+        "jet_nemotron",
+        JET | {"layer_types": ["jet", "swa", "swa", "jet"]},
+        "all its attention layers are window layers, and beside states that is not carried yet",
+    ),
+    (
+        "UnlimitedOCRForCausalLM",
+        "llama",
+        {"sliding_window_size": 32},
+        "its windows begin behind the prompt, all of which its code goes on reading",
     ),
 ]
 

@@ -73,6 +73,17 @@ def test_a_layer_built_otherwise_is_named(layers, line):
     assert differences(layers, GROUPS, (FULL, SMALL), 32) == [line]
 
 
+WINDOWS_ALONE = (LayerGroup(Full(), (), 64), LayerGroup(Window(32), (0, 2), 128))
+
+
+def test_of_windows_alone_every_layer_must_have_one():
+    layers = [BUILT[0], BUILT[2]]
+    assert differences(layers, WINDOWS_ALONE, (FULL, SMALL), 32) == []
+    assert differences([BUILT[0], BUILT[3]], WINDOWS_ALONE, (FULL, SMALL), 32) == [
+        "layer 3 is in no group"
+    ]
+
+
 def of_kind(kind):
     return (GROUPS[0], LayerGroup(kind, (0, 2), 128))
 

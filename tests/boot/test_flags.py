@@ -200,3 +200,61 @@ def test_help_of_launch_server_shows_the_flag():
 
     assert done.returncode == 0, done.stderr
     assert "--memory-backend {default,jenga}" in done.stdout
+
+
+WITH_WINDOW = {"sliding_window": 32}
+TRULY = "--jenga-true-windows"
+
+
+@pytest.fixture
+def mistral(tmp_path):
+    return write_model(tmp_path, "MistralForCausalLM", "mistral", **WITH_WINDOW)
+
+
+def test_true_windows_turn_every_layer_of_mistral_into_a_window(launcher, mistral):
+    outcome = launcher.command_line("--model-path", mistral, *ON, TRULY)
+
+    assert_on(outcome)
+    assert outcome.fields["window_layers"] == [0, 1, 2, 3]
+    assert outcome.fields["full_layers"] == []
+    assert launcher.warnings("--model-path", mistral, *ON, TRULY) == []
+
+
+def test_engine_takes_true_windows_as_an_argument_and_the_next_one_is_plain_again(
+    launcher, mistral
+):
+    model = {"model_path": mistral, "memory_backend": "jenga", "attention_backend": "triton"}
+
+    assert launcher.engine(**model, jenga_true_windows=True).fields["hybrid"]
+    assert not launcher.engine(**model).fields["hybrid"]
+
+
+def test_true_windows_alone_change_nothing_and_are_told(launcher, mistral):
+    argv = ("--model-path", mistral, "--attention-backend", "triton", TRULY)
+    outcome = launcher.command_line(*argv)
+
+    assert_off(outcome)
+    assert not outcome.fields["hybrid"]
+    assert launcher.warnings(*argv) == [f"{TRULY} does nothing without --memory-backend jenga"]
+
+
+def test_true_windows_are_refused_where_they_would_be_stored_in_full(launcher, mistral):
+    outcome = launcher.command_line(
+        "--model-path", mistral, *ON, TRULY, "--disable-hybrid-swa-memory"
+    )
+
+    assert outcome[:2] == (
+        "SystemExit",
+        f"sglang-jenga: {TRULY} does not work with --disable-hybrid-swa-memory: the windows would "
+        f"be kept to and stored in full; drop --disable-hybrid-swa-memory or {TRULY}",
+    )
+
+
+def test_true_windows_are_refused_where_they_mean_nothing(launcher, llama):
+    outcome = launcher.command_line("--model-path", llama, *ON, TRULY)
+
+    assert outcome[:2] == (
+        "SystemExit",
+        f"sglang-jenga: {TRULY} does not fit LlamaForCausalLM: "
+        f"it is for MinistralForCausalLM and MistralForCausalLM alone; drop {TRULY}",
+    )

@@ -12,16 +12,16 @@ import pytest
 
 from sglang_jenga.boot import own_models
 from sglang_jenga.plan import layer_rules
-from sglang_jenga.plan.hf_config import read_geometry
+from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.model_row import ModelRow
+from sglang_jenga.plan.state_sizes import SLOT_BYTES
 from sglang_jenga.testing.launcher import write_model
 from sglang_jenga.testing.server_reading import group_fields
-from tests.boot.model_entries import ARGUMENTS, ENTRIES
+from tests.boot.model_entries import ARGUMENTS, ENTRIES, TWO_ROPES, Entry
 
 WITHOUT_A_ROW = {
     "LlamaForCausalLM": ("llama", {}),
     "Qwen2ForCausalLM": ("qwen2", {"sliding_window": 32, "use_sliding_window": True}),
-    "MistralForCausalLM": ("mistral", {"sliding_window": 32}),
     "InternVLChatModel": (
         "internvl_chat",
         {
@@ -66,6 +66,13 @@ WITHOUT_A_ROW = {
     ),
 }
 
+TEXT_OF_WINDOWS = {"sliding_window": 32, "layer_types": ["sliding_attention"] * 4}
+WINDOWS_ALONE = {
+    "BeamForCausalLM": ("beam", TEXT_OF_WINDOWS),  # which stock has a pool for
+    "Gemma3ForCausalLM": ("gemma3_text", {**TEXT_OF_WINDOWS, "rope_parameters": TWO_ROPES}),
+    "MinistralForCausalLM": ("ministral", TEXT_OF_WINDOWS),
+}
+
 
 def as_server(launcher, path: str, arguments: dict) -> dict:
     return launcher.run(
@@ -78,18 +85,62 @@ def test_every_row_has_an_entry():
     assert ENTRIES.keys() == layer_rules.MODELS.keys()
 
 
-@pytest.mark.parametrize("architecture", [*ENTRIES, *WITHOUT_A_ROW])
-def test_plan_and_server_agree_on_groups_bytes_and_verdict(launcher, tmp_path, architecture):
-    model_type, fields = (ENTRIES | WITHOUT_A_ROW)[architecture]
-    path = write_model(tmp_path, architecture, model_type, **fields)
+def agreed(launcher, folder: Path, architecture: str, entry: Entry, **arguments) -> ConfigLayers:
+    """What a plan says of a config, once the server has said the same."""
+    model_type, fields = entry
+    path = write_model(folder, architecture, model_type, **fields)
 
-    server = as_server(launcher, path, ARGUMENTS.get(architecture, {}))
-    plan = read_geometry(json.loads((tmp_path / "config.json").read_text()))
+    server = as_server(launcher, path, arguments)
+    truly = arguments.get("true_windows", False)
+    plan = read_geometry(json.loads((folder / "config.json").read_text()), true_windows=truly)
 
     assert [plan.refused] == (server["refused"] or [""])
     if not plan.refused:
         assert [group_fields(group) for group in plan.groups] == server["groups"]
         assert (plan.stock.window is not None) == server["stock_stores_windows"]
+    return plan
+
+
+@pytest.mark.parametrize("architecture", [*ENTRIES, *WITHOUT_A_ROW])
+def test_plan_and_server_agree_on_groups_bytes_and_verdict(launcher, tmp_path, architecture):
+    entry = (ENTRIES | WITHOUT_A_ROW)[architecture]
+    agreed(launcher, tmp_path, architecture, entry, **ARGUMENTS.get(architecture, {}))
+
+
+@pytest.mark.parametrize("architecture", WINDOWS_ALONE)
+def test_of_windows_alone_both_have_a_full_group_without_layers(launcher, tmp_path, architecture):
+    plan = agreed(launcher, tmp_path, architecture, WINDOWS_ALONE[architecture])
+
+    assert [group.layer_ids for group in plan.groups] == [(), (0, 1, 2, 3)]
+    assert plan.groups[0].entry_bytes == SLOT_BYTES
+
+
+ONLY_FOR = "it is for MinistralForCausalLM and MistralForCausalLM alone"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "entry", "groups"),
+    [
+        ("MistralForCausalLM", ENTRIES["MistralForCausalLM"], [("full", 0), ("window(32)", 4)]),
+        # What a config leaves out is Transformers' default.
+        ("MistralForCausalLM", ("mistral", {}), [("full", 0), ("window(4096)", 4)]),
+        ("MinistralForCausalLM", ENTRIES["MinistralForCausalLM"], [("full", 1), ("window(32)", 3)]),
+        ("MinistralForCausalLM", WINDOWS_ALONE["MinistralForCausalLM"], None),
+        ("MistralForCausalLM", ("mistral", {"sliding_window": None}), "its config gives no layer"),
+        ("LlamaForCausalLM", ("llama", {}), ONLY_FOR),
+        ("Gemma3ForCausalLM", ENTRIES["Gemma3ForCausalLM"], ONLY_FOR),
+    ],
+)
+def test_plan_and_server_agree_on_true_windows(launcher, tmp_path, architecture, entry, groups):
+    plan = agreed(launcher, tmp_path, architecture, entry, true_windows=True)
+
+    if isinstance(groups, str):
+        assert plan.refused.startswith(
+            f"--jenga-true-windows does not fit {architecture}: {groups}"
+        )
+        assert plan.refused.endswith("; drop --jenga-true-windows")
+    elif groups is not None:
+        assert [(group.label, len(group.layer_ids)) for group in plan.groups] == groups
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ MODELS = {
     "qwen3_next": {},
     "jet_nemotron": {"window": 63, "mamba_radix_cache_strategy": "no_buffer"},
     "mamba": {},
+    "ministral_windows": {},
 }
 
 
@@ -40,6 +41,7 @@ OURS = {
     "qwen3_next": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
     "jet_nemotron": ("JengaSWAAllocator", "JengaSWAPool", "JengaStateRows"),
     "mamba": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
+    "ministral_windows": ("JengaSWAAllocator", "JengaSWAPool", "ReqToTokenPool"),
 }
 
 

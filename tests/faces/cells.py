@@ -35,6 +35,11 @@ MODELS = {
         4: Shape(full=3, window_k=2, window=8, num_large=20),
         16: Shape(full=3, window_k=2, window=20, num_large=10),
     },
+    # The full group has no layers, and its pages cost next to nothing.
+    "windows alone": {
+        1: Shape(full=24, window_k=2, window=8, num_large=24),
+        4: Shape(full=24, window_k=1, window=8, num_large=24),
+    },
     "chunks": {
         1: Shape(full=3, window_k=2, window=8, sliding="chunked", num_large=60),
         4: Shape(full=3, window_k=2, window=10, sliding="chunked", num_large=20),

@@ -49,6 +49,8 @@ CASES += [(family, cell) for family in OTHERS for cell in ONCE]
 CASES += [("gemma2", PRESSURE[5])]
 # Windows that only the table of models knows: what is given back too early shows under pressure.
 CASES += [("ministral", PRESSURE[5])]
+# Windows alone, page size 1 with the cache and 16 without, while pages are evicted.
+CASES += [("ministral_windows", PRESSURE[0]), ("ministral_windows", PRESSURE[3])]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ LAYERS = {
     "cpu.sgl_kernel": layer("torch", "cpu"),
     "cpu": layer("torch sglang"),
     "testing": layer(
-        "torch transformers tokenizers safetensors sglang requests numpy sgl_kernel flashinfer "
+        "torch transformers tokenizers safetensors PIL sglang requests numpy sgl_kernel flashinfer "
         "triton",
         "boot boot.construction cpu cpu.sgl_kernel layers plan memory kernels radix.policy",
     ),
