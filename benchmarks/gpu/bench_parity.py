@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -201,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(
         "parity",
         COLUMNS,
-        " ".join(["python -m benchmarks.gpu.bench_parity", *(argv or sys.argv[1:])]),
+        "python -m benchmarks.gpu.bench_parity " + shlex.join(argv or sys.argv[1:]),
         machine() if options.device == "cuda" else "SGLang's CPU engine",
         json_path=options.json,
         markdown_path=options.markdown,

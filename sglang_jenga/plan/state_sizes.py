@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sglang_jenga.layers.base import Address
 from sglang_jenga.plan.layer_lists import Read, need
 from sglang_jenga.plan.spec import LayerGroup
 
@@ -22,6 +23,12 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT_BYTES = 64
 """What a token's slot costs where no layer stores anything for it. A request of 8,192 tokens then
 takes 0.5 MiB beside a state of tens, and 32-bit slot numbers reach over 128 GiB."""
+
+
+SLOTS_PER_ENTRY = 64
+"""Slots that take as much as one token's windows, in a model of windows alone. The map from slots
+to windows lies beside the pool, 8 bytes a slot: at 64 bytes each it would take an eighth of the
+pool's bytes, at 2,304 (36 layers of 4 KiB) a third of a percent."""
 
 
 class UnevenRanksError(ValueError):
@@ -115,11 +122,13 @@ def short_convolution(read: Read, tp: int) -> int:
 
 
 def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGroup, ...]:
-    """The groups of a pool of so many bytes: where no layer stores anything per token, a slot costs
-    as much as keeps its number within 32 bits."""
+    """The groups of a pool of so many bytes: where no layer of the full group stores anything, a
+    slot costs as much as keeps its number within 32 bits, and beside windows a share of theirs."""
     first, *others = groups
     if not first.layer_ids:
-        slot_bytes = max(SLOT_BYTES, 1 << (pool_bytes >> 31).bit_length())
+        windows = sum(item.entry_bytes for item in others if item.kind.address is Address.MAPPED)
+        share = windows // SLOTS_PER_ENTRY // SLOT_BYTES * SLOT_BYTES
+        slot_bytes = max(SLOT_BYTES, share, 1 << (pool_bytes >> 31).bit_length())
         first = replace(first, entry_bytes=slot_bytes)
     return (first, *others)
 

@@ -62,10 +62,10 @@ def test_retracted_requests_get_the_tokens_of_stock(prepared, page_size: int, ra
 
 
 def test_a_long_request_takes_no_more_than_its_window(prepared):
-    """Twelve times the tokens that stock's bytes hold."""
+    """Six times the tokens that stock's bytes hold."""
     model, _ = prepared(FAMILY)
     rng = random.Random(6)
-    prompt = [rng.randrange(3, VOCAB_SIZE) for _ in range(12 * FEW_TOKENS)]
+    prompt = [rng.randrange(3, VOCAB_SIZE) for _ in range(6 * FEW_TOKENS)]
 
     stock = run_engine(model, [[prompt]], max_new_tokens=8, chunked_prefill_size=64)
     run = run_engine(

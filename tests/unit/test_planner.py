@@ -26,6 +26,7 @@ from sglang_jenga.plan.planner import (
 )
 from sglang_jenga.plan.report import capacity_rows, format_plan
 from sglang_jenga.plan.spec import LayerGroup, format_bytes
+from sglang_jenga.plan.state_sizes import SLOT_BYTES, with_slots
 from sglang_jenga.plan.stock import StockLayout
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -304,3 +305,14 @@ def test_report_shows_groups_capacity_and_notes():
 )
 def test_bytes_are_written_in_binary_units(num_bytes, text):
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(("window_bytes", "slot_bytes"), [(1536, 64), (147456, 2304), (18432, 256)])
+def test_a_slot_beside_windows_alone_costs_a_share_of_their_bytes(window_bytes, slot_bytes):
+    """A map of 8 bytes a slot lies beside the pool."""
+    groups = [LayerGroup(Full(), (), SLOT_BYTES), LayerGroup(Window(64), (0,), window_bytes)]
+
+    full, window = with_slots(groups, 40 << 30)
+
+    assert (full.entry_bytes, window.entry_bytes) == (slot_bytes, window_bytes)
+    assert plan_pool((full, window), 40 << 30).large_page_bytes % window_bytes == 0
