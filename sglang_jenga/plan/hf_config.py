@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
 from sglang_jenga.plan.head_shapes import LayerHeads
-from sglang_jenga.plan.layer_lists import LayerList, Read
+from sglang_jenga.plan.layer_lists import PLACES, LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plan.state_sizes import SLOT_BYTES, UnevenRanksError
@@ -104,6 +105,10 @@ def read_geometry(
     has_states = any("state" in kinds for kinds in layers)
     if has_states:
         refused = refused or _page_refusal(row, read, page_size)
+    elif ("cross",) in layers and page_size > 1:
+        refused = refused or layer_rules.flag_refusal(
+            "--page-size", layer_rules.ENCODER_PAGES, value=page_size
+        )
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     return ConfigLayers(
@@ -154,11 +159,11 @@ class _Reading:
     def groups(self) -> tuple[LayerGroup, ...]:
         groups: list[LayerGroup] = []
         width = self.row.window.stored(self.read)  # without one no layer is a window's
-        for name in ("full", "window"):
+        for name in ("full", "window", "cross"):
             layer_ids = self._ids(name)
             if layer_ids:
                 entry_bytes = len(layer_ids) * self._row_bytes(name)
-                kind: LayerKind = Full()
+                kind: LayerKind = Cross() if name == "cross" else Full()
                 if name == "window" and width is not None:
                     kind = sliding_kind(self.row.sliding, width)
                 groups.append(LayerGroup(kind, layer_ids, entry_bytes, self.page_size))
@@ -172,8 +177,8 @@ class _Reading:
         return tuple(groups)
 
     def stock_layout(self) -> StockLayout:
-        counts = {kind: len(self._ids(kind)) for kind in ("full", "window", "state")}
-        in_full = counts["full"] + counts["window"]
+        counts = {kind: len(self._ids(kind)) for kind in PLACES}
+        in_full = counts["full"] + counts["window"] + counts["cross"]
         if counts["state"]:
             slots = _STOCK_SLOTS + (_STOCK_TRACKING_SLOTS if self.row.tracks else 0)
             return StockLayout(

@@ -24,6 +24,7 @@ from sglang_jenga.plan.model_row import ModelRow, Window
 EXTRA_CACHE = "it caches more per token than K and V"
 MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
+ENCODER_PAGES = "SGLang looks for a row's last page without its encoder's tokens"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
 NO_WIDTH = "its config names window layers and no width of theirs (sliding_window)"
@@ -195,8 +196,9 @@ MODELS: dict[str, ModelRow] = {
         tracks=True,
         note="run by this project's model code: SGLang has none",
     ),
+    # Cross attention.
+    "MllamaForConditionalGeneration": ModelRow(layers=lists.by_cross_ids),
     # Not served.
-    "MllamaForConditionalGeneration": _REFUSED_CROSS,
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,
     "UnlimitedOCRForCausalLM": _windows(layers=lists.every_layer("window")),

@@ -39,7 +39,9 @@ CPU_ARGUMENTS: dict[str, Any] = {
 }
 
 
-Wave = Sequence[list[int]] | Callable[[list[list[list[int]]]], Sequence[list[int]]]
+Prompt = list[int] | tuple[str, list[str]]
+"""Token ids; or, in all prompts of a wave, a text and the URLs of its pictures."""
+Wave = Sequence[Prompt] | Callable[[list[list[list[int]]]], Sequence[Prompt]]
 
 
 class Run(NamedTuple):
@@ -169,7 +171,7 @@ def _engine_process(
                 wave = wave(outputs)
             start = time.perf_counter()
             expected.value = len(wave)
-            answers = server.generate(input_ids=list(wave), sampling_params=sampling)
+            answers = server.generate(**_given(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
             seconds.append(time.perf_counter() - start)
@@ -178,6 +180,14 @@ def _engine_process(
         sender.send(traceback.format_exc())
     finally:
         sender.close()
+
+
+def _given(wave: Sequence[Prompt]) -> dict[str, Any]:
+    """A wave's prompts as SGLang's ``generate`` takes them."""
+    if isinstance(wave[0], list):
+        return {"input_ids": list(wave)}
+    texts, pictures = zip(*wave, strict=True)
+    return {"prompt": list(texts), "image_data": [urls or None for urls in pictures]}
 
 
 def _sampling(

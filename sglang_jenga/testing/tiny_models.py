@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from sglang_jenga.testing import tiny_families, tiny_jet
 from sglang_jenga.testing.tiny_families import (
@@ -76,7 +77,7 @@ def write_tiny_model(
     overrides = dict(overrides)
     sharpness = overrides.pop("sharpness", BY_NAME[family].sharpness)
     _write_weights(BY_NAME[family], folder, num_layers, window, dtype, seed, sharpness, overrides)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / _RECORD).write_text(record)  # last: a half-written folder is written again
     return folder
 
@@ -206,22 +207,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte tokenizer: any text encodes, and ids that no byte has decode to syllables."""
+def write_tokenizer(folder: Path, *more: str) -> Any:
+    """A byte tokenizer: any text encodes, and ids that no byte has decode to syllables. ``more``:
+    special tokens beside `SPECIAL_TOKENS`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    special = [*SPECIAL_TOKENS, *more]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     syllables = (f"Ġ{a}{b}{c}" for c in "nsrl" for b in "aeiou" for a in "bdfgklmnprstvz")
     words += itertools.islice(syllables, VOCAB_SIZE - len(words))
     vocab = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     pad, eos, bos = SPECIAL_TOKENS
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, bos_token=bos
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+    return fast
