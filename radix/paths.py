@@ -53,7 +53,7 @@ class Paths:
         if self.image is None:
             return True
         if child.base == self.image:
-            return agreed >= child.end and (image_end is None or image_end >= child.end)
+            return agreed >= child.end and image_end in (None, child.end)
         return image_end is None or child.begin >= image_end
 
     def walk(

@@ -51,7 +51,7 @@ class RadixTrees:
     attention. For every node but the root and every group g:
 
         extents[b] is not None, and of the other base group None
-        an image's parent is an image or the root
+        an image's parent is the root
         node.evictable(g)       =>  in_smalls[g] is not None
     """
 
@@ -310,7 +310,7 @@ class RadixTrees:
             for other in self._paths.bases:
                 assert other == node.base or node.extents[other] is None, "pages of two bases"
             if node.base == self._paths.image:
-                assert node.parent is self.root or node.parent.base == node.base
+                assert node.parent is self.root, "an image behind something else"
             for group_id in self._groups:
                 if (evictable := node.evictable(group_id)) is not None:
                     entry, time = node.in_smalls[group_id], self._times.of(evictable)

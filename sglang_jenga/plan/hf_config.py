@@ -38,7 +38,8 @@ class ConfigLayers:
     ``refused`` is the sentence by which a server refuses the model, empty if it serves it; a model
     that is refused may have no ``groups``. ``context_tokens`` bounds a request; None where the
     layers of a refused model are not read. ``states`` is the number of state slots a running
-    request takes with the server's default strategy (0 = no state layers).
+    request takes with the server's default strategy (0 = no state layers). ``encoder`` is the number
+    of tokens that cross-attention layers hold of one image.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class ConfigLayers:
     stock: StockLayout | None
     context_tokens: int | None = None
     states: int = 0
+    encoder: int = 0
     refused: str = ""
     notes: tuple[str, ...] = ()
 
@@ -109,6 +111,7 @@ def read_geometry(
         refused = refused or layer_rules.flag_refusal(
             "--page-size", layer_rules.ENCODER_PAGES, value=page_size
         )
+    encoder = row.encoder(config) if row.encoder is not None else 0
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     return ConfigLayers(
@@ -117,8 +120,9 @@ def read_geometry(
         reading.stock_layout(),
         fields.context_length(),
         has_states + (has_states and row.tracks),
+        encoder,
         refused,
-        _notes(architectures, row, fields.stated),
+        _notes(architectures, row, fields.stated, encoder),
     )
 
 
@@ -240,8 +244,12 @@ def _no_code(config: Mapping[str, Any], architectures: list[str]) -> str:
     return layer_rules.NO_CODE
 
 
-def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(
+    architectures: list[str], row: ModelRow, stated: Mapping[str, Any], encoder: int
+) -> tuple[str, ...]:
     notes = [row.note] if row.note else []
+    if encoder:
+        notes.append(f"each request has one image beside its tokens, of {encoder} more")
     known = layer_rules.has_row(architectures)
     if not catalogue.is_native(architectures) and (
         catalogue.falls_back(architectures) or not known

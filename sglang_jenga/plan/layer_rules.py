@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sglang_jenga.plan import head_shapes, state_sizes
+from sglang_jenga.plan import encoder_tokens, head_shapes, state_sizes
 from sglang_jenga.plan import layer_lists as lists
 from sglang_jenga.plan.layer_lists import Read
 from sglang_jenga.plan.model_row import ModelRow, Window
@@ -197,7 +197,9 @@ MODELS: dict[str, ModelRow] = {
         note="run by this project's model code: SGLang has none",
     ),
     # Cross attention.
-    "MllamaForConditionalGeneration": ModelRow(layers=lists.by_cross_ids),
+    "MllamaForConditionalGeneration": ModelRow(
+        layers=lists.by_cross_ids, encoder=encoder_tokens.mllama
+    ),
     # Not served.
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,

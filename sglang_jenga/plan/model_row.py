@@ -70,6 +70,7 @@ class ModelRow:
     ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
     ``state`` sizes the state of one layer; ``stateless``: SGLang takes a config without a state
     layer as one of attention alone; ``tracks``: SGLang tracks states inside prompts.
+    ``encoder`` counts, from the whole config, the tokens that cross attention holds of one image.
     ``refused`` is why the server does not serve the model: a sentence, or a function of the config
     that gives one, empty for a config that is served. ``defaults`` are fields that transformers
     fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
@@ -83,6 +84,7 @@ class ModelRow:
     state: StateRule | None = None
     stateless: bool = False
     tracks: bool = False
+    encoder: Callable[[Mapping[str, Any]], int] | None = None
     refused: str | Callable[[Read], str] = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     heads: HeadRule = head_shapes.common

@@ -187,7 +187,7 @@ def _given(wave: Sequence[Prompt]) -> dict[str, Any]:
     if isinstance(wave[0], list):
         return {"input_ids": list(wave)}
     texts, pictures = zip(*wave, strict=True)
-    return {"prompt": list(texts), "image_data": [urls or None for urls in pictures]}
+    return {"prompt": list(texts), "image_data": list(pictures)}
 
 
 def _sampling(

@@ -93,7 +93,8 @@ def test_a_pool_for_three_requests_evicts_and_retracts_and_loses_nothing(prepare
     )
 
     assert run.outputs == [expected, expected[::-1], expected]
-    assert run.retractions > 0
+    # Without a cache SGLang forecasts how answers of known lengths end, and admits nobody too many.
+    assert (run.retractions > 0) == radix
 
 
 def count_rows_as_sglang_does() -> None:
