@@ -125,11 +125,12 @@ class JengaBudget(SharedSWAPrefillBudget):
             return True  # intake has refused whoever does not fit an empty pool
         full_tokens += self.total_offset
         swa_tokens += self.swa_offset
-        states = self.states_wanted
+        states, encoder = self.states_wanted, self._encoder_tokens
+        full_tokens -= encoder
 
         def fits(growth: Sequence[float]) -> bool:
             return self._capacity.fits(
-                need(full_tokens, [swa_tokens + more for more in growth], states),
+                need(full_tokens, [swa_tokens + more for more in growth], states, encoder),
                 beside_shielded=not self._in_flight and not self._alone,
             )
 

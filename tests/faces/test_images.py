@@ -78,12 +78,19 @@ def test_requests_with_one_new_picture_in_one_batch_end_up_with_one_copy():
         rig.check_nothing_lost()
 
 
-def test_admission_counts_a_picture_once_and_in_its_own_pages():
+@pytest.mark.parametrize("radix", [True, False], ids=["radix", "no radix"])
+@pytest.mark.parametrize("known_length", [True, False], ids=["known", "open"])
+def test_admission_counts_a_picture_once_and_in_its_own_pages(radix, known_length):
     """Three requests fill the pool to the last page: 14 of their tokens are a picture's."""
     shape = Shape(full=1, cross_k=7, num_large=3 * (2 + 24) + 2)
-    with Rig(shape, settings(radix=False)) as rig:
+    with Rig(shape, settings(radix=radix)) as rig:
         for at in range(4):
-            rig.submit([910 + at] * 14 + [0, 1, 2, at % 3], max_new=18, encoder=14)
+            rig.submit(
+                [910 + at] * 14 + [0, 1, 2, at % 3],
+                max_new=18,
+                encoder=14,
+                known_length=known_length,
+            )
         rig.turn(4)
         running = len(rig.scheduler.running_batch.reqs)
         rig.run()
@@ -123,7 +130,9 @@ class Client:
         elif chosen < 0.8:
             rig.turn(draw.randrange(1, 6))
         elif chosen < 0.87:
-            rig.abort(draw.choice(self.sent)[0])
+            rid = draw.choice(self.sent)[0]
+            rig.abort(rid)
+            rig.fails |= {other for other in rig.asked if other.startswith(rid)}  # as SGLang has it
         elif chosen < 0.92:
             rig.retract()
         elif chosen < 0.95 and not rig.paused:
