@@ -206,8 +206,8 @@ class Match(NamedTuple):
 
 class Inserted(NamedTuple):
     """``node`` ends the key, or what of it the trees have: they keep no key that parts from theirs
-    inside an image. ``declined[g]``: small ids of group g, up to there, that the trees did not take,
-    because they had pages there already."""
+    inside an image. ``declined[g]``: small ids of group g, up to there, that the trees did not
+    take, because they had pages there already."""
 
     node: Node
     declined: list[list[np.ndarray]]

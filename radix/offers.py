@@ -96,10 +96,7 @@ class Offers:
         self._holdings.adopt(node, group_id, ids)
         self.adopted.append((node, group_id))
 
-
-    def _cuts(
-        self, offers: Iterable[TokenPages | PrefixPages], begin: int, end: int
-    ) -> list[int]:
+    def _cuts(self, offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> list[int]:
         """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
         cuts = {self.image_end}
         for offer in offers:

@@ -48,8 +48,8 @@ class Paths:
         return self.image
 
     def leads_into(self, child: Node, agreed: int, image_end: int | None) -> bool:
-        """Whether a key that agrees with a child up to ``agreed`` has part in it. An image counts as
-        a whole; ``image_end``: where the key's images end, None if nobody knows."""
+        """Whether a key that agrees with a child up to ``agreed`` has part in it. An image counts
+        as a whole; ``image_end``: where the key's images end, None if nobody knows."""
         if self.image is None:
             return True
         if child.base == self.image:

@@ -25,8 +25,8 @@ _logger = logging.getLogger(__name__)
 
 class BuiltLayer(NamedTuple):
     """An attention layer as built. ``sees`` counts tokens, the current one included; None if all.
-    ``chunk``: it keeps to an aligned chunk of so many tokens, and its kernel knows which. ``cross``:
-    it reads an encoder's tokens, and none of the text."""
+    ``chunk``: it keeps to an aligned chunk of so many tokens, and its kernel knows which.
+    ``cross``: it reads an encoder's tokens, and none of the text."""
 
     layer_id: int
     heads: HeadShape

@@ -162,8 +162,7 @@ CONSTRUCTION = (
 SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
 ENCODERS = (
     Hook(
-        "sglang.srt.models.mllama.MllamaForConditionalGeneration"
-        ".get_full_text_row_masked_out_mask",
+        "sglang.srt.models.mllama.MllamaForConditionalGeneration.get_full_text_row_masked_out_mask",
         "around",
         "(self, forward_batch)",
         f"{_OURS}.serving.text_rows:mask",

@@ -12,7 +12,9 @@ _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWei
 _BATCH = "sglang.srt.managers.schedule_batch"
 _ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _ALLOCATION = "sglang.srt.mem_cache.allocation"
-_OBSERVER = "sglang.srt.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+_OBSERVER = (
+    "sglang.srt.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+)
 
 ROUNDS = (
     Hook(

@@ -83,7 +83,12 @@ class JengaCrossPool(JengaMHAPool):
             raise ValueError(f"layers must have the numbers from 0 on, got {layers}")
         row = buffer.plan.row_group
         super().__init__(
-            buffer, row, heads[row], dtype, end_layer=len(layers), enable_alt_stream=enable_alt_stream
+            buffer,
+            row,
+            heads[row],
+            dtype,
+            end_layer=len(layers),
+            enable_alt_stream=enable_alt_stream,
         )
 
     def _create_buffers(self) -> None:

@@ -24,8 +24,8 @@ class PageTables:
     """Host mirror of ``req_to_token``: per attention group ``[num_rows, pages]`` small ids, int32.
 
     Untouched rows cost address space only. ``borders[row]``: how many positions are those of the
-    request's encoder, which come first; 0 for requests without one. There the row names the slots of
-    one group, and behind it those of another.
+    request's encoder, which come first; 0 for requests without one. There the row names the slots
+    of one group, and behind it those of another.
     """
 
     def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
@@ -92,7 +92,7 @@ class PageTables:
     def _enter_parts(
         table: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, ids: np.ndarray
     ) -> np.ndarray:
-        """As `enter`, where each request has pages for a part of its positions: ``[start, end)``."""
+        """As `enter`, where requests have pages of a part of their positions, ``[start, end)``."""
         if ids.size:
             counts = ends - starts
             first = starts - (np.cumsum(counts) - counts)
@@ -100,7 +100,7 @@ class PageTables:
         return ids
 
     def in_row_order(self, step: StepDemand, ids: Sequence[np.ndarray]) -> np.ndarray:
-        """The slots of a step as the rows name them, of two groups: each request's encoder first."""
+        """The slots of a step as rows name them, of two groups: each request's encoder first."""
         encoder = self._addresses.index(Address.ENCODER)
         row = self._addresses.index(Address.ROW)
         if not ids[encoder].size:

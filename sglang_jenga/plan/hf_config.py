@@ -38,8 +38,8 @@ class ConfigLayers:
     ``refused`` is the sentence by which a server refuses the model, empty if it serves it; a model
     that is refused may have no ``groups``. ``context_tokens`` bounds a request; None where the
     layers of a refused model are not read. ``states`` is the number of state slots a running
-    request takes with the server's default strategy (0 = no state layers). ``encoder`` is the number
-    of tokens that cross-attention layers hold of one image.
+    request takes with the server's default strategy (0 = no state layers). ``encoder`` is the
+    number of tokens that cross-attention layers hold of one image.
     """
 
     architecture: str

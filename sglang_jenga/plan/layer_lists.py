@@ -2,7 +2,8 @@
 
 A list says per layer what that layer stores, by the places that SGLang has for it: ``("full",)``
 say, two of them where attention and a state stand side by side, none for a layer that stores
-nothing. A ``"cross"`` layer stores an encoder's tokens and no text. Of which layer type a ``"window"`` is, the model's row says. The functions
+nothing. A ``"cross"`` layer stores an encoder's tokens and no text. Of which layer type a
+``"window"`` is, the model's row says. The functions
 read fields of the text config through ``read(name)``, which answers None for a field that is not
 there. So the planner asks a parsed config.json and the server an object of transformers, by the
 same rule. Stdlib only.

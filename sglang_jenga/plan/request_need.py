@@ -32,8 +32,8 @@ class RequestNeed:
         self._states = states
 
     def pages(self, tokens: int, *, at_once: int = 0, encoder: int = 0) -> list[int]:
-        """``at_once``: tokens of a prompt that is not cut in chunks. ``encoder``: of the tokens, the
-        first, which are its encoder's; fewer than it has if there are fewer ``tokens``."""
+        """``at_once``: tokens of a prompt that is not cut in chunks. ``encoder``: of the tokens,
+        the first, which are its encoder's; fewer than it has if there are fewer ``tokens``."""
         load = Load(tokens, self._states, at_once, min(encoder, tokens))
         return [
             item.group.held(load) + item.group.kind.gaps(load, item.smalls_per_large)

@@ -88,8 +88,8 @@ class ServedGroups:
 
     @staticmethod
     def length_in(kind: LayerKind, length: int, encoder: int) -> int:
-        """How many of a request's first ``length`` tokens, of which the first are its ``encoder``'s,
-        a group's layers see."""
+        """How many of a request's first ``length`` tokens, of which the first are its
+        ``encoder``'s, a group has entries of."""
         start, end = span(kind.address, 0, length, min(encoder, length))
         return int(end - start)
 

@@ -58,8 +58,8 @@ class Rows:
         self._pool.write((row, slice(start, node.end)), slots.to(torch.int32))
 
     def named(self, pages: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Of the pages of a path, per group, those that a row names. Of its groups one has a page at
-        each position, and the others the null page, which is 0."""
+        """Of the pages of a path, per group, those that a row names. Of its groups one has a page
+        at each position, and the others the null page, which is 0."""
         first, *others = (pages[group_id] for group_id in self._groups.of_rows)
         return sum(others, start=first)
 

@@ -106,8 +106,8 @@ class Rig:
     ) -> str:
         """Send a request and return its id. ``known_length``: SGLang's ``ignore_eos``, with which
         admission counts on all of ``max_new``; ``stop``: tokens that end it early; not ``cached``:
-        it leaves nothing in the trees; ``beam_width``: as a client may ask for; ``encoder``: so many
-        tokens at its beginning are a picture's."""
+        it leaves nothing in the trees; ``beam_width``: as a client may ask for; ``encoder``: so
+        many tokens at its beginning are a picture's."""
         rid = f"r{len(self.asked)}"
         self.asked[rid] = Asked(list(prompt), max_new, namespace)
         self._inbox.append(

@@ -107,7 +107,7 @@ class SymbolicModel:
         from sglang.srt.managers.utils import GenerationBatchResult
 
         self.forwards += 1
-        # Where a model has an encoder SGLang counts text alone; a row has the encoder's tokens first.
+        # Where a model has an encoder SGLang counts text alone; a row has the encoder first.
         borders = [0] * len(batch.reqs) if self._encoder is None else batch.encoder_lens_cpu
         ends = [end + at for end, at in zip(batch.seq_lens.tolist(), borders, strict=True)]
         if batch.forward_mode.is_decode():

@@ -163,7 +163,7 @@ class Client:
 @pytest.mark.parametrize("radix", [True, False], ids=["radix", "no radix"])
 def test_whatever_clients_do_all_read_their_own_and_nothing_is_lost(shape, overlap, radix):
     retracted = 0
-    for seed in range(tries(8)):
+    for seed in range(tries(4)):
         pool = shape._replace(num_large=140 // min(shape.full, shape.cross_k) + 4)
         with Rig(pool, settings(overlap=overlap, radix=radix)) as rig:
             client = Client(rig, seed)

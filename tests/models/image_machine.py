@@ -1,7 +1,7 @@
 """What requests with images do to trees and allocator, and what must hold, by flat dictionaries.
 
-Two groups: full attention holds text, cross attention the images before it. `Owners` has no tree, no
-node and no extent. It knows an image by all its tokens, and a text by the image and the tokens that
+Two groups: full attention holds text, cross attention the images before it. `Owners` has no tree,
+no node and no extent. It knows an image by all its tokens, and a text by the image and the tokens that
 lead to it; what the trees take, hit, keep and evict, it derives.
 """
 
@@ -347,7 +347,6 @@ class ImageMachine(RuleBasedStateMachine):
         held = [*self.used(), *self.small_pages(self.owners.cached)]
         empty, free = self.pool.capacity(held)
         assert (self.allocator.large.num_empty, self.allocator.large.free) == (empty, free)
-
 
 
 def _ids(pages, group_id):

@@ -39,7 +39,11 @@ NEW_TOKENS = 10
 
 
 def serve(model: Path, waves: list[Any], **arguments: Any) -> Run:
-    settings = {"skip_tokenizer_init": False, "max_total_tokens": 4096, "max_new_tokens": NEW_TOKENS}
+    settings = {
+        "skip_tokenizer_init": False,
+        "max_total_tokens": 4096,
+        "max_new_tokens": NEW_TOKENS,
+    }
     return run_engine(model, waves, **(settings | {"env": STRICT} | arguments))
 
 
