@@ -26,7 +26,8 @@ class Shape(NamedTuple):
     """A model's layer groups and a pool for them.
 
     ``full``, ``window_k``, ``state_k``, ``cross_k``: small pages of each kind in a large page;
-    None where the model has no such layers. ``window``: tokens that a window layer sees, the current one included.
+    None where the model has no such layers. ``window``: tokens that a window layer sees, the
+    current one included.
     ``others``: more sliding groups, each its kind, width, and small pages in a large page. SGLang's
     kernels know one such group; the host's side takes any number.
     """

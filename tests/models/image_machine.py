@@ -1,8 +1,8 @@
 """What requests with images do to trees and allocator, and what must hold, by flat dictionaries.
 
 Two groups: full attention holds text, cross attention the images before it. `Owners` has no tree,
-no node and no extent. It knows an image by all its tokens, and a text by the image and the tokens that
-lead to it; what the trees take, hit, keep and evict, it derives.
+no node and no extent. It knows an image by all its tokens, and a text by the image and the tokens
+that lead to it; what the trees take, hit, keep and evict, it derives.
 """
 
 from typing import NamedTuple
