@@ -65,8 +65,8 @@ class ModelRow:
     ``layers(read)`` says per layer what it stores, by the places that SGLang has for it: a tuple of
     ``"full"``, ``"window"``, ``"state"`` and ``"cross"``; `layer_lists` has the usual ones. It
     is None for a model that is refused and whose layers nobody needs to list. ``sliding`` is the
-    layer type of what ``layers`` calls a window, as `layers.registry` knows it; it is made of the width that
-    ``window.stored`` reads from the config.
+    layer type of what ``layers`` calls a window, as `layers.registry` knows it; it is made of the
+    width that ``window.stored`` reads from the config.
     ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
     ``state`` sizes the state of one layer; ``stateless``: SGLang takes a config without a state
     layer as one of attention alone; ``tracks``: SGLang tracks states inside prompts.
