@@ -72,7 +72,7 @@ def page() -> str:
 
 
 def _rows(moment: Moment) -> str:
-    return "".join("\n" + "".join(_lines(row)) for row in moment.rows)
+    return "\n" + "".join(line for row in moment.rows for line in _lines(row))
 
 
 def _lines(row: Hook | Rebinding | Call) -> Iterator[str]:

@@ -65,7 +65,7 @@ LAYERS = {
     "cpu": layer("torch sglang"),
     "testing": layer(
         "torch transformers tokenizers safetensors sglang requests numpy sgl_kernel flashinfer "
-        "triton",
+        "triton PIL",
         "boot boot.construction cpu cpu.sgl_kernel layers plan memory kernels radix.policy",
     ),
     "plugin": layer(

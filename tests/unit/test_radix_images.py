@@ -49,7 +49,7 @@ def test_a_hit_is_none_or_past_the_image(world):
 
     assert world.hit(CAT, [1, 2, 9]).end == 6
     assert world.hit(CAT, [9]).end == 4
-    assert world.hit(CAT[:-1] + [903], [1, 2]).end == 0
+    assert world.hit([*CAT[:-1], 903], [1, 2]).end == 0
     assert world.trees.match(None, np.array(CAT[:3]), 4).node.end == 0  # the key ends inside it
 
 
@@ -57,8 +57,8 @@ def test_an_image_of_another_length_or_a_text_of_its_name_is_another_key(world):
     world.insert(CAT, [1, 2, 3])
 
     assert world.hit(CAT[:3], [1]).end == 0
-    assert world.hit(CAT + [901], [1]).end == 0
-    assert world.hit([], CAT + [1]).end == 0
+    assert world.hit([*CAT, 901], [1]).end == 0
+    assert world.hit([], [*CAT, 1]).end == 0
 
 
 def test_of_two_keys_that_part_inside_an_image_the_first_is_kept(world):
