@@ -203,7 +203,10 @@ def _build_kv_pool(
     if configurator.is_hybrid_swa:
         return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
     if configurator.model_config.is_encoder_decoder:
-        hooks.apply(hook_table.ENCODERS)
+        try:
+            hooks.apply(hook_table.ENCODERS)
+        except HookError as error:
+            refusal.leave(error)
         return JengaCrossPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
     layers = configurator.layer_info
     row = buffer.plan.row_group

@@ -87,9 +87,10 @@ class JengaCrossPool(JengaMHAPool):
             row,
             heads[row],
             dtype,
-            end_layer=len(layers),
+            end_layer=len(layers) - 1,
             enable_alt_stream=enable_alt_stream,
         )
+        self.layer_num = len(layers)  # of all groups, as there are buffers
 
     def _create_buffers(self) -> None:
         keys: dict[int, torch.Tensor] = {}
