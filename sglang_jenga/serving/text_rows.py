@@ -1,8 +1,9 @@
 """Which rows of a step are of requests without an image, in mllama.
 
-SGLang counts through a step of prompts by the lengths of the requests' encoders where it should by
-their new tokens. A text-only request behind one with an image is then taken to have one, and its
-answer begins with a wrong token.
+SGLang counts through a step of prompts by the lengths of the requests' encoders, and of whole
+requests, where it should by their new tokens. A text-only request behind one with an image is then
+taken to have one, and its answer begins with a wrong token; and one with a cached prefix takes the
+images from the requests behind it.
 """
 
 from __future__ import annotations
