@@ -48,7 +48,7 @@ class Ageing:
         self._state_cost_tokens = options.state_cost_tokens
         self._grace_tokens = options.grace_tokens
         self._closed = paths.closed
-        self._others = [g for g in range(len(paths.policies)) if g != self._closed]
+        self._others = [g for g in range(len(paths.policies)) if g not in paths.bases]
         # Groups whose pages are of no use behind a hit that went past them.
         aging = [g for g in self._others if paths.policies[g].ages_behind_hits]
         self._passed = tuple(aging if options.resume_points else ())
@@ -65,13 +65,13 @@ class Ageing:
         """Refresh what each group reads of the prefix that ends at ``node``, and the resume points
         before it. The rest of the path ages; a hit also demotes what lies behind windows."""
         refresh = self._times.refresh
-        paths, closed = self._paths, self._closed
+        paths = self._paths
         ranges = [(group_id, paths.ranges_read(group_id, node.end)) for group_id in self._others]
         for group_id, own in ranges[:-1]:  # all cuts first: a node keeps only its back
             paths.parts_read(node, own, group_id)
         read = [(group_id, set(paths.parts_read(node, own, group_id))) for group_id, own in ranges]
         for part in upwards(node, 0):
-            if (extent := part.extents[closed]) is not None:  # it reads them all
+            if (extent := part.extents[part.base]) is not None:  # it reads them all
                 refresh(part, extent)
             for group_id, parts in read:
                 if (extent := part.extents[group_id]) is None:

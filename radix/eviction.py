@@ -13,12 +13,13 @@ from sglang_jenga.radix.times import DEMOTED_BEFORE, Times
 
 
 class Eviction:
-    """Takes pages out of the trees, and the nodes that end with them. c is the prefix-closed group:
+    """Takes pages out of the trees, and the nodes that end with them. b is a node's base group:
 
-        extents[c] is None  =>  the node is gone, with all below it and every group's pages
+        extents[b] is None  =>  the node is gone, with all below it and every group's pages
 
     So nothing in the trees is unreachable. Of one node the pages at its back go first, since
-    they belong to longer prefixes.
+    they belong to longer prefixes. An image goes as a whole, and with it all that was computed
+    from it.
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class Eviction:
         """How many large pages to take from an extent when ``missing`` are wanted.
 
         Removing a leaf's tokens frees the other groups' pages too, so fewer large pages of the
-        closed group are needed. The number is rounded down; the next round asks for the rest.
+        base group are needed. The number is rounded down; the next round asks for the rest.
         """
-        if extent.group_id != self._closed:
+        if extent.group_id != extent.node.base:
             return missing
         larges = sum(other.num_large for other in extent.node.extents if other is not None)
         return max(1, int(missing * extent.num_large / larges))
@@ -114,9 +115,9 @@ class Eviction:
 
     def _cut(self, node: Node, group_id: int, index: int) -> None:
         """Evict a node's pages of one group from the ``index``-th on: longer prefixes go first."""
-        if index:
+        if index and node.base != self._paths.image:
             self._paths.split(node, node.begin + index * self._paths.tokens_per_page)
-        if group_id == self._closed:
+        if group_id == node.base:
             above = node.parent
             assert above is not None, "the root has no pages"
             self.remove(above, node)

@@ -22,8 +22,8 @@ class Holdings:
         self, paths: Paths, times: Times, owner: AnyOwner, observer: PageObserver | None
     ) -> None:
         self.num_pages = [0] * len(paths.policies)
-        self._paths, self._closed = paths, paths.closed
-        self._times, self._owner, self._observer = times, owner, observer
+        self._paths, self._times = paths, times
+        self._owner, self._observer = owner, observer
 
     def adopt(self, node: Node, group_id: int, ids: np.ndarray) -> None:
         """Fill a node's hole. The pages are of use now, but no eviction queue knows them yet."""
@@ -34,7 +34,7 @@ class Holdings:
         self._times.refresh(node, extent)
         if node.locks[group_id]:  # a hole inside what a running request has locked
             self._owner.pin(extent)
-        if group_id != self._closed and self._observer is not None:
+        if group_id != node.base and self._observer is not None:
             self._observer.changed(node, group_id)
 
     def drop(self, node: Node, group_id: int) -> None:

@@ -13,10 +13,10 @@ from sglang_jenga.radix.times import Times
 
 
 class Locks:
-    """Counts ``Node.locks``: per group, the running requests that need a node. c is the
-    prefix-closed group:
+    """Counts ``Node.locks``: per group, the running requests that need a node. b is a node's base
+    group:
 
-        locks[c] of a node  >=  sum of its children's
+        locks[b] of a node  >=  sum of its children's
         num_shared[g]       ==  sum of (locks[g] - 1) * tokens over nodes with locks[g] > 1,
                                 where a page of a whole prefix counts as one token
     """
@@ -28,7 +28,8 @@ class Locks:
         self._queues, self._times = queues, times
         self._groups = range(len(paths.policies))
         self._closed = paths.closed
-        self._closed_last = (*(g for g in self._groups if g != self._closed), self._closed)
+        bases = paths.bases
+        self._bases_last = (*(g for g in self._groups if g not in bases), *bases)
         self._per_prefix = [policy.per_prefix for policy in paths.policies]
         self.num_shared = [0] * len(paths.policies)
 
@@ -40,7 +41,7 @@ class Locks:
             for group_id in self._groups
         ]
         lock = PathLock(node, tuple(ranges))
-        for group_id in self._closed_last:  # a lock there shields what is not pinned by then
+        for group_id in self._bases_last:  # a lock there shields what is not pinned by then
             for part in self._paths.parts_read(node, lock.ranges[group_id], group_id):
                 part.locks[group_id] += 1
                 if part.locks[group_id] == 1:
@@ -98,8 +99,10 @@ class Locks:
         for node in nodes:
             for group_id, locks in enumerate(node.locks):
                 shared[group_id] += max(0, locks - 1) * self._num_positions(node, group_id)
-            below = sum(child.locks[self._closed] for child in node.children.values())
-            assert node.locks[self._closed] >= below, "a locked node under an unlocked one"
+            below = sum(child.locks[child.base] for child in node.children.values())
+            assert node.locks[node.base] >= below, "a locked node under an unlocked one"
+            for other in self._paths.bases:
+                assert other == node.base or not node.locks[other], "locked in another's group"
         assert shared == self.num_shared
 
 

@@ -70,7 +70,8 @@ class Run:
 class Node:
     """The tokens ``[begin, end)`` of every path that runs through it.
 
-    For every group g:
+    ``base`` is the group without whose pages the node does not exist: the prefix-closed one, or, of
+    an image, the atomic one. For every group g:
 
         extents[g]       one small page per ``tokens_per_page`` tokens; in a group with one page per
                          prefix, the page of the prefix that ends here; None for a hole
@@ -84,6 +85,7 @@ class Node:
     """
 
     __slots__ = (
+        "base",
         "begin",
         "children",
         "edge",
@@ -108,7 +110,9 @@ class Node:
         begin: int,
         end: int,
         num_groups: int,
+        base: int = 0,
     ) -> None:
+        self.base = base
         self.parent = parent
         self.edge = edge  # parent.children[edge] is this node
         self.namespace = namespace
@@ -159,12 +163,17 @@ NO_TOKENS: Range = (0, 0)
 
 
 class TokenPages(NamedTuple):
-    """A request's own pages of the tokens from ``begin`` on, one per ``tokens_per_page``. It has
-    none of the tokens ``gone`` (whole pages) any more; what ``ids`` says of those means nothing."""
+    """A request's own pages of the tokens from ``begin`` on, one per ``tokens_per_page``; where the
+    ``ids`` end before the key, those tokens are another group's. It has none of the tokens ``gone``
+    (whole pages) any more; what ``ids`` says of those means nothing."""
 
     begin: int
     ids: np.ndarray
     gone: Range = NO_TOKENS
+
+    def end(self, tokens_per_page: int) -> int:
+        """Behind the last token that it has pages of."""
+        return self.begin + self.ids.size * tokens_per_page
 
 
 PrefixPages = Mapping[int, int]  # length of a prefix: the request's own page for it
@@ -196,8 +205,9 @@ class Match(NamedTuple):
 
 
 class Inserted(NamedTuple):
-    """``node`` ends the key. ``declined[g]``: small ids of group g that the trees did not take,
-    because they had pages there already."""
+    """``node`` ends the key, or what of it the trees have: they keep no key that parts from theirs
+    inside an image. ``declined[g]``: small ids of group g, up to there, that the trees did not
+    take, because they had pages there already."""
 
     node: Node
     declined: list[list[np.ndarray]]

@@ -32,16 +32,19 @@ class Offers:
         self.declined: list[list[np.ndarray]] = [[] for _ in offers]
         self._offers = offers
         self._paths, self._holdings, self._observer = paths, holdings, observer
+        image = None if paths.image is None else offers[paths.image]
+        self.image_end = image.end(paths.tokens_per_page) if isinstance(image, TokenPages) else 0
 
     def append(self, namespace: Hashable, parent: Node, key: np.ndarray) -> Node:
         """New nodes for the key behind ``parent``, cut where a group's pages begin or end."""
         paths, observer = self._paths, self._observer
-        cuts = _cuts(self._offers, parent.end, key.size)
+        cuts = self._cuts(self._offers, parent.end, key.size)
         # A private copy: the caller's array may be a view of a longer, living one.
         run = Run(key[parent.end :].copy(), parent.end)
         for begin, end in pairwise([parent.end, *cuts, key.size]):
             edge = paths.edge(namespace, key, begin)
-            node = Node(parent, edge, namespace, run, begin, end, len(self._offers))
+            base = paths.base_at(begin, self.image_end)
+            node = Node(parent, edge, namespace, run, begin, end, len(self._offers), base)
             parent.children[edge] = node
             for group_id, offer in enumerate(self._offers):
                 ids = self._ids_for(node, offer)
@@ -60,7 +63,7 @@ class Offers:
             for group_id, offer in enumerate(self._offers)
             if node.extents[group_id] is None or policies[group_id].per_prefix
         ]
-        cuts = _cuts(lacking, node.begin, node.end)
+        cuts = self._cuts(lacking, node.begin, node.end)
         for part in [*(self._paths.split(node, cut) for cut in cuts), node]:
             for group_id, offer in enumerate(self._offers):
                 ids = self._ids_for(part, offer)
@@ -84,7 +87,7 @@ class Offers:
         ids = offer.ids[(begin - offer.begin) // step : (node.end - offer.begin) // step]
         low, high = max(offer.gone[0], begin), min(offer.gone[1], node.end)
         if low >= high:
-            return ids
+            return ids if ids.size else None
         front, back = (low - begin) // step, (high - begin) // step
         left = np.concatenate([ids[:front], ids[back:]])
         return left if left.size else None
@@ -93,10 +96,9 @@ class Offers:
         self._holdings.adopt(node, group_id, ids)
         self.adopted.append((node, group_id))
 
-
-def _cuts(offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> list[int]:
-    """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
-    cuts: set[int] = set()
-    for offer in offers:
-        cuts.update((offer.begin, *offer.gone) if isinstance(offer, TokenPages) else offer)
-    return sorted(cut for cut in cuts if begin < cut < end)
+    def _cuts(self, offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> list[int]:
+        """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
+        cuts = {self.image_end}
+        for offer in offers:
+            cuts.update((offer.begin, *offer.gone) if isinstance(offer, TokenPages) else offer)
+        return sorted(cut for cut in cuts if begin < cut < end)

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 
 from sglang_jenga.radix.node import NO_PAGES, AnyOwner, Node, Run, TreeObserver
-from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group
+from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, closed_group, image_group
 from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
@@ -31,15 +31,36 @@ class Paths:
         observer: TreeObserver | None,
     ) -> None:
         self.policies = policies
-        self.closed = closed_group(policies)  # a node exactly while this group has its pages
+        # A node exactly while this group has its pages, or, for an image, the other one.
+        self.closed = closed_group(policies)
+        self.image = image_group(policies)
+        self.bases = (self.closed,) if self.image is None else (self.closed, self.image)
         self.tokens_per_page = tokens_per_page
         self.root = Node(None, None, None, Run(NO_PAGES, 0), 0, 0, len(policies))
         self._owner = owner
         self._queues, self._times = queues, times
         self._observer = observer
 
-    def walk(self, namespace: Hashable, key: np.ndarray) -> tuple[list[Node], int]:
-        """Nodes along ``key`` and the page-aligned length up to which their keys agree."""
+    def base_at(self, position: int, image_end: int) -> int:
+        """The base of a node that begins there, in a key whose images end at ``image_end``."""
+        if self.image is None or position >= image_end:
+            return self.closed
+        return self.image
+
+    def leads_into(self, child: Node, agreed: int, image_end: int | None) -> bool:
+        """Whether a key that agrees with a child up to ``agreed`` has part in it. An image counts
+        as a whole; ``image_end``: where the key's images end, None if nobody knows."""
+        if self.image is None:
+            return True
+        if child.base == self.image:
+            return agreed >= child.end and image_end in (None, child.end)
+        return image_end is None or child.begin >= image_end
+
+    def walk(
+        self, namespace: Hashable, key: np.ndarray, image_end: int | None = 0
+    ) -> tuple[list[Node], int]:
+        """Nodes along ``key`` and the page-aligned length up to which their keys agree, of images
+        whole ones; ``image_end`` as in `leads_into`."""
         node, at = self.root, 0
         path: list[Node] = []
         run, agreed = None, 0
@@ -47,10 +68,12 @@ class Paths:
             child = node.children.get(self.edge(namespace, key, at))
             if child is None:
                 break
-            path.append(child)
             if child.run is not run:  # else compared already, with the nodes before
                 run = child.run
                 agreed = at + common(run.tokens[at - run.begin :], key[at:])
+            if not self.leads_into(child, agreed, image_end):
+                break
+            path.append(child)
             at = min(child.end, agreed - agreed % self.tokens_per_page)
             if at < child.end:
                 break
@@ -73,10 +96,18 @@ class Paths:
     def split(self, node: Node, at: int) -> Node:
         """Cut a node in two at token ``at``; the back stays this object. Returns the new front."""
         assert node.parent is not None and node.begin < at < node.end
+        assert node.base != self.image, "an image is not split"
         index = at - node.begin
         assert index % self.tokens_per_page == 0
         front = Node(
-            node.parent, node.edge, node.namespace, node.run, node.begin, at, len(self.policies)
+            node.parent,
+            node.edge,
+            node.namespace,
+            node.run,
+            node.begin,
+            at,
+            len(self.policies),
+            node.base,
         )
         front.resume_point = list(node.resume_point)
         node.parent.children[front.edge] = front
@@ -129,7 +160,7 @@ class Paths:
 
         The locks say that no request ends at the front's end: it would have locked the front alone.
         """
-        if len(front.children) > 1 or front.forked:
+        if len(front.children) > 1 or front.forked or front.base == self.image:
             return False
         if front.locks[self.closed] != back.locks[self.closed]:
             return False
@@ -169,7 +200,8 @@ class Paths:
 
     def parts_read(self, node: Node, ranges: Sequence[Range], group_id: int) -> list[Node]:
         """Nodes of the path to ``node`` that hold exactly these ranges, which are in rising order;
-        splits at their edges."""
+        splits at their edges. Without those that the group has no pages of by nature: an image's,
+        or, for the image's group, all others."""
         if self.policies[group_id].per_prefix:
             return [
                 part for begin, end in ranges for part in upwards(node, begin) if part.end <= end
@@ -187,7 +219,8 @@ class Paths:
             else:
                 if node.begin < begin:
                     above = self.split(node, begin)  # it keeps its age and stays evictable
-                found.append(node)
+                if node.base == group_id or group_id not in self.bases:
+                    found.append(node)
                 node = above
         return found
 

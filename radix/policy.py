@@ -33,11 +33,14 @@ class LayerPolicy:
     prefix of p tokens stands as the range ``[p - 1, p)``.
     ``prefix_closed``: a prefix needs the pages of all its tokens, so whoever has them has those of
     every shorter prefix too. The trees stand on one such group.
+    ``atomic``: its pages lie before all others of a key, in nodes of their own, in place of those
+    of the other prefix-closed group. Such a node (an image) is hit, kept and evicted as a whole.
     ``ages_behind_hits``: pages that a hit has gone past are of use only at resume points.
     """
 
     per_prefix: ClassVar[bool] = False
     prefix_closed: ClassVar[bool] = False
+    atomic: ClassVar[bool] = False
     ages_behind_hits: ClassVar[bool] = False
 
     def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
@@ -67,10 +70,19 @@ class LayerPolicy:
 
 
 def closed_group(policies: Sequence[LayerPolicy]) -> int:
-    """The first group that has all of every prefix that it has."""
-    closed = [group for group, policy in enumerate(policies) if policy.prefix_closed]
+    """The first group that has all of every prefix that it has, but for what is atomic."""
+    closed = [
+        group for group, policy in enumerate(policies) if policy.prefix_closed and not policy.atomic
+    ]
     assert closed, "the trees need a group whose pages are those of every shorter prefix too"
     return closed[0]
+
+
+def image_group(policies: Sequence[LayerPolicy]) -> int | None:
+    """The group whose nodes are atomic, None without one."""
+    atomic = [group for group, policy in enumerate(policies) if policy.atomic]
+    assert len(atomic) < 2, "one group at most can lie before the others"
+    return atomic[0] if atomic else None
 
 
 # ---- policies of one's own ------------------------------------------------------------------

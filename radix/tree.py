@@ -36,7 +36,7 @@ from sglang_jenga.radix.node import (
 )
 from sglang_jenga.radix.offers import Offers
 from sglang_jenga.radix.paths import Paths
-from sglang_jenga.radix.policy import LayerPolicy, closed_group
+from sglang_jenga.radix.policy import LayerPolicy, closed_group, image_group
 from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
@@ -47,10 +47,11 @@ class RadixTrees:
     One object holds each kind of state, and its equations stand beside it: `Paths` the nodes,
     `Holdings` their pages, `Locks` what running requests need, `Times` and `Ageing` what was of use
     when, `EvictionQueues` what goes next, `Eviction` how it goes. Here is what happens to them on a
-    hit and on an insert. c is the prefix-closed group (full attention), and for every node but the
-    root and every group:
+    hit and on an insert. b is a node's base group, that is full attention, or of an image cross
+    attention. For every node but the root and every group g:
 
-        extents[c] is not None
+        extents[b] is not None, and of the other base group None
+        an image's parent is the root
         node.evictable(g)       =>  in_smalls[g] is not None
     """
 
@@ -87,8 +88,8 @@ class RadixTrees:
         self.policies = tuple(policies)
         self.tokens_per_page = tokens_per_page
         self._groups = range(len(self.policies))
-        closed = closed_group(self.policies)
-        self._others = [group_id for group_id in self._groups if group_id != closed]
+        bases = (closed_group(self.policies), image_group(self.policies))
+        self._others = [group_id for group_id in self._groups if group_id not in bases]
         self._owner = owner
         self._observer = observer
         self._page_observer = page_observer
@@ -148,13 +149,14 @@ class RadixTrees:
 
     # ---- hit --------------------------------------------------------------------------------
 
-    def match(self, namespace: Hashable, key: np.ndarray) -> Match:
+    def match(self, namespace: Hashable, key: np.ndarray, image_end: int | None = 0) -> Match:
         """Longest prefix of ``key`` that is a hit in every group, and what made it shorter.
+        ``image_end``: where the key's images end, which are hit as a whole; None if nobody knows.
 
         Splits a node where the hit ends inside it. Refreshes what each group reads of the hit.
         Lock the node before anything else is matched, or it may have become part of a longer one.
         """
-        path, agreed = self._paths.walk(namespace, key)
+        path, agreed = self._paths.walk(namespace, key, image_end)
         end, misses = joint_hit(path, agreed, self.policies, self._others, self.tokens_per_page)
         if not end:
             return Match(self.root, agreed, misses)
@@ -204,7 +206,10 @@ class RadixTrees:
                 branch = node
                 node = own.append(namespace, node, key)
                 break
-            at += self._paths.agreement(child, key, at)
+            agreed = at + self._paths.agreement(child, key, at)
+            if not self._paths.leads_into(child, agreed, own.image_end):
+                break  # two images of one name, or one that is text elsewhere: the first stays
+            at = agreed
             if at < child.end:
                 child = self._paths.split(child, at)
             own.fill(child)
@@ -301,8 +306,11 @@ class RadixTrees:
             assert (node.end - node.begin) % self.tokens_per_page == 0
             assert node.parent is not None and node.parent.end == node.begin
             assert node.parent.children[node.edge] is node
-            closed = node.extents[self._paths.closed]
-            assert closed is not None, "a node without its full-attention pages"
+            assert node.extents[node.base] is not None, "a node without its base group's pages"
+            for other in self._paths.bases:
+                assert other == node.base or node.extents[other] is None, "pages of two bases"
+            if node.base == self._paths.image:
+                assert node.parent is self.root, "an image behind something else"
             for group_id in self._groups:
                 if (evictable := node.evictable(group_id)) is not None:
                     entry, time = node.in_smalls[group_id], self._times.of(evictable)

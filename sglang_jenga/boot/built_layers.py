@@ -25,12 +25,14 @@ _logger = logging.getLogger(__name__)
 
 class BuiltLayer(NamedTuple):
     """An attention layer as built. ``sees`` counts tokens, the current one included; None if all.
-    ``chunk``: it keeps to an aligned chunk of so many tokens, and its kernel knows which."""
+    ``chunk``: it keeps to an aligned chunk of so many tokens, and its kernel knows which.
+    ``cross``: it reads an encoder's tokens, and none of the text."""
 
     layer_id: int
     heads: HeadShape
     sees: int | None
     chunk: int | None = None
+    cross: bool = False
 
     @property
     def reads(self) -> agreement.Reads | None:
@@ -60,6 +62,7 @@ def of_model(model: Any, chunk: int | None = None) -> list[BuiltLayer]:
             # SGLang's window excludes the current token, ours includes it.
             module.sliding_window_size + 1 if module.sliding_window_size > -1 else None,
             chunk if module.use_irope else None,
+            module.is_cross_attention,
         )
         for module in (*model.modules(), *beside.values())
         if isinstance(module, RadixAttention) and module.attn_type != AttentionType.ENCODER_ONLY
@@ -91,6 +94,9 @@ def differences(
             found.append(f"{name} is in no group")
             continue
         group, shape = home[layer.layer_id]
+        if layer.cross != (group.kind.address is Address.ENCODER):
+            read = "an encoder's tokens" if layer.cross else "text"
+            found.append(f"{name} reads {read}, its group is {group.label}")
         if layer.heads != shape:
             found.append(f"{name} has {_shown(layer.heads)}, its group {_shown(shape)}")
         if group.kind.address is Address.MAPPED:

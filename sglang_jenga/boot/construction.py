@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga.boot import built_layers, flags, hook_table, refusal
+from sglang_jenga.boot import built_layers, flags, hook_table, hooks, refusal
 from sglang_jenga.boot.geometry import (
     ServedLayers,
     asked_bytes,
@@ -31,7 +31,7 @@ from sglang_jenga.boot.geometry import (
 from sglang_jenga.boot.hooks import HookError
 from sglang_jenga.boot.rebinding import rebind
 from sglang_jenga.memory.buffer import PoolBuffer
-from sglang_jenga.memory.kv import JengaMHAPool, JengaSWAPool
+from sglang_jenga.memory.kv import JengaCrossPool, JengaMHAPool, JengaSWAPool
 from sglang_jenga.memory.state import JengaStatePool
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables
@@ -202,6 +202,12 @@ def _build_kv_pool(
     dtype = configurator.kv_cache_dtype
     if configurator.is_hybrid_swa:
         return JengaSWAPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
+    if configurator.model_config.is_encoder_decoder:
+        try:
+            hooks.apply(hook_table.ENCODERS)
+        except HookError as error:
+            refusal.leave(error)
+        return JengaCrossPool(buffer, geometry.heads, dtype, enable_alt_stream=alt_stream)
     layers = configurator.layer_info
     row = buffer.plan.row_group
     full, heads = geometry.row, geometry.heads[row]

@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 
 from sglang_jenga.boot import known_model, window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
@@ -53,7 +54,16 @@ def geometry_of(configurator: Any) -> ServedLayers:
         return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, str(dtype))
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
-    if configurator.is_hybrid_swa:
+    if model.is_encoder_decoder:
+        known = known_model.of_model(model)
+        stored = enumerate(known.row.stored_layers(known.read))
+        places = {layer_id: place for layer_id, (place,) in stored}
+        own, cross = (
+            [layer_id for layer_id in places if places[layer_id] == place]
+            for place in ("full", "cross")
+        )
+        groups, heads = (group(Full(), own, full), group(Cross(), cross, full)), (full, full)
+    elif configurator.is_hybrid_swa:
         sliding = HeadShape(
             model.get_swa_num_kv_heads(tp), model.swa_head_dim, model.swa_v_head_dim
         )

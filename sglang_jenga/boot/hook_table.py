@@ -160,6 +160,16 @@ CONSTRUCTION = (
     ),
 )
 SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
+ENCODERS = (
+    Hook(
+        "sglang.srt.models.mllama.MllamaForConditionalGeneration.get_full_text_row_masked_out_mask",
+        "around",
+        "(self, forward_batch)",
+        f"{_OURS}.serving.text_rows:mask",
+        "a text-only request behind one with an image gets its own tokens",
+        "whether it counts a request's new tokens by now, not its encoder's; then drop the row",
+    ),
+)
 CALLS = (
     Call(
         f"{_REGISTRY}.register_radix_cache_backend",
@@ -266,6 +276,7 @@ TABLE = (
     Moment("under the flag, at the same moment, through SGLang's own registries", CALLS),
     Moment("under the flag, where a model has states", STATES),
     Moment("under the flag, with --jenga-true-windows, by schedulers", TRUE_WINDOWS),
+    Moment("under the flag, where a model has an encoder", ENCODERS),
     Moment("on the CPU engine, by every process that resolves a configuration", CPU_RESOLUTION),
     Moment("on the CPU engine, by schedulers", CPU_SCHEDULER),
 )

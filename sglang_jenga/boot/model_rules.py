@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sglang_jenga.boot import known_model
 from sglang_jenga.layers import registry
 from sglang_jenga.layers.chunked import Chunked
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.plan import catalogue, layer_rules, true_windows
 from sglang_jenga.plan.hf_config import ranks_refusal
 from sglang_jenga.plan.model_row import WINDOWS_BESIDE_STATES
@@ -30,7 +31,7 @@ class ModelRule(NamedTuple):
 MODEL_RULES = (
     ModelRule(lambda model: _has_extra_cache(model), layer_rules.EXTRA_CACHE),
     ModelRule(lambda model: _is_mla(model), layer_rules.MLA),
-    ModelRule(lambda model: model.is_encoder_decoder, layer_rules.CROSS),
+    ModelRule(lambda model: _has_unknown_encoder(model), layer_rules.CROSS),
     ModelRule(lambda model: _has_windows_beside_states(model), WINDOWS_BESIDE_STATES),
     ModelRule(lambda model: _has_unknown_states(model), layer_rules.UNTRIED_STATES),
 )
@@ -119,7 +120,16 @@ _COPIES = (
 _TILES = "its kernels load more than the window, and states may lie there"
 
 
+def page_lines(page_size: int | None, model: Any) -> list[str]:
+    """A line for a page size that a model with an encoder is not served with."""
+    if not model.is_encoder_decoder or page_size in (None, 1):
+        return []
+    return [layer_rules.flag_refusal("--page-size", layer_rules.ENCODER_PAGES, value=page_size)]
+
+
 def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
+    if model.is_encoder_decoder:
+        return Cross.backends, "its kernels have no cross attention"
     if model.is_hybrid_swa:
         kind = registry.kind_named(known_model.of_model(model).row.sliding)
         if model.attention_chunk_size is not None:
@@ -151,6 +161,10 @@ def _has_windows_beside_states(model: Any) -> bool:
 
 def _has_unknown_states(model: Any) -> bool:
     return has_state(model) and known_model.of_model(model).row.state is None
+
+
+def _has_unknown_encoder(model: Any) -> bool:
+    return model.is_encoder_decoder and not known_model.of_model(model).listed
 
 
 def _has_extra_cache(model: Any) -> bool:

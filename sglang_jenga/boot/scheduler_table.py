@@ -12,6 +12,9 @@ _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWei
 _BATCH = "sglang.srt.managers.schedule_batch"
 _ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _ALLOCATION = "sglang.srt.mem_cache.allocation"
+_OBSERVER = (
+    "sglang.srt.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
+)
 
 ROUNDS = (
     Hook(
@@ -99,6 +102,22 @@ ROUNDS = (
         "`_requests_owning_rows`, `kv_committed_len` and `kv_allocated_len`",
     ),
     Hook(
+        f"{_CHECKER}._check_full_pool",
+        "around",
+        "(self, ps, uncached)",
+        f"{_OURS}.serving.scheduling:check_full_pool",
+        "the same where text and images share the pool",
+        "the arguments of `_check_pool_invariant`",
+    ),
+    Hook(
+        f"{_OBSERVER}._get_token_info",
+        "around",
+        "(self)",
+        f"{_OURS}.serving.scheduling:pool_stats",
+        "there the tokens that fit are no fixed number",
+        "the fields of `PoolStats`",
+    ),
+    Hook(
         f"{_ALLOCATION}.alloc_for_extend",
         "around",
         "(batch)",
@@ -116,6 +135,14 @@ ROUNDS = (
     ),
 )
 REQUESTS = (
+    Hook(
+        f"{_SCHEDULER}.init_req_max_new_tokens",
+        "around",
+        "(self, req)",
+        f"{_OURS}.serving.scheduling:settle_answer",
+        "whose answer's length the allocator is asked about",
+        "that `max_new_tokens_for_memory` is called in here, after a prompt has its images",
+    ),
     Hook(
         "sglang.srt.beam_search.coordinator.BeamCoordinator.validate_and_init",
         "around",

@@ -42,6 +42,7 @@ def register_model_check() -> None:
                 in_full = resolving_view(server_args).disable_hybrid_swa_memory
                 _require(model_rules.true_windows_lines(model, stored_in_full=in_full))
             config = resolving_view(server_args)
+            _require(model_rules.page_lines(config.page_size, model))
             if get_platform().is_cuda:  # the CPU engine pads heads
                 ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)
                 _require(model_rules.ranks_lines(model, ranks))
@@ -75,6 +76,7 @@ def after_resolution(server_args: Any) -> None:
     backends, model = attention_backends_of(config), model_config_of(server_args)
     blackwell = get_platform().is_sm100
     _require(model_rules.backend_lines(*backends, model, blackwell=blackwell))
+    _require(model_rules.page_lines(config.page_size, model))
     if model_rules.has_state(model):
         _require(_state_kernels(config))
 

@@ -50,7 +50,10 @@ def forget_rows(backend: TorchNativeAttnBackend, *args, **kwargs) -> None:
 
 
 def read_window_rows(original, backend: TorchNativeAttnBackend, q, k, v, layer, *args, **kwargs):
-    if layer.is_cross_attention or not _is_window_layer(backend.token_to_kv_pool, layer.layer_id):
+    if layer.is_cross_attention:
+        output = original(backend, q, k, v, layer, *args, **kwargs)
+        return _zero_without_image(output, *args, **kwargs)
+    if not _is_window_layer(backend.token_to_kv_pool, layer.layer_id):
         return original(backend, q, k, v, layer, *args, **kwargs)
     full_rows = backend.req_to_token_pool
     rows = getattr(backend, "_jenga_window_rows", None)
@@ -64,6 +67,20 @@ def read_window_rows(original, backend: TorchNativeAttnBackend, q, k, v, layer, 
         return original(backend, q, k, v, layer, *args, **kwargs)
     finally:
         backend.req_to_token_pool = full_rows
+
+
+def _zero_without_image(output, forward_batch, *args, **kwargs):
+    """Of a request without an image the backend asks for attention over no keys, with rows of
+    uninitialised memory beside the request's own. One NaN among those makes all of them NaN, and
+    the model takes them times 0."""
+    if not forward_batch.forward_mode.is_decode():
+        spans = zip(forward_batch.encoder_lens_cpu, forward_batch.extend_seq_lens_cpu, strict=True)
+        at = 0
+        for encoder, count in spans:
+            if not encoder:
+                output[at : at + count] = 0
+            at += count
+    return output
 
 
 def _is_window_layer(pool, layer_id: int) -> bool:

@@ -31,6 +31,7 @@ class Address(Enum):
     """How SGLang finds a request's pages."""
 
     ROW = "the request's row names their slots"
+    ENCODER = "so does it, at its first positions, which are those of an encoder's tokens"
     MAPPED = "through the slot that the row names"
     REQUEST = "one slot per request, beside the row"
 
@@ -41,12 +42,14 @@ class Load:
 
     ``tokens``: prompt and answer. ``states``: those it holds at once, its own and the ones it is
     tracked in. ``at_once``: tokens of a prompt that is computed in one go, 0 if it comes in chunks
-    of a small page.
+    of a small page. ``encoder``: of the ``tokens``, those of an encoder (an image's), which come
+    first; cross-attention layers hold these, and the others hold the rest.
     """
 
     tokens: int
     states: int = 1
     at_once: int = 0
+    encoder: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class LayerKind:
 
     def held(self, load: Load, tokens_per_page: int) -> int:
         """Small pages that a request holds at most."""
-        return -(-load.tokens // tokens_per_page)
+        return -(-(load.tokens - load.encoder) // tokens_per_page)
 
     def step(self, start: Any, end: Any, tokens_per_page: int) -> Any:
         """New small pages of a step that computes the tokens ``[start, end)`` of a request;

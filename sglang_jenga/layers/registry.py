@@ -21,11 +21,14 @@ from inspect import signature
 
 from sglang_jenga.layers.base import Address, LayerKind, Storage
 from sglang_jenga.layers.chunked import Chunked
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.state import State
 from sglang_jenga.layers.window import Window
 
-_KINDS: dict[str, type[LayerKind]] = {kind.name: kind for kind in (Full, Window, Chunked, State)}
+_KINDS: dict[str, type[LayerKind]] = {
+    kind.name: kind for kind in (Full, Window, Chunked, State, Cross)
+}
 
 ENTRY_POINTS = "sglang_jenga.layers"
 _loaded = False

@@ -1,4 +1,5 @@
-"""SGLang's KV pools on the shared bytes: of one attention group, and of full and window layers."""
+"""SGLang's KV pools on the shared bytes: of one attention group, of full and window layers, and of
+self and cross attention."""
 
 from __future__ import annotations
 
@@ -67,6 +68,45 @@ class JengaMHAPool(MHATokenToKVPool):
             return 0, 0
         k_bytes = self._buffer.plan.pool_bytes // 2
         return k_bytes, self._buffer.plan.pool_bytes - k_bytes
+
+
+class JengaCrossPool(JengaMHAPool):
+    """SGLang's KV pool of a model with self-attention and cross-attention layers. Its rows name
+    slots of two groups, and each layer reads those of its own: so a layer's view is its group's."""
+
+    def __init__(
+        self,
+        buffer: PoolBuffer,
+        heads: Sequence[HeadShape],
+        dtype: torch.dtype,
+        *,
+        enable_alt_stream: bool = True,
+    ) -> None:
+        self._of_groups = heads
+        layers = sorted(layer for item in buffer.plan.groups for layer in item.group.layer_ids)
+        if layers != list(range(len(layers))):
+            raise ValueError(f"layers must have the numbers from 0 on, got {layers}")
+        row = buffer.plan.row_group
+        super().__init__(
+            buffer,
+            row,
+            heads[row],
+            dtype,
+            end_layer=len(layers) - 1,
+            enable_alt_stream=enable_alt_stream,
+        )
+        self.layer_num = len(layers)  # of all groups, as there are buffers
+
+    def _create_buffers(self) -> None:
+        keys: dict[int, torch.Tensor] = {}
+        values: dict[int, torch.Tensor] = {}
+        for group_id, item in enumerate(self._buffer.plan.groups):
+            views = self._buffer.layer_views(group_id, self._of_groups[group_id], self.store_dtype)
+            for of_layers, found in zip((keys, values), views, strict=True):
+                of_layers.update(zip(item.group.layer_ids, found, strict=True))
+        self.k_buffer = [keys[layer] for layer in sorted(keys)]
+        self.v_buffer = [values[layer] for layer in sorted(values)]
+        self._init_data_ptrs_and_strides()
 
 
 class JengaSWAPool(SWAKVPool):

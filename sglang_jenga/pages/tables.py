@@ -11,10 +11,21 @@ from sglang_jenga.layers.base import Address
 from sglang_jenga.plan.spec import PoolPlan
 
 
+def span(address: Address, start: Any, end: Any, border: Any) -> tuple[Any, Any]:
+    """Of the positions ``[start, end)`` of a row, those at which a group that is found this way has
+    pages. ``border``: the row's encoder has the positions before it. Numbers, or arrays of one per
+    request."""
+    if address is Address.ENCODER:
+        return np.minimum(start, border), np.minimum(end, border)
+    return np.maximum(start, border), np.maximum(end, border)
+
+
 class PageTables:
     """Host mirror of ``req_to_token``: per attention group ``[num_rows, pages]`` small ids, int32.
 
-    Untouched rows cost address space only.
+    Untouched rows cost address space only. ``borders[row]``: how many positions are those of the
+    request's encoder, which come first; 0 for requests without one. There the row names the slots
+    of one group, and behind it those of another.
     """
 
     def __init__(self, plan: PoolPlan, num_rows: int, max_tokens: int) -> None:
@@ -25,10 +36,21 @@ class PageTables:
             for item in plan.groups
             if item.group.kind.address is not Address.REQUEST  # one slot is no table
         ]
+        self._addresses = [item.group.kind.address for item in plan.groups]
+        self._encoders = Address.ENCODER in self._addresses
+        self.borders = np.zeros(num_rows, dtype=np.int64)
+
+    def span(self, group_id: int, row: int, start: int, end: int) -> tuple[int, int]:
+        """Of the positions ``[start, end)``, those at which the group has pages."""
+        if not self._encoders:
+            return start, end
+        first, last = span(self._addresses[group_id], start, end, self.borders[row])
+        return int(first), int(last)
 
     def pages(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
-        """Small ids of the pages that hold positions ``[start, end)`` of a row."""
+        """Small ids of the group's pages that hold positions ``[start, end)`` of a row."""
         step = self.tokens_per_page
+        start, end = self.span(group_id, row, start, end)
         return self.rows[group_id][row, start // step : -(-end // step)]
 
     def slots(self, group_id: int, row: int, start: int, end: int) -> np.ndarray:
@@ -51,6 +73,8 @@ class PageTables:
 
         ``ids``: one request's after another's, ``step.pages[i]`` of each."""
         table, per_page = self.rows[group_id], self.tokens_per_page
+        if step.borders is not None:
+            return self._enter_parts(table, *step.span(self._addresses[group_id]), step.rows, ids)
         if len(step.reqs) == len(ids) and per_page == 1:  # decode: one token, one small page each
             table[step.rows, step.starts] = ids
             return ids
@@ -63,6 +87,33 @@ class PageTables:
             if per_page > 1:
                 parts.append(self.slots(group_id, row, start, end))
         return np.concatenate(parts) if per_page > 1 else ids
+
+    @staticmethod
+    def _enter_parts(
+        table: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray, ids: np.ndarray
+    ) -> np.ndarray:
+        """As `enter`, where requests have pages of a part of their positions, ``[start, end)``."""
+        if ids.size:
+            counts = ends - starts
+            first = starts - (np.cumsum(counts) - counts)
+            table[np.repeat(rows, counts), np.repeat(first, counts) + np.arange(ids.size)] = ids
+        return ids
+
+    def in_row_order(self, step: StepDemand, ids: Sequence[np.ndarray]) -> np.ndarray:
+        """The slots of a step as rows name them, of two groups: each request's encoder first."""
+        encoder = self._addresses.index(Address.ENCODER)
+        row = self._addresses.index(Address.ROW)
+        if not ids[encoder].size:
+            return ids[row]
+        starts, ends = step.span(Address.ENCODER)
+        of_encoder = np.repeat(np.tile([True, False], len(step.reqs)), _pairs(ends - starts, step))
+        slots = np.empty(of_encoder.size, dtype=np.int64)
+        slots[of_encoder], slots[~of_encoder] = ids[encoder], ids[row]
+        return slots
+
+
+def _pairs(encoder: np.ndarray, step: StepDemand) -> np.ndarray:
+    return np.stack([encoder, step.pages - encoder], axis=1).ravel()
 
 
 def expand(small_ids: np.ndarray, tokens_per_page: int) -> np.ndarray:
@@ -79,10 +130,21 @@ class StepDemand:
     ``pages[i]``: new small pages of request i in each group where a token takes an entry. These are
     arrays, since a decode step has hundreds of requests. ``rows``: their rows, if known already.
     ``fresh``: indices of the requests without a row yet. The pages of their matched prefix,
-    ``prefix_pages(req, group_id)``, enter the page tables.
+    ``prefix_pages(req, group_id)``, enter the page tables. ``borders``: how many positions of each
+    request are its encoder's, where the model has one.
     """
 
-    __slots__ = ("_rows", "ends", "fresh", "num_pages", "pages", "prefix_pages", "reqs", "starts")
+    __slots__ = (
+        "_rows",
+        "borders",
+        "ends",
+        "fresh",
+        "num_pages",
+        "pages",
+        "prefix_pages",
+        "reqs",
+        "starts",
+    )
 
     def __init__(
         self,
@@ -94,9 +156,10 @@ class StepDemand:
         rows: np.ndarray | None = None,
         fresh: Sequence[int] = (),
         prefix_pages: Callable[[Any, int], np.ndarray] | None = None,
+        borders: np.ndarray | None = None,
     ) -> None:
         self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
-        self.prefix_pages = prefix_pages
+        self.prefix_pages, self.borders = prefix_pages, borders
         self._rows = rows
         step = tokens_per_page
         self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
@@ -108,6 +171,18 @@ class StepDemand:
         if self._rows is None:
             self._rows = np.array([req.kv.req_pool_idx for req in self.reqs])
         return self._rows
+
+    @property
+    def num_encoder(self) -> int:
+        """Of ``num_pages``, those of encoders' tokens."""
+        if self.borders is None:
+            return 0
+        starts, ends = self.span(Address.ENCODER)
+        return int((ends - starts).sum())
+
+    def span(self, address: Address) -> tuple[np.ndarray, np.ndarray]:
+        """Of each request's positions, those at which a group that is found this way has pages."""
+        return span(address, self.starts, self.ends, self.borders)
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
         """Row, start, end and new pages of each request."""

@@ -96,6 +96,7 @@ def _plan(args: argparse.Namespace) -> str:
         stock=geometry.stock,
         stock_bytes=pool_bytes,
         states=geometry.states,
+        encoder=geometry.encoder,
     )
     notes = (*geometry.notes, *_load_notes(geometry), *notes)
     if args.json:

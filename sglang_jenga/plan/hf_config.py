@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import sliding_kind
 from sglang_jenga.layers.state import State
 from sglang_jenga.plan import catalogue, config_schema, kv_format, layer_rules, model_fields
 from sglang_jenga.plan import true_windows as true_window_rules
 from sglang_jenga.plan.head_shapes import LayerHeads
-from sglang_jenga.plan.layer_lists import LayerList, Read
+from sglang_jenga.plan.layer_lists import PLACES, LayerList, Read
 from sglang_jenga.plan.model_row import ModelRow
 from sglang_jenga.plan.spec import LayerGroup
 from sglang_jenga.plan.state_sizes import SLOT_BYTES, UnevenRanksError
@@ -38,7 +39,8 @@ class ConfigLayers:
     ``refused`` is the sentence by which a server refuses the model, empty if it serves it; a model
     that is refused may have no ``groups``. ``context_tokens`` bounds a request; None where the
     layers of a refused model are not read. ``states`` is the number of state slots a running
-    request takes with the server's default strategy (0 = no state layers).
+    request takes with the server's default strategy (0 = no state layers). ``encoder`` is the
+    number of tokens that cross-attention layers hold of one image.
     """
 
     architecture: str
@@ -46,6 +48,7 @@ class ConfigLayers:
     stock: StockLayout | None
     context_tokens: int | None = None
     states: int = 0
+    encoder: int = 0
     refused: str = ""
     notes: tuple[str, ...] = ()
 
@@ -112,6 +115,11 @@ def read_geometry(
     has_states = any("state" in kinds for kinds in layers)
     if has_states:
         refused = refused or _page_refusal(row, read, page_size)
+    elif ("cross",) in layers and page_size > 1:
+        refused = refused or layer_rules.flag_refusal(
+            "--page-size", layer_rules.ENCODER_PAGES, value=page_size
+        )
+    encoder = row.encoder(config) if row.encoder is not None else 0
     reading = _Reading(architecture, row, read, layers, heads, itemsize, page_size, tp)
     groups = reading.groups()
     context = fields.context_length()
@@ -122,8 +130,9 @@ def read_geometry(
         reading.stock_layout(),
         context,
         has_states + (has_states and row.tracks),
+        encoder,
         refused,
-        (*_notes(architectures, row, fields.stated), *unused),
+        (*_notes(architectures, row, fields.stated, encoder), *unused),
     )
 
 
@@ -162,8 +171,8 @@ class _Reading:
     tp: int
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        full_ids, window_ids, state_ids = map(self._ids, ("full", "window", "state"))
-        if not full_ids and not window_ids and not state_ids:
+        full_ids, window_ids, cross_ids, state_ids = map(self._ids, ("full", "window", "cross", "state"))
+        if not full_ids and not window_ids and not cross_ids and not state_ids:
             raise ValueError("no layer of this config keeps KV or state")
         # Without a layer of its own it still names tokens.
         slot_bytes = len(full_ids) * self._row_bytes("full") or SLOT_BYTES
@@ -173,13 +182,16 @@ class _Reading:
             kind: LayerKind = sliding_kind(self.row.sliding, width)
             entry_bytes = len(window_ids) * self._row_bytes("window")
             groups.append(LayerGroup(kind, window_ids, entry_bytes, self.page_size))
+        if cross_ids:
+            entry_bytes = len(cross_ids) * self._row_bytes("cross")
+            groups.append(LayerGroup(Cross(), cross_ids, entry_bytes, self.page_size))
         if state_ids:
             groups.append(LayerGroup(State(), state_ids, self._state_bytes()))
         return tuple(groups)
 
     def stock_layout(self) -> StockLayout:
-        counts = {kind: len(self._ids(kind)) for kind in ("full", "window", "state")}
-        in_full = counts["full"] + counts["window"]
+        counts = {kind: len(self._ids(kind)) for kind in PLACES}
+        in_full = counts["full"] + counts["window"] + counts["cross"]
         if counts["state"]:
             slots = _STOCK_SLOTS + (_STOCK_TRACKING_SLOTS if self.row.tracks else 0)
             return StockLayout(
@@ -241,8 +253,12 @@ def _no_code(config: Mapping[str, Any], architectures: list[str]) -> str:
     return layer_rules.NO_CODE
 
 
-def _notes(architectures: list[str], row: ModelRow, stated: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(
+    architectures: list[str], row: ModelRow, stated: Mapping[str, Any], encoder: int
+) -> tuple[str, ...]:
     notes = [row.note] if row.note else []
+    if encoder:
+        notes.append(f"each request has one image beside its tokens, of {encoder} more")
     known = layer_rules.has_row(architectures)
     if not catalogue.is_native(architectures) and (
         catalogue.falls_back(architectures) or not known

@@ -2,7 +2,8 @@
 
 A list says per layer what that layer stores, by the places that SGLang has for it: ``("full",)``
 say, two of them where attention and a state stand side by side, none for a layer that stores
-nothing. Of which layer type a ``"window"`` is, the model's row says. The functions
+nothing. A ``"cross"`` layer stores an encoder's tokens and no text. Of which layer type a
+``"window"`` is, the model's row says. The functions
 read fields of the text config through ``read(name)``, which answers None for a field that is not
 there. So the planner asks a parsed config.json and the server an object of transformers, by the
 same rule. Stdlib only.
@@ -19,8 +20,8 @@ LayerTypes = tuple[str, ...]
 LayerList = list[LayerTypes]
 LayerRule = Callable[[Read], LayerList]
 
-PLACES = ("full", "window", "state")
-FULL, WINDOW, STATE, NOTHING = ("full",), ("window",), ("state",), ()
+PLACES = ("full", "window", "state", "cross")
+FULL, WINDOW, STATE, NOTHING, CROSS = ("full",), ("window",), ("state",), (), ("cross",)
 _OF_NAME: dict[str, LayerTypes] = {
     "full_attention": FULL,
     "attention": FULL,
@@ -186,6 +187,12 @@ def by_full_ids(read: Read) -> LayerList:
     full = read("full_attn_idxs")
     ids = range(need(read, "num_hidden_layers"))
     return [FULL if full is None or layer in full else STATE for layer in ids]
+
+
+def by_cross_ids(read: Read) -> LayerList:
+    """Mllama: the numbers of the layers with cross attention."""
+    cross, count = need(read, "cross_attention_layers"), need(read, "num_hidden_layers")
+    return [CROSS if layer in cross else FULL for layer in range(count)]
 
 
 def by_period(read: Read) -> LayerList:

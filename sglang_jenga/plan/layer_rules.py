@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sglang_jenga.plan import head_shapes, state_sizes
+from sglang_jenga.plan import encoder_tokens, head_shapes, state_sizes
 from sglang_jenga.plan import layer_lists as lists
 from sglang_jenga.plan.layer_lists import Read
 from sglang_jenga.plan.model_row import ModelRow, Window
@@ -24,6 +24,7 @@ from sglang_jenga.plan.model_row import ModelRow, Window
 EXTRA_CACHE = "it caches more per token than K and V"
 MLA = "MLA layers are not carried yet"
 CROSS = "cross-attention is not carried yet"
+ENCODER_PAGES = "SGLang looks for a row's last page without its encoder's tokens"
 DIFFUSION = "diffusion steps rewrite tokens that are already cached"
 UNTRIED_STATES = "its state kernels have not been tried on states that do not lie side by side"
 KEPT_PROMPTS = "its windows begin behind the prompt, all of which its code goes on reading"
@@ -207,8 +208,11 @@ MODELS: dict[str, ModelRow] = {
         tracks=True,
         note="run by this project's model code: SGLang has none",
     ),
+    # Cross attention.
+    "MllamaForConditionalGeneration": ModelRow(
+        layers=lists.by_cross_ids, encoder=encoder_tokens.mllama
+    ),
     # Not served.
-    "MllamaForConditionalGeneration": _REFUSED_CROSS,
     "WhisperForConditionalGeneration": _REFUSED_CROSS,
     "MossVLForConditionalGeneration": _REFUSED_CROSS,
     "UnlimitedOCRForCausalLM": _windows(layers=None, refused=KEPT_PROMPTS),

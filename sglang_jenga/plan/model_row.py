@@ -65,13 +65,14 @@ class ModelRow:
     """What is known of the models of one architecture.
 
     ``layers(read)`` says per layer what it stores, by the places that SGLang has for it: a tuple of
-    ``"full"``, ``"window"`` and ``"state"``; `layer_lists` has the usual ones. It is None for a
-    model that is refused and whose layers nobody needs to list. ``sliding`` is the layer type of
-    what ``layers`` calls a window, as `layers.registry` knows it; it is made of the width that
-    ``window.stored`` reads from the config.
+    ``"full"``, ``"window"``, ``"state"`` and ``"cross"``; `layer_lists` has the usual ones. It
+    is None for a model that is refused and whose layers nobody needs to list. ``sliding`` is the
+    layer type of what ``layers`` calls a window, as `layers.registry` knows it; it is made of the
+    width that ``window.stored`` reads from the config.
     ``stock_stores_windows``: stock SGLang has a pool for windows too; else it stores them in full.
     ``state`` sizes the state of one layer; ``stateless``: SGLang takes a config without a state
     layer as one of attention alone; ``tracks``: SGLang tracks states inside prompts.
+    ``encoder`` counts, from the whole config, the tokens that cross attention holds of one image.
     ``refused`` is why the server does not serve the model: a sentence, or a function of the config
     that gives one, empty for a config that is served. ``defaults`` are fields that transformers
     fills in when a checkpoint leaves them out. ``heads`` reads the shapes of full and of window
@@ -87,6 +88,7 @@ class ModelRow:
     state: StateRule | None = None
     stateless: bool = False
     tracks: bool = False
+    encoder: Callable[[Mapping[str, Any]], int] | None = None
     refused: str | Callable[[Read], str] = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     heads: HeadRule = head_shapes.common

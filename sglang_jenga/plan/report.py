@@ -14,7 +14,8 @@ DEFAULT_LENGTHS = (1024, 8192, 32768)
 
 
 class CapacityRow(NamedTuple):
-    """Concurrent running requests of `num_tokens` tokens each; `stock` and `ratio` may be None.
+    """Concurrent running requests of `num_tokens` tokens each, and an image's beside those where a
+    model has an encoder; `stock` and `ratio` may be None.
 
     `bound` is the pool divided by what one request needs unpadded: no allocator holds more.
     """
@@ -37,20 +38,21 @@ def capacity_rows(
     stock: StockLayout | None = None,
     stock_bytes: int | None = None,
     states: int = 1,
+    encoder: int = 0,
 ) -> tuple[CapacityRow, ...]:
     """Count what the plan holds at each length, and what stock SGLang holds in `stock_bytes`.
 
     `stock_bytes` defaults to the plan's bytes. `states` is the number of state slots a running
-    request pins.
+    request pins, `encoder` the tokens of an image that it has beside its text.
     """
     rows = []
     for num_tokens in lengths:
-        load = Load(num_tokens, states)
+        load = Load(num_tokens + encoder, states, encoder=encoder)
         requests, bound = requests_held(plan, load), byte_bound(plan, load)
         if stock is None:
             rows.append(CapacityRow(num_tokens, requests, bound))
             continue
-        held = stock_requests(stock, stock_bytes or plan.pool_bytes, num_tokens)
+        held = stock_requests(stock, stock_bytes or plan.pool_bytes, load.tokens)
         ratio = requests / held if held else None
         rows.append(CapacityRow(num_tokens, requests, bound, held, ratio))
     return tuple(rows)

@@ -31,17 +31,18 @@ class RequestNeed:
         self._plan = plan
         self._states = states
 
-    def pages(self, tokens: int, *, at_once: int = 0) -> list[int]:
-        """``at_once``: tokens of a prompt that is not cut in chunks."""
-        load = Load(tokens, self._states, at_once)
+    def pages(self, tokens: int, *, at_once: int = 0, encoder: int = 0) -> list[int]:
+        """``at_once``: tokens of a prompt that is not cut in chunks. ``encoder``: of the tokens,
+        the first, which are its encoder's; fewer than it has if there are fewer ``tokens``."""
+        load = Load(tokens, self._states, at_once, min(encoder, tokens))
         return [
             item.group.held(load) + item.group.kind.gaps(load, item.smalls_per_large)
             for item in self._plan.groups
         ]
 
-    def fits(self, tokens: int, *, at_once: int = 0) -> bool:
+    def fits(self, tokens: int, *, at_once: int = 0, encoder: int = 0) -> bool:
         """Whether an empty pool holds the request."""
-        plan, need = self._plan, self.pages(tokens, at_once=at_once)
+        plan, need = self._plan, self.pages(tokens, at_once=at_once, encoder=encoder)
         need[plan.null_group] += plan.null_smalls  # of their large pages no more is lost
         larges = (
             -(-smalls // item.smalls_per_large)
@@ -49,6 +50,8 @@ class RequestNeed:
         )
         return sum(larges) <= plan.num_large
 
-    def longest(self, most: int, *, at_once: int = 0) -> int:
+    def longest(self, most: int, *, at_once: int = 0, encoder: int = 0) -> int:
         """Tokens of the longest request that fits, at most ``most``; 0 if none does."""
-        return most_that_fits(most, lambda tokens: self.fits(tokens, at_once=at_once))
+        return most_that_fits(
+            most, lambda tokens: self.fits(tokens, at_once=at_once, encoder=encoder)
+        )

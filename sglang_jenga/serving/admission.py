@@ -19,6 +19,7 @@ from typing import Any
 
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SharedSWAPrefillBudget
 
+from sglang_jenga.serving.encoders import missing_encoder
 from sglang_jenga.serving.lone_request import LoneRequest
 
 
@@ -29,6 +30,8 @@ class JengaBudget(SharedSWAPrefillBudget):
     * A new request is promised its states as well, ``states_per_request`` of them. A prompt in
       flight has its own already. States that running requests are tracked in count as free: they
       are given up for new requests.
+    * A new request is promised its encoder's tokens once, from cross attention's small pages; its
+      text, and all that it decodes, takes full attention's.
     * Where SGLang does not track states inside a prompt, a request that parts from cached ones
       behind the last cached state is cut there: the chunk's end leaves a state at the branch
       point, which the next ones hit. SGLang runs one cut prompt at a time, so nobody is admitted
@@ -46,6 +49,8 @@ class JengaBudget(SharedSWAPrefillBudget):
     _in_flight = False  # the prompt asked for holds memory already
     _slid = False  # windows have been slid; once per round is enough
     _states_promised = 0
+    _encoder_promised = 0  # tokens of encoders, of those admitted in this round
+    _reserved: Any = None  # whom the last promise was made to
 
     def __init__(self, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
         super().__init__(allocator, tree_cache, **kwargs)
@@ -78,8 +83,18 @@ class JengaBudget(SharedSWAPrefillBudget):
 
     @property
     def _tokens_left(self) -> int:
-        """Tokens that could be had if everything cached went for them."""
-        return self._capacity.tokens_beside(self.states_wanted)
+        """Tokens that could be had if everything cached went for them, those of encoders among
+        them."""
+        encoder = self._encoder_tokens
+        return self._capacity.tokens_beside(self.states_wanted, encoder) + encoder
+
+    @property
+    def _encoder_tokens(self) -> int:
+        """Of the tokens that SGLang counts as promised and as asked for, those of encoders."""
+        if self._groups.encoder is None:
+            return 0
+        asked = 0 if self.req is self._reserved else missing_encoder(self.req)
+        return self._encoder_promised + asked
 
     @property
     def remaining_total(self) -> int:
@@ -110,11 +125,12 @@ class JengaBudget(SharedSWAPrefillBudget):
             return True  # intake has refused whoever does not fit an empty pool
         full_tokens += self.total_offset
         swa_tokens += self.swa_offset
-        states = self.states_wanted
+        states, encoder = self.states_wanted, self._encoder_tokens
+        full_tokens -= encoder
 
         def fits(growth: Sequence[float]) -> bool:
             return self._capacity.fits(
-                need(full_tokens, [swa_tokens + more for more in growth], states),
+                need(full_tokens, [swa_tokens + more for more in growth], states, encoder),
                 beside_shielded=not self._in_flight and not self._alone,
             )
 
@@ -252,5 +268,6 @@ class JengaBudget(SharedSWAPrefillBudget):
 
     def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
+        self._encoder_promised, self._reserved = self._encoder_tokens, self.req
         if not is_chunked_continuation:
             self._states_promised += self._capacity.states_per_request

@@ -20,6 +20,7 @@ from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables, StepDemand
 from sglang_jenga.serving.admission import JengaBudget
 from sglang_jenga.serving.capacity import Capacity
+from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.groups import ServedGroups
 from sglang_jenga.serving.pressure import Pressure
 from sglang_jenga.serving.rounds import Rounds
@@ -68,6 +69,7 @@ class _JengaAllocator:
             )
             for group_id in self.groups.mapped
         }
+        self.asked_by: Any = None  # the request whose answer's length is being settled
         # Says how many states a decode step takes; None where it never takes any.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None
 
@@ -82,7 +84,12 @@ class _JengaAllocator:
         sliding_window_size: int | None,
         chunk_size: int | None,
     ) -> int | None:
-        return self.capacity.most_new_tokens(input_tokens, max_new_tokens, chunked=bool(chunk_size))
+        return self.capacity.most_new_tokens(
+            input_tokens,
+            max_new_tokens,
+            chunked=bool(chunk_size),
+            encoder=encoder_length(self.asked_by) if self.groups.encoder is not None else 0,
+        )
 
     def available_size(self) -> int:
         return self.capacity.available()
@@ -94,9 +101,11 @@ class _JengaAllocator:
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> bool:
         """Make room for the step being allocated; ``num_tokens`` counts if there is none."""
-        if self._step is not None:
-            num_tokens = self._step.num_pages * self.page_size
-        return self.pressure.make_room(self.groups.need(num_tokens))
+        if self._step is None:
+            return self.pressure.make_room(self.groups.need(num_tokens))
+        encoder = self._step.num_encoder
+        tokens = (self._step.num_pages - encoder) * self.page_size
+        return self.pressure.make_room(self.groups.need(tokens, encoder=encoder))
 
     def check_decode_capacity(
         self,
@@ -164,10 +173,15 @@ class _JengaAllocator:
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)
+        if step.borders is not None:
+            self.tables.borders[step.rows] = step.borders
         self.tables.enter_prefixes(step)
-        slots = [self.tables.enter(group, step, ids[group]) for group in self.groups.of_tokens]
-        assert slots[self.groups.row].size == num_tokens
-        return self._publish(slots[self.groups.row], ids)
+        entered = [self.tables.enter(group, step, ids[group]) for group in self.groups.of_tokens]
+        slots = entered[self.groups.row]
+        if self.groups.encoder is not None:
+            slots = self.tables.in_row_order(step, ids)
+        assert slots.size == num_tokens
+        return self._publish(slots, ids)
 
     def alloc_states(self, count: int, *, to_run: bool) -> np.ndarray | None:
         """Slots of so many states, ``[count]`` int64, or None if they cannot be had.
@@ -271,10 +285,12 @@ class JengaTokenAllocator(_JengaAllocator, BaseTokenToKVPoolAllocator):
 
     @property
     def size(self) -> int:
-        """Tokens; with states, those held and those that could be taken now: the split moves."""
-        if self.groups.state is None:
+        """Tokens; of several groups, those held and those that could be taken now: the split
+        moves."""
+        if self.groups.state is None and self.groups.encoder is None:
             return self.max_tokens
-        return self.available_size() + self.capacity.group_allocated(self.groups.row)
+        held = sum(self.capacity.group_allocated(group) for group in self.groups.of_rows)
+        return self.available_size() + held
 
 
 class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):

@@ -33,6 +33,7 @@ from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPag
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.ablation import ALL_ON, CacheOptions
 from sglang_jenga.serving.cache_sizes import CacheSizes
+from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.eviction import CachedPrefixes, Eviction
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
@@ -161,7 +162,11 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
         elif not self.disable:
             key = params.key
             length = len(key)
-            match = self.trees.match(_namespace(key), _tokens(key.token_ids, length))
+            match = self.trees.match(
+                _namespace(key),
+                _tokens(key.token_ids, length),
+                encoder_length(params.req) if self.groups.encoder is not None else 0,
+            )
             self.misses.record(match, length, params.req)
         node, branch = match.node, None
         if params.cow_mamba and self.states is not None and params.req is not None:
@@ -214,11 +219,11 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
     def touch_prefix(self, key: RadixKey) -> None:
         """A waiting request will want this prefix: refresh what it would hit."""
         if not self.disable:
-            self.trees.match(_namespace(key), _tokens(key.token_ids, len(key)))
+            self.trees.match(_namespace(key), _tokens(key.token_ids, len(key)), None)
 
     def path_device_indices(self, node: Node) -> torch.Tensor:
-        pages = self.trees.pages_to(node, self.groups.row)
-        return self.allocator.to_device(expand(pages, self.page_size))
+        pages = {group: self.trees.pages_to(node, group) for group in self.groups.of_rows}
+        return self.allocator.to_device(expand(self._rows.named(pages), self.page_size))
 
     # ---- checkpoint -------------------------------------------------------------------------
 
@@ -251,7 +256,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
         end -= end % self.page_size
         if self.states is not None and not self.disable:
             end = self.states.cacheable(req, end, finished=finished)
-        if self.disable or end <= protected:
+        if self.disable or end <= protected or end < self.tables.borders[kv.req_pool_idx]:
             return
         # First, since making room for a copy may change the trees, and what the row still holds.
         states = None if self.states is None else self.states.take(req, end, finished=finished)
@@ -267,6 +272,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             _tokens(req.full_untruncated_fill_ids, end),
             offers,
         )
+        end = node.end  # less, if the trees have another key that parts from it inside an image
         for group_id, parts in enumerate(declined):
             for ids in parts:
                 self.core.free(group_id, ids)

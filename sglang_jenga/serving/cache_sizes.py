@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sglang_jenga.pages.allocator import Allocator
@@ -35,8 +36,12 @@ class CacheSizes:
         counts = zip(self.trees.num_pages, self.core.num_cached, strict=True)
         return [pages - cached for pages, cached in counts]
 
+    def _in_rows(self, smalls: Sequence[int]) -> int:
+        """Tokens, as rows count them: an encoder's among them."""
+        return sum(smalls[group_id] for group_id in self.groups.of_rows) * self.page_size
+
     def evictable_size(self) -> int:
-        return self.core.num_cached[self.groups.row] * self.page_size
+        return self._in_rows(self.core.num_cached)
 
     def full_evictable_size(self) -> int:
         return self.evictable_size()
@@ -45,7 +50,7 @@ class CacheSizes:
         return self.groups.of_mapped(self.core.num_cached)
 
     def protected_size(self) -> int:
-        return self._protected[self.groups.row] * self.page_size
+        return self._in_rows(self._protected)
 
     def full_protected_size(self) -> int:
         return self.protected_size()
@@ -62,4 +67,4 @@ class CacheSizes:
         return self.groups.of_states(self._protected)
 
     def total_size(self) -> int:
-        return self.trees.num_pages[self.groups.row] * self.page_size
+        return self._in_rows(self.trees.num_pages)

@@ -28,28 +28,35 @@ class Capacity:
     def request_need(self) -> RequestNeed:
         return RequestNeed(self._core.plan, self.states_per_request)
 
-    def need_of_rest(self, held: int, tokens: int) -> list[int]:
-        """Small pages per group that a request of ``tokens`` tokens takes beyond those that it
-        holds, or has locked, for the first ``held`` of them, a whole number of pages."""
-        return [
-            max(0, count - kind.alive_pages(held, self._page_size))
-            for count, kind in zip(self.request_need.pages(tokens), self._groups.kinds, strict=True)
+    def need_of_rest(self, held: int, tokens: int, *, encoder: int = 0) -> list[int]:
+        """Small pages per group that a request of ``tokens`` tokens, the first of them its
+        ``encoder``'s, takes beyond those that it holds, or has locked, for the first ``held`` of
+        them, a whole number of pages."""
+        pages = self.request_need.pages(tokens, encoder=encoder)
+        alive = [
+            kind.alive_pages(self._groups.length_in(kind, held, encoder), self._page_size)
+            for kind in self._groups.kinds
         ]
+        return [max(0, count - own) for count, own in zip(pages, alive, strict=True)]
 
-    def most_new_tokens(self, input_tokens: int, most: int, *, chunked: bool) -> int | None:
+    def most_new_tokens(
+        self, input_tokens: int, most: int, *, chunked: bool, encoder: int = 0
+    ) -> int | None:
         """Tokens of the longest answer, at most ``most``, with which a request fits an empty pool;
-        None if its prompt does not fit. A prompt that is not ``chunked`` is held at once."""
+        None if its prompt does not fit. A prompt that is not ``chunked`` is held at once; its first
+        tokens are its ``encoder``'s."""
         at_once = 0 if chunked else input_tokens
-        longest = self.request_need.longest(input_tokens + most, at_once=at_once)
+        longest = self.request_need.longest(input_tokens + most, at_once=at_once, encoder=encoder)
         return None if longest < input_tokens else longest - input_tokens
 
     # ---- now --------------------------------------------------------------------------------
 
     def available(self) -> int:
-        """Tokens that every group at once could take now, without evicting."""
+        """Tokens that every group at once could take now, without evicting; of text, where an
+        encoder has tokens of its own."""
         groups, size = self._groups, self._page_size
-        most = min(self._core.obtainable(group) for group in groups.of_tokens)
-        if len(groups.of_tokens) > 1:
+        most = min(self._core.obtainable(group) for group in (groups.row, *groups.mapped))
+        if groups.mapped:
             most = most_that_fits(
                 most, lambda pages: self._core.fits_now(groups.need(pages * size))
             )
@@ -80,9 +87,10 @@ class Capacity:
             need, beside_shielded=beside_shielded, larges_coming=self._given_up(need)
         )
 
-    def tokens_beside(self, states: int) -> int:
-        """Tokens that fit together with ``states`` more states; -1 if those alone do not."""
-        need = self._groups.need(0, states=states)
+    def tokens_beside(self, states: int, encoder: int = 0) -> int:
+        """Tokens that fit together with ``states`` more states, or with those of an ``encoder``; -1
+        if those alone do not."""
+        need = self._groups.need(0, states=states, encoder=encoder)
         pages = self._core.most_after_evicting(
             self._groups.row, need, larges_coming=self._given_up(need)
         )

@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_jenga.layers.base import Address, LayerKind
+from sglang_jenga.pages.tables import span
 from sglang_jenga.plan.spec import PoolPlan
 from sglang_jenga.radix.policy import Range
 
@@ -23,9 +24,10 @@ Cursor = Hashable
 class ServedGroups:
     """The groups of a pool by address. Ids are positions in the plan.
 
-    ``row``: the group whose slots SGLang's rows name. ``mapped``: those found through its slots.
-    ``state``: the one with a slot per request, None if there is none. ``sinks``: per group a
-    request's first tokens, in whole small pages, that it never gives back.
+    ``row``: the group whose slots SGLang's rows name. ``encoder``: the one whose slots they name at
+    the positions of an encoder's tokens, None if there is none. ``mapped``: those found through
+    ``row``'s slots. ``state``: the one with a slot per request, None if there is none. ``sinks``:
+    per group a request's first tokens, in whole small pages, that it never gives back.
     """
 
     def __init__(self, plan: PoolPlan) -> None:
@@ -34,12 +36,19 @@ class ServedGroups:
         by_address: dict[Address, list[int]] = {address: [] for address in Address}
         for group_id, kind in enumerate(self.kinds):
             by_address[kind.address].append(group_id)
-        requests = by_address[Address.REQUEST]
+        requests, encoders = by_address[Address.REQUEST], by_address[Address.ENCODER]
+        labels = ", ".join(kind.label for kind in self.kinds)
         if len(requests) > 1:
-            labels = ", ".join(kind.label for kind in self.kinds)
             raise ValueError(f"at most one group of states can be served, got {labels}")
+        if encoders and len(self.kinds) > 2:
+            raise ValueError(f"cross attention is served beside full attention alone, got {labels}")
+        if encoders and self.tokens_per_page > 1:
+            raise ValueError(f"cross attention has pages of one token, not {self.tokens_per_page}")
         self.row = plan.row_group
         self.mapped = tuple(by_address[Address.MAPPED])
+        self.encoder = encoders[0] if encoders else None
+        # Whose slots a row names, in the order of its positions.
+        self.of_rows = (*encoders, self.row)
         self.state = requests[0] if requests else None
         # What a row's positions have pages in.
         self.of_tokens = tuple(g for g in range(len(self.kinds)) if g != self.state)
@@ -48,14 +57,20 @@ class ServedGroups:
         self._asks = [type(kind).step is not LayerKind.step for kind in self.kinds]
 
     def need(
-        self, tokens: float, mapped: float | Sequence[float] | None = None, states: int = 0
+        self,
+        tokens: float,
+        mapped: float | Sequence[float] | None = None,
+        states: int = 0,
+        encoder: int = 0,
     ) -> list[int]:
         """Small pages per group: of ``tokens``, of ``mapped`` tokens in the groups found through
-        them (a number for each, or one for all; the same ``tokens`` if None), and of states, which
-        models without any have no group for."""
+        them (a number for each, or one for all; the same ``tokens`` if None), of states and of an
+        ``encoder``'s tokens beside those, which models without any have no group for."""
         own = tokens if mapped is None else mapped
         each = list(own) if isinstance(own, Sequence) else [own] * len(self.mapped)
         counts = {self.row: tokens, **dict(zip(self.mapped, each, strict=True))}
+        if self.encoder is not None:
+            counts[self.encoder] = encoder
         return [
             states if group_id == self.state else -(-int(counts[group_id]) // self.tokens_per_page)
             for group_id in range(len(self.kinds))
@@ -63,10 +78,20 @@ class ServedGroups:
 
     def demand(self, step: Any) -> list[np.ndarray]:
         """New small pages of each request of a step, per group."""
+        if self.encoder is not None:
+            spans = (step.span(kind.address) for kind in self.kinds)
+            return [ends - starts for starts, ends in spans]
         return [
             kind.step(step.starts, step.ends, self.tokens_per_page) if asks else step.pages
             for kind, asks in zip(self.kinds, self._asks, strict=True)
         ]
+
+    @staticmethod
+    def length_in(kind: LayerKind, length: int, encoder: int) -> int:
+        """How many of a request's first ``length`` tokens, of which the first are its
+        ``encoder``'s, a group has entries of."""
+        start, end = span(kind.address, 0, length, min(encoder, length))
+        return int(end - start)
 
     def given_up(self, kv: Any, group_id: int) -> Range:
         """Positions of a mapped group of which a request has given its own pages back. What lies

@@ -24,7 +24,8 @@ class _Published:
 
 
 class EventPublisher:
-    """Observes the trees. A block is published while the full-attention group has its tokens.
+    """Observes the trees. A block is published while its base group has its tokens: full attention,
+    or of an image cross attention. An image's tokens are what SGLang puts in its place.
 
     It can be hit if the other groups still have what they need; SGLang's own trees mean the same.
     ``session_id`` is that of the request whose tokens the trees are about to take.

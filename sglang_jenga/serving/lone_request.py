@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from sglang_jenga.plan.planner import most_that_fits
+from sglang_jenga.serving.encoders import encoder_length, missing_encoder
 
 
 class LoneRequest:
@@ -24,7 +25,8 @@ class LoneRequest:
         whole pages otherwise; None if it does not fit now. ``new``: of its answer."""
         page_size, groups = self._page_size, self._groups
         prefix = req.prefix_len
-        rest = self._capacity.need_of_rest(prefix, prefix + extend + new)
+        encoder = encoder_length(req) if groups.encoder is not None else 0
+        rest = self._capacity.need_of_rest(prefix, prefix + extend + new, encoder=encoder)
         if groups.state is not None and req.kv.holds_kv:
             rest[groups.state] = 0  # it has its states
 
@@ -32,8 +34,8 @@ class LoneRequest:
             pages = -(-chunk // page_size)
             # Every token group has to hold the chunk, the last one while the window is read too.
             need = list(rest)
-            for group_id in groups.of_tokens:
-                need[group_id] = max(pages, need[group_id])
+            for group_id in (groups.row, *groups.mapped):
+                need[group_id] = max(pages - missing_encoder(req), need[group_id])
             return self._core.fits_after_evicting(need)
 
         chunk = extend if limit is None else min(extend, limit)

@@ -19,8 +19,9 @@ class MissReport:
     """Counts the tokens that look-ups did not hit, by reason.
 
     Reasons are the layer groups' labels (the tree has the tokens, but that group lost what it
-    needs) and `NEVER_SEEN` (no cached key goes on like this, or the full group lost it too). SGLang
-    looks a waiting request up in every scheduling round, so look-ups are counted, not requests.
+    needs) and `NEVER_SEEN` (no cached key goes on like this, or the full group lost it too; an
+    image is there as a whole or not at all). SGLang looks a waiting request up in every scheduling
+    round, so look-ups are counted, not requests.
     """
 
     def __init__(self, kinds: Sequence[LayerKind], metric_labels: dict[str, str] | None) -> None:

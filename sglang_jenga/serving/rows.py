@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Rows:
                 begin, gone = gone[1], NO_TOKENS
             elif gone[0] == gone[1]:
                 gone = NO_TOKENS
+        begin, end = self._tables.span(group_id, kv.req_pool_idx, begin, end)
         ids = self._tables.pages(group_id, kv.req_pool_idx, begin, end)
         return TokenPages(begin, ids.astype(np.int64), gone)
 
@@ -52,8 +54,14 @@ class Rows:
             self._tables.rows[group_id][row, first : first + ids.size] = ids
         for slot_map in self._allocator.slot_maps.values():
             slot_map.upload()  # before a step could read the row with the old map
-        slots = self._allocator.to_device(expand(pages[self._groups.row], self._page_size))
+        slots = self._allocator.to_device(expand(self.named(pages), self._page_size))
         self._pool.write((row, slice(start, node.end)), slots.to(torch.int32))
+
+    def named(self, pages: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Of the pages of a path, per group, those that a row names. Of its groups one has a page
+        at each position, and the others the null page, which is 0."""
+        first, *others = (pages[group_id] for group_id in self._groups.of_rows)
+        return sum(others, start=first)
 
     def free(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
         """Give back what of these positions is the request's own."""
@@ -61,7 +69,8 @@ class Rows:
         gone = [(group_id, self._groups.given_up(kv, group_id)) for group_id in self._groups.mapped]
         for start, end in coalesce_ranges(ranges):
             start = max(start, kv.cache_protected_len)
-            free(self._groups.row, row, start, end)
+            for group_id in self._groups.of_rows:
+                free(group_id, row, start, end)
             for group_id, (first, last) in gone:
                 free(group_id, row, start, min(end, first))
                 free(group_id, row, max(start, last), end)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving.allocator import is_ours
+from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.host_arrays import host_array
 from sglang_jenga.serving.rounds import PATIENCE, Stuck
 
@@ -153,16 +155,28 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
         allocator.page_size,
         fresh=fresh,
         prefix_pages=batch.tree_cache.prefix_pages,
+        borders=_borders(allocator, batch.reqs),
     )
     with allocator.allocating(step):
         return original(batch)
+
+
+def _borders(allocator: Any, reqs: Sequence[Any]) -> np.ndarray | None:
+    """How many positions of each request are its encoder's; None where the model has none."""
+    if allocator.groups.encoder is None:
+        return None
+    return np.array([encoder_length(req) for req in reqs], dtype=np.int64)
 
 
 def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> Any:
     allocator = batch.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(batch, token_per_req)
-    starts = host_array(batch.seq_lens_cpu)
+    starts, rows = host_array(batch.seq_lens_cpu), host_array(batch.req_pool_indices_cpu)
+    borders = None
+    if allocator.groups.encoder is not None:  # SGLang counts the text alone here
+        borders = allocator.tables.borders[rows]
+        starts = starts + borders
     allocator.pressure.decoding = batch.reqs
     if batch.tree_cache.supports_mamba():
         batch.tree_cache.states.before_decode(batch.reqs)
@@ -171,7 +185,8 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
         starts,
         starts + token_per_req,
         allocator.page_size,
-        rows=host_array(batch.req_pool_indices_cpu),
+        rows=rows,
+        borders=borders,
     )
     with allocator.allocating(step):
         return original(batch, token_per_req)
@@ -228,6 +243,22 @@ def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tup
     return [*retracted, *again], ratio, [req for req in aborted if req not in again]
 
 
+# ---- a request comes in -------------------------------------------------------------------------
+
+
+def settle_answer(original: Callable[..., None], self: Any, req: Any) -> None:
+    """SGLang asks how long an answer may be by the prompt's length alone; an encoder's tokens take
+    other pages than text."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return original(self, req)
+    allocator.asked_by = req
+    try:
+        return original(self, req)
+    finally:
+        allocator.asked_by = None
+
+
 # ---- checks ---------------------------------------------------------------------------------
 
 
@@ -240,3 +271,35 @@ def check_page_invariants(original: Callable[[Any], None], self: Any) -> None:
     for req in self._requests_owning_rows():
         assert 0 <= req.kv.kv_committed_len <= req.kv.kv_allocated_len <= row_width, req.rid
     self.tree_cache.sanity_check()
+
+
+def pool_stats(original: Callable[[Any], Any], self: Any) -> Any:
+    """With an encoder's tokens beside those of text the tokens that fit are no fixed number."""
+    stats = original(self)
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator) or allocator.groups.encoder is None:
+        return stats
+    capacity = allocator.size
+    used = capacity - stats.full_available_size - stats.full_evictable_size
+    return replace(
+        stats, full_num_used=used, full_token_usage=used / capacity, full_capacity=capacity
+    )
+
+
+def check_full_pool(
+    original: Callable[..., tuple[bool, str]], self: Any, ps: Any, uncached: int = 0
+) -> tuple[bool, str]:
+    """SGLang's search for leaks, against the capacity of now (`pool_stats`)."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator) or allocator.groups.encoder is None:
+        return original(self, ps, uncached=uncached)
+    held: tuple[bool, str] = self._check_pool_invariant(
+        "full",
+        ps.full_available_size,
+        ps.full_evictable_size,
+        self.tree_cache.protected_size(),
+        self.pool_stats_observer.session_held_tokens(),
+        ps.full_capacity,
+        uncached,
+    )
+    return held

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 
+from sglang_jenga.boot import model_rules
 from sglang_jenga.testing.launcher import write_model
 from tests.boot.lines import SERVE, WITH
-from tests.boot.model_entries import JET
+from tests.boot.model_entries import ENTRIES, JET
 
+MLLAMA = "MllamaForConditionalGeneration"
 MLA = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 BAD_MODELS = [
     ("DeepseekV2ForCausalLM", "deepseek_v2", MLA, "MLA layers are not carried yet"),
@@ -90,3 +95,49 @@ def test_way_of_caching_states_is_refused_in_one_line(
 
     name = flag.split()[0]
     assert outcome[:2] == ("SystemExit", f"{WITH}{flag}: {why}; drop {name} or --memory-backend")
+
+
+BAD_WITH_ENCODER = [
+    ("--page-size 16", "SGLang looks for a row's last page without its encoder's tokens; drop "),
+    (
+        "--attention-backend triton",
+        "its kernels have no cross attention; use one of torch_native, ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flag", "why"), BAD_WITH_ENCODER)
+def test_what_a_model_with_an_encoder_cannot_do_is_refused_in_one_line(
+    launcher, tmp_path, flag, why
+):
+    architecture, (model_type, config) = MLLAMA, ENTRIES[MLLAMA]
+    path = write_model(tmp_path, architecture, model_type, **config)
+
+    outcome = launcher.command_line(
+        "--model-path", path, "--memory-backend", "jenga", *flag.split()
+    )
+
+    assert outcome.end == "SystemExit"
+    assert outcome.text.startswith(f"{WITH}{flag}: {why}")
+    assert "\n" not in outcome.text
+
+
+def test_kernels_of_blackwell_without_cross_attention_are_refused_there():
+    """SGLang's default on such cards, which it refuses itself on others."""
+    model = SimpleNamespace(is_encoder_decoder=True, is_hybrid_swa=False)
+    with mock.patch.object(model_rules, "has_state", return_value=False):
+        (line,) = model_rules.backend_lines("trtllm_mha", "trtllm_mha", model, blackwell=True)
+
+    assert "--attention-backend trtllm_mha: its kernels have no cross attention" in line
+    assert "torch_native, flashinfer, fa3, fa4" in line
+
+
+def test_a_model_with_an_encoder_is_taken(launcher, tmp_path):
+    model_type, config = ENTRIES[MLLAMA]
+    path = write_model(tmp_path, MLLAMA, model_type, **config)
+
+    outcome = launcher.command_line(
+        "--model-path", path, "--memory-backend", "jenga", "--attention-backend", "torch_native"
+    )
+
+    assert outcome.end == "resolved", outcome.text

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sglang_jenga.layers.base import LayerKind, Storage
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.registry import kind_of
 from sglang_jenga.layers.state import State
@@ -24,8 +25,9 @@ _GRAIN = 16  # bytes: two of the words that an entry is made of
 class Shape(NamedTuple):
     """A model's layer groups and a pool for them.
 
-    ``full``, ``window_k``, ``state_k``: small pages of each kind in a large page; None where the
-    model has no such layers. ``window``: tokens that a window layer sees, the current one included.
+    ``full``, ``window_k``, ``state_k``, ``cross_k``: small pages of each kind in a large page;
+    None where the model has no such layers. ``window``: tokens that a window layer sees, the
+    current one included.
     ``others``: more sliding groups, each its kind, width, and small pages in a large page. SGLang's
     kernels know one such group; the host's side takes any number.
     """
@@ -34,6 +36,7 @@ class Shape(NamedTuple):
     window_k: int | None = None
     window: int = 8
     state_k: int | None = None
+    cross_k: int | None = None
     sliding: str = "window"  # the kind of the layers with a window
     others: tuple[tuple[str, int, int], ...] = ()
     num_large: int = 64
@@ -48,12 +51,18 @@ class Shape(NamedTuple):
     def has_states(self) -> bool:
         return self.state_k is not None
 
+    @property
+    def has_encoder(self) -> bool:
+        return self.cross_k is not None
+
     def plan(self, page_size: int) -> PoolPlan:
         """The pool's plan; its entries are whole numbers of 8-byte words, two at least."""
         kinds: list[tuple[LayerKind, int]] = [(Full(), self.full)]
         if self.window_k is not None:
             kinds.append((kind_of(self.sliding, self.window), self.window_k))
         kinds += [(kind_of(name, width), k) for name, width, k in self.others]
+        if self.cross_k is not None:
+            kinds.append((Cross(), self.cross_k))
         if self.state_k is not None:
             kinds.append((State(), self.state_k))
         large_bytes = math.lcm(*(k for _, k in kinds)) * page_size * _GRAIN

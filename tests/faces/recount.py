@@ -70,7 +70,7 @@ def _own_pages(pools: Pools, req: Any, group_id: int) -> np.ndarray:
     table = pools.allocator.tables
     begin, end = kv.cache_protected_len, kv.kv_allocated_len
     assert begin % page_size == 0
-    if group_id == pools.allocator.groups.row:
+    if group_id in pools.allocator.groups.of_rows:
         return table.pages(group_id, kv.req_pool_idx, begin, max(begin, end))
     dead = _given_up(pools, kv, group_id)
     parts = [table.pages(group_id, kv.req_pool_idx, begin, min(dead[0], end))]
@@ -128,6 +128,7 @@ def _states(req: Any) -> list[int]:
 
 def _locks(pools: Pools, reqs: list[Any]) -> None:
     trees = pools.cache.trees
+    bases = pools.allocator.groups.of_rows  # of these a node has pages of one
     expected: Counter[tuple[int, int]] = Counter()
     for req in reqs:
         if req.lock is None:
@@ -140,7 +141,7 @@ def _locks(pools: Pools, reqs: list[Any]) -> None:
                     inside = begin <= node.begin and node.end <= end
                     if per_prefix:
                         inside = begin < node.end <= end
-                    if inside:
+                    if inside and (group_id == node.base or group_id not in bases):
                         expected[id(node), group_id] += 1
                 node = node.parent
     for node in trees.nodes():
@@ -158,8 +159,8 @@ def _locks(pools: Pools, reqs: list[Any]) -> None:
 def _row(pools: Pools, req: Any) -> None:
     kv, tables = req.kv, pools.allocator.tables
     length, row = kv.kv_allocated_len, kv.req_pool_idx
-    full = pools.allocator.groups.row
-    slots = tables.slots(full, row, 0, length)
+    named = pools.allocator.groups.of_rows
+    slots = np.concatenate([tables.slots(group_id, row, 0, length) for group_id in named])
     theirs = pools.rows.req_to_token[row, :length].numpy()
     assert np.array_equal(slots, theirs), f"{req.rid}: the page table is not SGLang's row"
     protected = kv.cache_protected_len
@@ -167,8 +168,9 @@ def _row(pools: Pools, req: Any) -> None:
         return
     node = req.lock.node if req.lock is not None else req.last_node
     assert node.end >= protected, f"{req.rid}: its prefix is not the trees'"
-    pages = pools.cache.trees.pages_to(node, full)[: protected // pools.cache.page_size]
-    mine = tables.pages(full, row, 0, protected)
+    pages = sum(pools.cache.trees.pages_to(node, group_id) for group_id in named)
+    pages = pages[: protected // pools.cache.page_size]
+    mine = np.concatenate([tables.pages(group_id, row, 0, protected) for group_id in named])
     assert np.array_equal(pages, mine), f"{req.rid}: its prefix lies in other pages than the trees'"
 
 

@@ -102,16 +102,20 @@ class Rig:
         stop: Sequence[int] = (),
         cached: bool = True,
         beam_width: int | None = None,
+        encoder: int = 0,
     ) -> str:
         """Send a request and return its id. ``known_length``: SGLang's ``ignore_eos``, with which
         admission counts on all of ``max_new``; ``stop``: tokens that end it early; not ``cached``:
-        it leaves nothing in the trees; ``beam_width``: as a client may ask for."""
+        it leaves nothing in the trees; ``beam_width``: as a client may ask for; ``encoder``: so
+        many tokens at its beginning are a picture's."""
         rid = f"r{len(self.asked)}"
         self.asked[rid] = Asked(list(prompt), max_new, namespace)
         self._inbox.append(
             partial(
                 self.scheduler.handle_generate_request,
-                _message(rid, prompt, max_new, namespace, known_length, stop, cached, beam_width),
+                _message(
+                    rid, prompt, max_new, namespace, known_length, stop, cached, beam_width, encoder
+                ),
             )
         )
         return rid
@@ -252,6 +256,7 @@ def _message(
     stop: Sequence[int],
     cached: bool,
     beam_width: int | None,
+    encoder: int,
 ) -> Any:
     """What SGLang's tokenizer would send."""
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
@@ -271,7 +276,7 @@ def _message(
         input_text=None,
         input_ids=array("q", prompt),
         input_embeds=None,
-        mm_inputs=None,
+        mm_inputs=encoder or None,
         token_type_ids=None,
         sampling_params=sampling,
         return_logprob=False,

@@ -22,6 +22,7 @@ import torch
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.dllm.mixin.scheduler import DllmManager
 from sglang.srt.managers import scheduler as scheduler_module
+from sglang.srt.managers.schedule_batch import MultimodalInputs
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.batch_result_processor import (
@@ -117,6 +118,7 @@ class RigScheduler(Scheduler):
     def _fill_in(self, shape: Shape, settings: Settings, pools: Pools) -> None:
         self.server_args = get_server_args()
         self.model_config = copy.copy(process_model_config())
+        self.model_config.is_encoder_decoder = shape.has_encoder
         self.model_config.hf_eos_token_id = set()  # answers end by length, or where a client says
         self.device = "cpu"
         self.enable_overlap, self.enable_overlap_mlx = settings.overlap, False
@@ -141,7 +143,7 @@ class RigScheduler(Scheduler):
         self.external_corpus_manager = self.rust_server = self.mm_receiver = None
         self.min_free_slots_delayer = self.prefill_delayer = self.dynamic_chunk_sizer = None
         self.scripted_scheduler_hook = self.forward_sleep_time = self.lora_drainer = None
-        self.scheduler_stage_metrics = self.pad_input_ids_func = None
+        self.scheduler_stage_metrics = self.pad_input_ids_func = self._mm_processor = None
         self.metrics_collector = None
         self.max_prefill_bs = self.processed_tokens_counter = 0
         self.attn_dp_enabled = False
@@ -227,6 +229,13 @@ class RigScheduler(Scheduler):
             beam_coordinator=self.beam_coordinator,
             abort_request=self.abort_request,
         )
+
+    def _get_multimodal_inputs(self, mm_inputs: int) -> Any:
+        """A rig's prompts have their pictures' tokens in them already."""
+        return MultimodalInputs(mm_items=[], num_image_tokens=mm_inputs)
+
+    def _try_apply_padded_mm_input_ids(self, *_: Any) -> bool:
+        return True
 
     # ---- one pass of the event loop -----------------------------------------------------------
 

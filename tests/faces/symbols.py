@@ -96,7 +96,7 @@ class SymbolicModel:
         self._words = pools.buffer.bytes.numpy().view(np.int64)
         self._entry_words = [group.padded_entry_bytes // 8 for group in pools.plan.groups]
         groups = pools.allocator.groups
-        self._row, self._state = groups.row, groups.state
+        self._row, self._state, self._encoder = groups.row, groups.state, groups.encoder
         self._mapped = {group_id: groups.kinds[group_id].policy for group_id in groups.mapped}
         self._lines: dict[str, Line] = {}
         self._known: dict[int, str] = {}
@@ -107,11 +107,13 @@ class SymbolicModel:
         from sglang.srt.managers.utils import GenerationBatchResult
 
         self.forwards += 1
-        ends = batch.seq_lens.tolist()
+        # Where a model has an encoder SGLang counts text alone; a row has the encoder first.
+        borders = [0] * len(batch.reqs) if self._encoder is None else batch.encoder_lens_cpu
+        ends = [end + at for end, at in zip(batch.seq_lens.tolist(), borders, strict=True)]
         if batch.forward_mode.is_decode():
             starts = [end - 1 for end in ends]
         else:
-            starts = list(batch.prefix_lens)
+            starts = [start + at for start, at in zip(batch.prefix_lens, borders, strict=True)]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
         assert sum(counts) == len(batch.input_ids) == len(batch.out_cache_loc)
         rows = batch.req_pool_indices.tolist()
@@ -119,9 +121,11 @@ class SymbolicModel:
         for req, start, count in zip(batch.reqs, starts, counts, strict=True):
             lines.append(self._line(req, start, [next(given) for _ in range(count)]))
         spans = list(zip(batch.reqs, rows, lines, starts, ends, strict=True))
+        if self._encoder is not None and not batch.forward_mode.is_decode():
+            self._encode(batch, spans, borders)
         self._write_tokens(batch, spans)
-        for req, row, line, start, end in spans:
-            self._read_tokens(req, row, line, start, end)
+        for (req, row, line, start, end), border in zip(spans, borders, strict=True):
+            self._read_tokens(req, row, line, start, end, border)
         if self._pools.states is not None:
             self._run_states(batch, spans)
         tokens = torch.tensor([line.next_token for line in lines], dtype=torch.int64)
@@ -158,11 +162,32 @@ class SymbolicModel:
         for group_id in self._mapped:
             self._put(group_id, self._window_slots(group_id, slots), values)
 
-    def _read_tokens(self, req: Any, row: int, line: Line, start: int, end: int) -> None:
+    def _encode(self, batch: Any, spans: Sequence[Any], borders: Sequence[int]) -> None:
+        """Write what cross attention reads of pictures that are not cached."""
+        fresh = [
+            (self._slots(row, 0, border), line.prefixes[1 : border + 1])
+            for (_, row, line, _, _), border, cached in zip(
+                spans, borders, batch.encoder_cached, strict=True
+            )
+            if not cached
+        ]
+        named = [slots for slots, _ in fresh]
+        mine = np.concatenate(named) if named else np.zeros(0, dtype=np.int64)
+        if not np.array_equal(batch.encoder_out_cache_loc.numpy(), mine):
+            raise WrongRead("rows do not name the slots that this forward's encoder writes")
+        for slots, values in fresh:
+            self._put(self._encoder, slots, np.array(values))
+
+    def _read_tokens(
+        self, req: Any, row: int, line: Line, start: int, end: int, border: int
+    ) -> None:
         slots = self._slots(row, 0, end)
         expected = np.array(line.prefixes[1 : end + 1])
         every = np.arange(end)
-        self._check(self._row, req, slots, expected, every)
+        text, picture = every[border:], every[:border]
+        self._check(self._row, req, slots[text], expected[text], text)
+        if border:
+            self._check(self._encoder, req, slots[picture], expected[picture], picture)
         for group_id, policy in self._mapped.items():
             read = every[_tokens_read(policy, start, end)]
             seen = self._window_slots(group_id, slots[read])

@@ -82,11 +82,16 @@ SERVED = {
         (3716, 1347, 336),
     ),
     "internvl_llm_config": ("a section called llm_config", {"full": 36}, (1137, 142, 35), None),
+    "mllama_90b_served": (
+        "an image of 6404 tokens beside the text",
+        {"full": 80, "cross": 20},
+        (49, 13, 3),
+        (14, 7, 2),
+    ),
     "phi4_tp4": ("one rank", {"full": 40}, (204, 25, 6), (204, 25, 6)),
 }
 REFUSED = {
     "deepseek_v4_refused": ((), "it caches more per token than K and V"),
-    "mllama_refused": ((), "cross-attention is not carried yet"),
     "phi4_tp4": (("--tp", "4"), "4 ranks cannot share its 10 KV heads"),
 }
 BROKEN = {

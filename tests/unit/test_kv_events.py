@@ -7,8 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from sglang_jenga.radix.node import Node
-from tests.conftest import World, tokens
+from sglang_jenga.layers.cross import CrossPolicy
+from sglang_jenga.layers.full import FullPolicy
+from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.radix.node import Node, TokenPages
+from sglang_jenga.radix.tree import RadixTrees
+from tests.conftest import World, plan_of, tokens
 
 pytest.importorskip("sglang")
 
@@ -74,5 +78,22 @@ def test_blocks_of_nodes_that_are_cut_and_joined_are_published_once(page_size: i
         assert len(index.blocks) == pages_of(world.trees.nodes())
     assert index.num_joined
     world.evict()
+    index.read()
+    assert not index.blocks
+
+
+def test_an_image_is_published_before_its_text_and_goes_with_it():
+    index = Index(page_size=1)
+    allocator = Allocator(plan_of((1, 1), 64))
+    trees = RadixTrees([FullPolicy(), CrossPolicy()], 1, allocator, observer=index.publisher)
+    for text in ([1, 2, 3], [1, 8, 9]):
+        ids = allocator.alloc(["request"], [[3], [4]])
+        offers = [TokenPages(4, ids[0]), TokenPages(0, ids[1])]
+        trees.insert(trees.root, NAMESPACE, np.array([901] * 4 + text), offers)
+    index.read()
+    assert len(index.blocks) == 4 + 5
+    assert sum(parent is None for parent in index.blocks.values()) == 1
+
+    trees.evict_small(1, 1)
     index.read()
     assert not index.blocks

@@ -58,8 +58,8 @@ def test_a_type_needs_a_name_and_a_policy():
 
 
 def test_an_unknown_type_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="unknown layer type 'cross', known are full, window"):
-        kind_of("cross")
+    with pytest.raises(ValueError, match="unknown layer type 'latent', known are full, window"):
+        kind_of("latent")
 
 
 def test_types_say_how_sglang_finds_their_pages():
