@@ -171,8 +171,9 @@ class _Reading:
     tp: int
 
     def groups(self) -> tuple[LayerGroup, ...]:
-        full_ids, window_ids, cross_ids, state_ids = map(self._ids, ("full", "window", "cross", "state"))
-        if not full_ids and not window_ids and not cross_ids and not state_ids:
+        names = ("full", "window", "cross", "state")
+        full_ids, window_ids, cross_ids, state_ids = map(self._ids, names)
+        if not (full_ids or window_ids or cross_ids or state_ids):
             raise ValueError("no layer of this config keeps KV or state")
         # Without a layer of its own it still names tokens.
         slot_bytes = len(full_ids) * self._row_bytes("full") or SLOT_BYTES
