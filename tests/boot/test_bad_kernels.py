@@ -154,6 +154,7 @@ TILES = "its kernels load more than the window, and states may lie there"
 def test_trtllm_serves_mixed_layers_on_blackwell(monkeypatch, windows, states, blackwell, why):
     model = SimpleNamespace(
         attention_chunk_size=None,
+        is_encoder_decoder=False,
         is_hybrid_swa=windows,
         has_asymmetric_kv=False,
         hf_config=SimpleNamespace(architectures=["GptOssForCausalLM"]),

@@ -16,7 +16,7 @@ from tests.boot.lines import SERVE
 
 ARCHITECTURE = "Gemma3ForCausalLM"
 BUILT_IN = ("full", "window", "chunked", "state")
-PLACES = "and a list is of full, window, state: the type of a window is what `sliding` says"
+PLACES = "and a list is of full, window, state, cross: the type of a window is what `sliding` says"
 # A row as code, since two processes have to make it.
 ROWS = {
     "ModelRow(layers=lambda read: [('full',), ('block_window',)] * 2)": (
@@ -26,7 +26,7 @@ ROWS = {
         f"its row in the table of models lists layers of ['latent'], {PLACES}"
     ),
     "ModelRow(layers=layer_lists.by_layer_types(), sliding='no_such_type')": (
-        "unknown layer type 'no_such_type', known are full, window, chunked, state"
+        "unknown layer type 'no_such_type', known are full, window, chunked, state, cross"
     ),
     "ModelRow(layers=layer_lists.by_layer_types(), sliding='state')": (
         "a window cannot be of the layer type 'state', only of window, chunked"

@@ -42,6 +42,9 @@ def backend_over(pool, req_to_token):
     )
 
 
+DECODE = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: True))
+
+
 def rows_read(backend, layer_id: int, spans, *, cross: bool = False) -> list[list[int]]:
     """What the hooked attention reads for `spans` of (request, start, end)."""
 
@@ -51,7 +54,7 @@ def rows_read(backend, layer_id: int, spans, *, cross: bool = False) -> list[lis
 
     layer = SimpleNamespace(layer_id=layer_id, is_cross_attention=cross)
     return window_attention.read_window_rows(
-        attention, backend, None, None, None, layer, None, save_kv_cache=True
+        attention, backend, None, None, None, layer, DECODE, save_kv_cache=True
     )
 
 
@@ -83,6 +86,24 @@ def test_cross_attention_and_plain_pools_are_left_alone():
     assert rows_read(backend_over(SimpleNamespace(), table), WINDOW_LAYER, [(1, 0, 9)])[0] == (
         table[1, :9].tolist()
     )
+
+
+def test_text_without_an_image_reads_zeros_of_it_whatever_unwritten_memory_holds():
+    prefill = SimpleNamespace(
+        forward_mode=SimpleNamespace(is_decode=lambda: False),
+        encoder_lens_cpu=[0, 68, 0],
+        extend_seq_lens_cpu=[3, 2, 1],
+    )
+    layer = SimpleNamespace(layer_id=FULL_LAYER, is_cross_attention=True)
+
+    def attention(*args, **kwargs):
+        return torch.full((6, 4), torch.nan)
+
+    output = window_attention.read_window_rows(
+        attention, backend_over(None, None), None, None, None, layer, prefill
+    )
+
+    assert output.isnan().all(1).tolist() == [False, False, False, True, True, False]
 
 
 def test_a_row_is_translated_once_per_forward_and_again_in_the_next():
