@@ -15,7 +15,7 @@ from sglang_jenga.testing.launcher import write_model
 from tests.boot.lines import SERVE
 
 ARCHITECTURE = "Gemma3ForCausalLM"
-BUILT_IN = ("full", "window", "chunked", "state")
+BUILT_IN = ("full", "window", "chunked", "state", "cross")
 PLACES = "and a list is of full, window, state, cross: the type of a window is what `sliding` says"
 # A row as code, since two processes have to make it.
 ROWS = {
