@@ -46,6 +46,7 @@ from sglang_jenga.serving.allocator import (
 )
 from sglang_jenga.serving.groups import ServedGroups
 from sglang_jenga.serving.state_rows import JengaStateRows, StateSlots
+from sglang_jenga.serving.tracking import least_worth
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def init_pools(
     states = None
     if geometry.state is not None:
         states = JengaStatePool(buffer, len(geometry.heads), geometry.state)
-        rows = _build_state_rows(self, states, sizes.max_running_requests)
+        rows = _build_state_rows(self, plan, states, sizes.max_running_requests)
     else:
         rows = self._build_req_to_token_pool(max_num_reqs=sizes.max_running_requests)
     tables = PageTables(plan, *rows.req_to_token.shape)
@@ -169,7 +170,9 @@ def init_pools(
     )
 
 
-def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: int) -> Any:
+def _build_state_rows(
+    configurator: Any, plan: PoolPlan, states: JengaStatePool, max_num_reqs: int
+) -> Any:
     from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_context_len
 
     try:
@@ -181,6 +184,7 @@ def _build_state_rows(configurator: Any, states: JengaStatePool, max_num_reqs: i
     return JengaStateRows(
         states,
         mamba_track_grid(configurator.pool_page_size) if tracked else 0,
+        least_tracked=least_worth(plan) if ablation.from_environment().worth_tracking else 0,
         size=max_num_reqs,
         mamba_spec_state_size=max_num_reqs,
         max_context_len=context_len + get_req_to_token_extra_context_len(),

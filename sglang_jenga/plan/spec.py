@@ -133,6 +133,14 @@ class PoolPlan:
         return row_group([item.group for item in self.groups])
 
     @property
+    def state_cost_tokens(self) -> int:
+        """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
+        states = [item for item in self.groups if item.group.kind.address is Address.REQUEST]
+        if not states:
+            return 0
+        return states[0].padded_entry_bytes // self.groups[self.row_group].padded_entry_bytes
+
+    @property
     def tokens_per_page(self) -> int:
         """SGLang's page size: tokens of a small page of each group that tokens have pages in."""
         return self.groups[self.row_group].group.tokens_per_page

@@ -20,6 +20,7 @@ class CacheOptions(NamedTuple):
     resume_points: bool = True  # places where requests end or part are refreshed by whoever passes
     shield: bool = True  # and their windows go last while somebody runs on the full pages
     cheap_states: bool = True  # a state that saves less than its bytes goes before a longer one
+    worth_tracking: bool = True  # short prompts leave no state; else every prompt does
     keep_behind_window: bool = True  # slid-out pages stay until memory is short; else freed at once
 
 

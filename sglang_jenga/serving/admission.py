@@ -27,7 +27,7 @@ class JengaBudget(SharedSWAPrefillBudget):
     """What has been promised and put off in one round of admission.
 
     * Tokens of every group are promised together: all groups compete for the same large pages.
-    * A new request is promised its states as well, ``states_per_request`` of them. A prompt in
+    * A new request is promised its states as well, its own and those it is tracked in. A prompt in
       flight has its own already. States that running requests are tracked in count as free: they
       are given up for new requests.
     * A new request is promised its encoder's tokens once, from cross attention's small pages; its
@@ -78,8 +78,16 @@ class JengaBudget(SharedSWAPrefillBudget):
     def states_wanted(self) -> int:
         """States promised in this round and those of one more request, beyond those that decoding
         requests can go on without; below zero if these are more."""
-        promised = self._states_promised + self._capacity.states_per_request
+        promised = self._states_promised + self._states_of_one
         return promised - self._states_to_give_up
+
+    @property
+    def _states_of_one(self) -> int:
+        """States that the request takes which is asked for; before any is, the most that one can."""
+        if self.req is None or self._groups.state is None:
+            return self._capacity.states_per_request
+        states: int = self.tree_cache.req_to_token_pool.states_of(self.req)
+        return states
 
     @property
     def _tokens_left(self) -> int:
@@ -174,7 +182,7 @@ class JengaBudget(SharedSWAPrefillBudget):
     def _next_chunk(self, extend: int, new: int, limit: int) -> int | None:
         if self._alone:
             return self._lone.chunk(self.req, extend, new, limit)
-        self._states_promised -= self._capacity.states_per_request  # it has its own
+        self._states_promised -= self._states_of_one  # it has its own
         self._in_flight = True
         try:
             if self._groups.mapped:
@@ -183,7 +191,7 @@ class JengaBudget(SharedSWAPrefillBudget):
                 )
             return self._chunk_in_what_is_left(extend, limit)
         finally:
-            self._states_promised += self._capacity.states_per_request
+            self._states_promised += self._states_of_one
             self._in_flight = False
 
     def _chunk_in_what_is_left(self, extend: int, limit: int) -> int | None:
@@ -270,4 +278,4 @@ class JengaBudget(SharedSWAPrefillBudget):
         super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
         self._encoder_promised, self._reserved = self._encoder_tokens, self.req
         if not is_chunked_continuation:
-            self._states_promised += self._capacity.states_per_request
+            self._states_promised += self._states_of_one

@@ -80,7 +80,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             aligned=options.aligned,
             resume_points=options.resume_points,
             shield=options.shield,
-            state_cost_tokens=self._state_cost_tokens() if options.cheap_states else 0,
+            state_cost_tokens=self.core.plan.state_cost_tokens if options.cheap_states else 0,
             most_on_path=self._most_states_on_path(),
         )
         self.eviction = Eviction(self.trees, self.core, self._report_evicted)
@@ -116,14 +116,6 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
                 pressure.add(max(price, Price.CACHED), CachedPrefixes(self.eviction))
         if self.states is not None:
             pressure.add(Price.TRACKED, TrackingSlots(self.states, self.eviction, pressure))
-
-    def _state_cost_tokens(self) -> int:
-        """Tokens whose full-attention KV takes the bytes of one state; 0 without states."""
-        if self.groups.state is None:
-            return 0
-        plans = self.core.plan.groups
-        state, row = plans[self.groups.state], plans[self.groups.row]
-        return state.padded_entry_bytes // row.padded_entry_bytes
 
     def _most_states_on_path(self) -> int | None:
         """What --mamba-max-states-per-path says; None for any number."""

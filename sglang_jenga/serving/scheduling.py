@@ -196,9 +196,11 @@ def take_second_slots(original: Callable[..., None], self: Any, mamba_track_inte
     """SGLang looks at every request of a step for those that come to a track boundary, with a read
     of a tensor each; there are one or two."""
     if is_ours(self.token_to_kv_pool_allocator):
-        at = np.flatnonzero(host_array(self.seq_lens_cpu) % mamba_track_interval == 0)
+        lengths, takes = host_array(self.seq_lens_cpu), self.req_to_token_pool.tracking.takes_slot
+        due = np.flatnonzero(lengths % mamba_track_interval == 0).tolist()
+        at = [index for index in due if takes(self.reqs[index], int(lengths[index]))]
         self = SimpleNamespace(
-            reqs=[self.reqs[index] for index in at.tolist()],
+            reqs=[self.reqs[index] for index in at],
             seq_lens_cpu=self.seq_lens_cpu[at],
             req_to_token_pool=self.req_to_token_pool,
         )

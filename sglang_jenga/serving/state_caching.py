@@ -86,8 +86,11 @@ class TrackedStates:
         self._lazy = rows.enable_mamba_extra_buffer_lazy
 
     def cacheable(self, req: Any, length: int, *, finished: bool) -> int:
-        """Length of the last tracked state: what lies behind it could not be hit."""
-        return self._tracked(req, length, finished)[0]
+        """Length of the last tracked state: what lies behind it could not be hit. Of one that
+        leaves without any, all: others learn from its tokens where they part."""
+        tracked = self._tracked(req, length, finished)[0]
+        learns = finished and not tracked and self._rows.tracking.least > 0
+        return length if learns else tracked
 
     def take(self, req: Any, length: int, *, finished: bool) -> PrefixPages:
         """The tracking slot that holds the state after ``length`` tokens.
@@ -96,7 +99,9 @@ class TrackedStates:
         lazy mode one whose prompt has ended gets it when it comes to a track boundary.
         """
         kv = req.kv
-        index = self._tracked(req, length, finished)[1]
+        tracked, index = self._tracked(req, length, finished)
+        if tracked != length:
+            return {}
         slot = int(kv.mamba_ping_pong_track_buffer[index])
         if finished:
             kv.mamba_ping_pong_empty[index] = True

@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.ple_state_pool import NGramPool, ShortConvPool
 
 from sglang_jenga.memory.state import JengaStatePool
 from sglang_jenga.plan.spec import STATE_SINK
+from sglang_jenga.serving.tracking import Tracking
 
 
 class StateSlots:
@@ -66,11 +67,21 @@ class JengaStateRows(HybridReqToTokenPool):
     them through ``req_index_to_mamba_ping_pong_track_buffer_mapping``, ``[rows, slots]`` int64.
     """
 
-    def __init__(self, state_pool: JengaStatePool, track_grid: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        state_pool: JengaStatePool,
+        track_grid: int,
+        *,
+        least_tracked: int = 0,
+        **kwargs: Any,
+    ) -> None:
         self._state_pool = state_pool
         self._to_device = state_pool.to_device
         self._track_grid = track_grid  # tokens between two track boundaries
         super().__init__(mamba_size=state_pool.size, **kwargs)
+        # SGLang's other ways to track swap two slots in every forward.
+        least = least_tracked if self.enable_mamba_extra_buffer_lazy else 0
+        self.tracking = Tracking(least, self.mamba_initial_tracking_slots)
 
     def _init_mamba_pool(
         self,
@@ -115,15 +126,20 @@ class JengaStateRows(HybridReqToTokenPool):
 
     @property
     def states_per_request(self) -> int:
-        """States that a request takes when it is admitted: its own and those it is tracked in."""
+        """States that a request takes at most when it is admitted: its own and those it is tracked
+        in."""
         return 1 + self.mamba_initial_tracking_slots
+
+    def states_of(self, req: Any) -> int:
+        """States that this one takes when it is admitted."""
+        return 1 + self.tracking.slots_of(req)
 
     def states_of_step(self, reqs: Sequence[Any]) -> int:
         """States that SGLang's lazy mode takes in the next decode step: one for each request that
-        comes to a track boundary and has no second tracking slot yet."""
+        comes to a track boundary, has no second tracking slot yet and is to be tracked there."""
         return sum(
-            (req.kv.kv_committed_len + 1) % self._track_grid == 0
-            and any(req.kv.mamba_ping_pong_empty)
+            (length := req.kv.kv_committed_len + 1) % self._track_grid == 0
+            and self.tracking.takes_slot(req, length)
             for req in reqs
         )
 
@@ -131,10 +147,11 @@ class JengaStateRows(HybridReqToTokenPool):
         rows = ReqToTokenPool.alloc(self, reqs)
         if rows is None:
             return None
-        tracked = self.mamba_initial_tracking_slots
+        tracks = self.mamba_initial_tracking_slots > 0
         fresh = [req for req in reqs if not req.kv.holds_mamba]
-        untracked = [req for req in reqs if tracked and req.kv.mamba_ping_pong_track_buffer is None]
-        count = len(fresh) + tracked * len(untracked)
+        begin = [req for req in reqs if tracks and req.kv.mamba_ping_pong_track_buffer is None]
+        counts = [self.tracking.slots_of(req) for req in begin]
+        count = len(fresh) + sum(counts)
         slots = self.mamba_allocator.alloc(count, to_run=True)
         if slots is None:
             raise RuntimeError(f"admission promised {count} states that cannot be had")
@@ -142,13 +159,12 @@ class JengaStateRows(HybridReqToTokenPool):
             req.kv.mamba_pool_idx = slot
             # Unless a cached state is to be copied there.
             req.kv.mamba_needs_clear = req.kv.mamba_cow_src_index is None
-        tracking = slots[len(fresh) :].view(len(untracked), tracked)
-        for req, own in zip(untracked, tracking, strict=True):
+        for req, own in zip(begin, slots[len(fresh) :].split(counts), strict=True):
             self._begin_tracking(req, own)
         index = self._to_device(torch.tensor(rows, dtype=torch.int64))
         held = torch.stack([req.kv.mamba_pool_idx for req in reqs]).to(torch.int32)
         self.req_index_to_mamba_index_mapping[index] = self._to_device(held)
-        if tracked:
+        if tracks:
             buffers = torch.stack([req.kv.mamba_ping_pong_track_buffer for req in reqs])
             mapping = self.req_index_to_mamba_ping_pong_track_buffer_mapping
             mapping[index] = self._to_device(buffers)
@@ -156,10 +172,13 @@ class JengaStateRows(HybridReqToTokenPool):
 
     def _begin_tracking(self, req: Any, slots: torch.Tensor) -> None:
         """Fill SGLang's two places for tracking slots (one without overlap); its lazy mode fills
-        the second only while a step writes there."""
+        the second only while a step writes there. What a request without a slot is tracked in
+        is nobody's."""
         places = self.mamba_ping_pong_track_buffer_size
         buffer = torch.full((places,), -1, dtype=torch.int64)
         buffer[: slots.numel()] = slots
+        if not slots.numel():
+            buffer[0] = STATE_SINK
         kv = req.kv
         kv.mamba_ping_pong_track_buffer = buffer
         kv.mamba_ping_pong_empty = [place >= slots.numel() for place in range(places)]
