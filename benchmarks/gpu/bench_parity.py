@@ -3,12 +3,14 @@
     python -m benchmarks.gpu.bench_parity                       # on a GPU
     python -m benchmarks.gpu.bench_parity --device cpu --only gemma3_text
     python -m benchmarks.gpu.bench_parity --key today --json rows.json  # again: goes on from there
+    python -m benchmarks.gpu.bench_parity --jobs 8              # eight cells at once: 16 servers
 
 Mixes of layers x attention backends, with page sizes 1, 16 and 64, overlap and CUDA graphs on and
 off dealt out so that each backend meets each of them; on trtllm_mha and fa4 one model or two. Stock
 and jenga start side by side on the same flags; prompts come one at a time, so that both run the
 same batches, then go on from their answers, so that what is hit was written while decoding. A
-near-tie of two tokens may go either way where batches differ, in stock as well.
+near-tie of two tokens may go either way where batches differ, in stock as well. mllama's prompts
+have pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.suite import UNFINISHED
 from benchmarks.gpu.timing import Column, Deadline, Report, machine, require_cuda
+from sglang_jenga.testing import tiny_mllama
+from sglang_jenga.testing.engines import Pictured
 from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Server, ServerFailed
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
@@ -39,13 +43,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_next": {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
     "lfm2": {"head_dim": 64},
     "jet_nemotron": {},
+    "falcon_h1": {"head_dim": 64},
+    "gpt_oss": {"head_dim": 64},
+    "jamba": {"hidden_size": 256},
+    "mllama": {"hidden_size": 256},
 }
-STATES = ("qwen3_next", "lfm2", "jet_nemotron")
+STATES = ("qwen3_next", "lfm2", "jet_nemotron", "falcon_h1", "jamba")
+ONE_WAY = ("jamba", "mllama")
+"""Models that are served at page size 1 and one step after another."""
 BACKENDS = {
     "cuda": ("fa3", "flashinfer", "triton", "trtllm_mha", "fa4"),
     "cpu": ("torch_native",),
 }
-REFUSED_BY_SGLANG = {("lfm2", "triton")}
+REFUSED_BY_SGLANG = {("lfm2", "triton"), ("gpt_oss", "flashinfer"), ("mllama", "triton")}
 # The pool serves trtllm_mha one type of layer before Blackwell; SGLang fixes fa4's pages there.
 FEW = {"trtllm_mha": ("llama",), "fa4": ("llama", "gemma3_text")}
 COLUMNS = (
@@ -83,6 +93,10 @@ class Cell(NamedTuple):
             return common
         common += ["--dtype", "bfloat16", "--max-total-tokens", "16384"]
         common += ["--max-running-requests", "8", "--mem-fraction-static", "0.4"]
+        if self.model in STATES:
+            common += ["--max-mamba-cache-size", "64"]
+        if self.model == "mllama":
+            common += ["--mm-attention-backend", "sdpa"]
         # Graphs of prefills take minutes to compile, and read the pool as prefills without do.
         graphs = ["--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", "8"]
         return common + (graphs if self.graphs else ["--disable-cuda-graph"])
@@ -99,7 +113,9 @@ def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
         for m, model in enumerate(models):
             overlap, graphs = (m + b) % 2 == 0, (m // 2 + b) % 2 == 0
             page_size = (1, 16, 64)[(m + b) % 3]
-            if model in STATES and not overlap:
+            if model in ONE_WAY:
+                overlap = False
+            if model in (*STATES, *ONE_WAY) and not overlap:
                 page_size = 1  # without overlap states are cached at page size 1
             if backend == "trtllm_mha":
                 page_size = 64  # it knows no pages of one token
@@ -118,16 +134,34 @@ def prompts() -> list[list[int]]:
     return [heads[number % 3] + tokens(rng.randrange(11, 80)) for number in range(10)]
 
 
-def talk(server: Server) -> tuple[list[list[int]], int]:
+def pictured() -> list[Pictured]:
+    """Eight questions with none, one and two of three pictures."""
+    shown = [tiny_mllama.picture(seed) for seed in range(3)]
+    sets = ([], shown[:1], shown[1:2], shown[:2])
+    asked = ("what is this, and where?", "how many of them are there")
+    return [tiny_mllama.prompt(text, *pictures) for text in asked for pictures in sets]
+
+
+def talk(server: Server, model: str) -> tuple[list[list[int]], int]:
     """Answers to the prompts and to what goes on from them; tokens that were hit."""
-    first = prompts()
-    answers = server.generate(first, NEW_TOKENS, concurrency=1)
-    more = [
-        [*prompt, *answer.output_ids, 7, 8, 9]
-        for prompt, answer in zip(first, answers, strict=True)
-    ]
-    answers += server.generate(more, NEW_TOKENS, concurrency=1)
+    if model == "mllama":  # asked twice: its answers are no tokens that a text could go on from
+        answers = server.generate(pictured() * 2, NEW_TOKENS, concurrency=1)
+    else:
+        first = prompts()
+        answers = server.generate(first, NEW_TOKENS, concurrency=1)
+        more = [
+            [*prompt, *answer.output_ids, 7, 8, 9]
+            for prompt, answer in zip(first, answers, strict=True)
+        ]
+        answers += server.generate(more, NEW_TOKENS, concurrency=1)
     return [answer.output_ids for answer in answers], sum(a.cached_tokens for a in answers)
+
+
+def write_model(model: str, folder: Path, dtype: str) -> None:
+    if model == "mllama":
+        tiny_mllama.write_tiny_mllama(folder, **MODELS[model])
+    else:
+        write_tiny_model(model, folder, window=WINDOW, dtype=dtype, **MODELS[model])
 
 
 def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
@@ -140,7 +174,7 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as threads:
         booted = list(threads.map(stack.enter_context, both))
-        (stock, _), (ours, hit) = threads.map(talk, booted)
+        (stock, _), (ours, hit) = threads.map(lambda server: talk(server, cell.model), booted)
     return {
         **cell.shown(),
         "answers": len(ours),
@@ -156,35 +190,41 @@ def run(
     deadline: Deadline,
     report: Report,
     device: str,
+    jobs: int = 1,
 ) -> int:
     """All cells, those in which an earlier run was right as it left them; an exit status."""
     right = {place(found): found for found in earlier if not found["differing"]}
     kept = [cell for cell in todo if place(cell.shown()) in right]
     for cell in kept:  # first of all: a run that is stopped leaves them as well
         report.add(**right[place(cell.shown())])
-    good = True
+    left = [cell for cell in todo if cell not in kept]
+    good, answered = True, 0
     dtype = "bfloat16" if device == "cuda" else "float32"
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        for cell in todo:
-            if cell in kept:
-                continue
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch, ThreadPoolExecutor(jobs) as pool:
+        for model in {cell.model for cell in left}:
+            write_model(model, Path(scratch) / model, dtype)
+
+        def attempt(cell: Cell) -> dict[str, Any] | ServerFailed | None:
+            """Its row; None without time for it."""
             if deadline.passed():
-                report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
-                return UNFINISHED if good else 1
-            folder = Path(scratch) / cell.model
-            if not folder.exists():
-                write_tiny_model(
-                    cell.model, folder, window=WINDOW, dtype=dtype, **MODELS[cell.model]
-                )
+                return None
             try:
-                found = row(cell, folder, device)
+                return row(cell, Path(scratch) / cell.model, device)
             except ServerFailed as cause:
-                report.note(f"{' '.join(map(str, cell))}: {str(cause).splitlines()[0]}")
-                print(cause)
+                return cause
+
+        for cell, found in zip(left, pool.map(attempt, left), strict=True):
+            answered += found is not None
+            if isinstance(found, ServerFailed):
+                report.note(f"{' '.join(map(str, cell))}: {str(found).splitlines()[0]}")
+                print(found)
                 good = False
-                continue
-            report.add(**found)
-            good &= not found["differing"]
+            elif found is not None:
+                report.add(**found)
+                good &= not found["differing"]
+    if answered < len(left):
+        report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
+        return UNFINISHED if good else 1
     return 0 if good and report.rows else 1
 
 
@@ -193,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
     parser.add_argument("--device", choices=BACKENDS, default="cuda")
     parser.add_argument("--minutes", type=float, default=60, help="start no cell after that")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--key", default="", help="rows in --json with the same key are kept")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
@@ -215,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     earlier = report.earlier()  # before a note writes the file anew
     for name, why in absent.items():
         report.note(f"{name}: {why}")
-    return run(todo, earlier, Deadline(options.minutes), report, options.device)
+    return run(todo, earlier, Deadline(options.minutes), report, options.device, options.jobs)
 
 
 if __name__ == "__main__":
