@@ -22,10 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from requests import RequestException
 
 from benchmarks.gpu.suite import UNFINISHED
 from benchmarks.gpu.timing import Column, Deadline, Report, machine, require_cuda
@@ -42,15 +44,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64, "num_layers": 6},
     "qwen3_next": {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
     "lfm2": {"head_dim": 64},
-    "jet_nemotron": {},
+    "jet_nemotron": {"head_dim": 64, "hidden_size": 256},
     "falcon_h1": {"head_dim": 64},
     "gpt_oss": {"head_dim": 64},
-    "jamba": {"hidden_size": 256},
+    "jamba": {"head_dim": 64, "hidden_size": 256},
     "mllama": {"hidden_size": 256},
 }
 STATES = ("qwen3_next", "lfm2", "jet_nemotron", "falcon_h1", "jamba")
 ONE_WAY = ("jamba", "mllama")
-"""Models that are served at page size 1 and one step after another."""
+"""Models that are served one step after another."""
+BY_TOKEN = ("lfm2", "jamba", "mllama")
+"""Models that are served at page size 1."""
 BACKENDS = {
     "cuda": ("fa3", "flashinfer", "triton", "trtllm_mha", "fa4"),
     "cpu": ("torch_native",),
@@ -115,7 +119,7 @@ def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
             page_size = (1, 16, 64)[(m + b) % 3]
             if model in ONE_WAY:
                 overlap = False
-            if model in (*STATES, *ONE_WAY) and not overlap:
+            if model in BY_TOKEN or (model in STATES and not overlap):
                 page_size = 1  # without overlap states are cached at page size 1
             if backend == "trtllm_mha":
                 page_size = 64  # it knows no pages of one token
@@ -204,24 +208,26 @@ def run(
         for model in {cell.model for cell in left}:
             write_model(model, Path(scratch) / model, dtype)
 
-        def attempt(cell: Cell) -> dict[str, Any] | ServerFailed | None:
+        def attempt(cell: Cell) -> dict[str, Any] | None:
             """Its row; None without time for it."""
             if deadline.passed():
                 return None
-            try:
-                return row(cell, Path(scratch) / cell.model, device)
-            except ServerFailed as cause:
-                return cause
+            return row(cell, Path(scratch) / cell.model, device)
 
-        for cell, found in zip(left, pool.map(attempt, left), strict=True):
-            answered += found is not None
-            if isinstance(found, ServerFailed):
-                report.note(f"{' '.join(map(str, cell))}: {str(found).splitlines()[0]}")
-                print(found)
+        cell_of = {pool.submit(attempt, cell): cell for cell in left}
+        for done in as_completed(cell_of):
+            try:
+                found = done.result()
+            except (ServerFailed, RequestException) as cause:
+                report.note(f"{' '.join(map(str, cell_of[done]))}: {str(cause).splitlines()[0]}")
+                print(cause)
                 good = False
-            elif found is not None:
+                answered += 1
+                continue
+            if found is not None:
                 report.add(**found)
                 good &= not found["differing"]
+                answered += 1
     if answered < len(left):
         report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
         return UNFINISHED if good else 1
@@ -233,6 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
     parser.add_argument("--device", choices=BACKENDS, default="cuda")
     parser.add_argument("--minutes", type=float, default=60, help="start no cell after that")
+    parser.add_argument("--backends", nargs="+", default=None, metavar="BACKEND")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--key", default="", help="rows in --json with the same key are kept")
     parser.add_argument("--json", metavar="FILE")
@@ -252,7 +259,12 @@ def main(argv: list[str] | None = None) -> int:
     # Stock's CPU attention misreads windows, and its states are cut at boot: one model is enough.
     models = options.only or (list(MODELS) if options.device == "cuda" else ["llama"])
     absent = {name: why for name in BACKENDS[options.device] if (why := missing(name))}
-    todo = [cell for cell in cells(options.device, models) if cell.backend not in absent]
+    asked = options.backends or BACKENDS[options.device]
+    todo = [
+        cell
+        for cell in cells(options.device, models)
+        if cell.backend in asked and cell.backend not in absent
+    ]
     earlier = report.earlier()  # before a note writes the file anew
     for name, why in absent.items():
         report.note(f"{name}: {why}")
