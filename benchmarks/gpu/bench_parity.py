@@ -3,14 +3,15 @@
     python -m benchmarks.gpu.bench_parity                       # on a GPU
     python -m benchmarks.gpu.bench_parity --device cpu --only gemma3_text
     python -m benchmarks.gpu.bench_parity --key today --json rows.json  # again: goes on from there
-    python -m benchmarks.gpu.bench_parity --jobs 8              # eight cells at once: 16 servers
+    python -m benchmarks.gpu.bench_parity --jobs 4   # cells at once: 8 servers of 6 GB
 
 Mixes of layers x attention backends, with page sizes 1, 16 and 64, overlap and CUDA graphs on and
 off dealt out so that each backend meets each of them; on trtllm_mha and fa4 one model or two. Stock
 and jenga start side by side on the same flags; prompts come one at a time, so that both run the
 same batches, then go on from their answers, so that what is hit was written while decoding. A
-near-tie of two tokens may go either way where batches differ, in stock as well. mllama's prompts
-have pictures.
+near-tie of two tokens may go either way where batches differ, in stock as well: where jenga hits
+what stock does not, or an answer goes on from such a one, the two are counted apart. mllama's
+prompts have pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from benchmarks.gpu.timing import Column, Deadline, Report, machine, require_cud
 from sglang_jenga.testing import tiny_mllama
 from sglang_jenga.testing.engines import Pictured
 from sglang_jenga.testing.gpu_backends import missing
-from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.servers import Answer, Server, ServerFailed
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
 WINDOW, NEW_TOKENS = 32, 12
@@ -46,14 +47,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "lfm2": {"head_dim": 64},
     "jet_nemotron": {"head_dim": 64, "hidden_size": 256},
     "falcon_h1": {"head_dim": 64},
-    "gpt_oss": {"head_dim": 64},
+    "gpt_oss": {"head_dim": 64, "swiglu_limit": 7.0},  # SGLang reads what transformers 5.17 has not
     "jamba": {"head_dim": 64, "hidden_size": 256},
     "mllama": {"hidden_size": 256},
 }
 STATES = ("qwen3_next", "lfm2", "jet_nemotron", "falcon_h1", "jamba")
 ONE_WAY = ("jamba", "mllama")
 """Models that are served one step after another."""
-BY_TOKEN = ("lfm2", "jamba", "mllama")
+BY_TOKEN = ("lfm2", "jet_nemotron", "jamba", "mllama")
 """Models that are served at page size 1."""
 BACKENDS = {
     "cuda": ("fa3", "flashinfer", "triton", "trtllm_mha", "fa4"),
@@ -68,8 +69,10 @@ COLUMNS = (
     Column("page_size", "page"),
     Column("overlap", "overlap"),
     Column("graphs", "graphs"),
-    Column("answers", "answers"),
+    Column("answers", "computed alike"),
     Column("differing", "differing", "**{}**"),
+    Column("others", "hit elsewhere"),
+    Column("others_differing", "differing"),
     Column("hit_tokens", "tokens hit"),
     Column("seconds", "seconds"),
 )
@@ -146,19 +149,34 @@ def pictured() -> list[Pictured]:
     return [tiny_mllama.prompt(text, *pictures) for text in asked for pictures in sets]
 
 
-def talk(server: Server, model: str) -> tuple[list[list[int]], int]:
-    """Answers to the prompts and to what goes on from them; tokens that were hit."""
+def talk(server: Server, model: str) -> list[Answer]:
+    """Answers to the prompts, and in the same order to what goes on from them."""
     if model == "mllama":  # asked twice: its answers are no tokens that a text could go on from
-        answers = server.generate(pictured() * 2, NEW_TOKENS, concurrency=1)
-    else:
-        first = prompts()
-        answers = server.generate(first, NEW_TOKENS, concurrency=1)
-        more = [
-            [*prompt, *answer.output_ids, 7, 8, 9]
-            for prompt, answer in zip(first, answers, strict=True)
-        ]
-        answers += server.generate(more, NEW_TOKENS, concurrency=1)
-    return [answer.output_ids for answer in answers], sum(a.cached_tokens for a in answers)
+        return server.generate(pictured() * 2, NEW_TOKENS, concurrency=1)
+    first = prompts()
+    answers = server.generate(first, NEW_TOKENS, concurrency=1)
+    more = [
+        [*prompt, *answer.output_ids, 7, 8, 9]
+        for prompt, answer in zip(first, answers, strict=True)
+    ]
+    return answers + server.generate(more, NEW_TOKENS, concurrency=1)
+
+
+def compare(stock: Sequence[Answer], ours: Sequence[Answer]) -> dict[str, int]:
+    """How many answers were computed alike, from equal hits, and how many of them differ; and the
+    same of the others."""
+    half = len(ours) // 2
+    alike = [a.cached_tokens == b.cached_tokens for a, b in zip(stock, ours, strict=True)]
+    alike[half:] = [now and before for now, before in zip(alike[half:], alike[:half], strict=True)]
+    differ = [a.output_ids != b.output_ids for a, b in zip(stock, ours, strict=True)]
+    differing = sum(map(all, zip(alike, differ, strict=True)))
+    return {
+        "answers": sum(alike),
+        "differing": differing,
+        "others": len(ours) - sum(alike),
+        "others_differing": sum(differ) - differing,
+        "hit_tokens": sum(answer.cached_tokens for answer in ours),
+    }
 
 
 def write_model(model: str, folder: Path, dtype: str) -> None:
@@ -178,14 +196,9 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as threads:
         booted = list(threads.map(stack.enter_context, both))
-        (stock, _), (ours, hit) = threads.map(lambda server: talk(server, cell.model), booted)
-    return {
-        **cell.shown(),
-        "answers": len(ours),
-        "differing": sum(a != b for a, b in zip(stock, ours, strict=True)),
-        "hit_tokens": hit,
-        "seconds": round(time.monotonic() - start),
-    }
+        stock, ours = threads.map(lambda server: talk(server, cell.model), booted)
+    seconds = round(time.monotonic() - start)
+    return {**cell.shown(), **compare(stock, ours), "seconds": seconds}
 
 
 def run(

@@ -72,7 +72,7 @@ PARTS = (
         480,
         bench(
             *("bench_parity", "parity"),
-            *("--device", "{device}", "--minutes", "{minutes}", "--key", "{key}"),
+            *("--device", "{device}", "--minutes", "{minutes}", "--key", "{key}", "--jobs", "4"),
         ),
         needs="",
     ),
