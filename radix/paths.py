@@ -71,7 +71,7 @@ class Paths:
             if child.run is not run:  # else compared already, with the nodes before
                 run = child.run
                 agreed = at + common(run.tokens[at - run.begin :], key[at:])
-            if not self.leads_into(child, agreed, image_end):
+            if self.image is not None and not self.leads_into(child, agreed, image_end):
                 break
             path.append(child)
             at = min(child.end, agreed - agreed % self.tokens_per_page)

@@ -1,13 +1,16 @@
-"""A live server on a GPU, stock against jenga, on the same KV bytes: throughput and concurrency.
+"""Live servers on a GPU, on the same KV bytes: stock, SGLang's unified memory, and jenga.
 
-    python -m benchmarks.gpu.bench_live                      # Gemma-2-9B and Llama-3.1-8B
+    python -m benchmarks.gpu.bench_live                      # every model, one server after another
     python -m benchmarks.gpu.bench_live --models llama-3.1-8b --requests 64 --markdown table.md
+    python -m benchmarks.gpu.bench_live --models gemma-3-12b --sides stock jenga --together
 
 Sizes and kernels are those of the models, the weights are SGLang's dummies and the answers noise.
-One server after the other; each gets the same prompts at once. `--together` boots both before and
-keeps one idle while the other is measured: quicker, on a card that holds both. The pool is so small
-that not all prompts fit: what counts is how many run at a time and what that is worth. Both get the
-same `--max-total-tokens`, stock as slots of every layer, jenga as the bytes of those.
+Each server gets the same prompts at once (*cold*), then the same again with its own answers and a
+little more behind them (*chat*). `--together` boots all before and keeps the others idle while one
+is measured: quicker, on a card that holds them. The pool is so small that not all prompts fit: the
+server is full and has a queue. All get the same `--max-total-tokens`, stock as slots of every
+layer, the others as the bytes of those. *step*: between two steps of decoding, in the median;
+*wait*: until a request's first token, in the median and the longest.
 """
 
 from __future__ import annotations
@@ -20,18 +23,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.timing import Column, Report, machine, require_cuda
 from sglang_jenga.testing.gpu_backends import missing
-from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.servers import Answer, Server, ServerFailed
 
 CONFIGS = Path(__file__).parents[2] / "tests" / "configs"
-SIDES = {"stock": "default", "jenga": "jenga"}
+SIDES = {
+    "stock": (),
+    "unified": ("--enable-unified-memory",),
+    "jenga": ("--memory-backend", "jenga"),
+}
 # What the planner's configurations need not say, and a server must know.
 SIZES = {
     "gemma-2-9b": {"intermediate_size": 14336, "vocab_size": 256000, "query_pre_attn_scalar": 256},
@@ -44,30 +51,39 @@ SIZES = {
         "max_position_embeddings": 131072,
     },
     "llama-3.1-8b": {"intermediate_size": 14336, "vocab_size": 128256},
+    "falcon-h1-7b": {
+        "intermediate_size": 12288,
+        "vocab_size": 130048,
+        "mamba_chunk_size": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+    },
 }
 # Close to Gemma-2's 8192 tokens; its window layers see half of them.
-PROMPT, NEW_TOKENS, POOL_TOKENS = 7680, 256, 65536
+PROMPT, NEW_TOKENS, MORE, POOL_TOKENS = 7680, 256, 64, 65536
+ROUNDS = ("cold", "chat")
 COLUMNS = (
-    Column("model", "model", width=16),
+    Column("model", "model", width=12),
     Column("attention", "attention"),
-    Column("stock tps", "stock, tokens/s", "{:.0f}"),
-    Column("jenga tps", "jenga, tokens/s", "{:.0f}"),
-    Column("ratio", "ratio", "**{:.2f}**"),
-    Column("stock running", "stock, running", "{:.0f}"),
-    Column("jenga running", "jenga, running", "{:.0f}"),
-    Column("stock step", "stock, ms / token", "{:.2f}"),
-    Column("jenga step", "jenga, ms / token", "{:.2f}"),
+    Column("side", "memory"),
+    Column("round", "round"),
+    Column("tps", "tokens/s", "{:.0f}"),
+    Column("ratio", "of the first's", "**{:.2f}**"),
+    Column("running", "running", "{:.1f}"),
+    Column("hits", "tokens hit", "{:,}"),
+    Column("step", "step, ms", "{:.2f}"),
+    Column("wait", "wait, s", "{:.1f}"),
+    Column("longest", "longest, s", "{:.1f}"),
 )
 
 
-def flags(backend: str, attention: str) -> list[str]:
-    memory = [] if backend == "default" else ["--memory-backend", backend]
+def flags(side: str, attention: str, pool_tokens: int) -> list[str]:
     return [
         *("--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16"),
-        *("--attention-backend", attention, "--max-total-tokens", str(POOL_TOKENS)),
+        *("--attention-backend", attention, "--max-total-tokens", str(pool_tokens)),
         *("--chunked-prefill-size", "2048", "--cuda-graph-max-bs-decode", "64"),
         *("--disable-prefill-cuda-graph", "--decode-log-interval", "1", "--skip-server-warmup"),
-        *memory,
+        "--enable-metrics",
+        *SIDES[side],
     ]
 
 
@@ -80,52 +96,75 @@ def folder_of(model: str) -> Iterator[Path]:
         yield Path(name)
 
 
-def server_of(folder: Path, side: str, attention: str) -> Server:
-    return Server(folder, *flags(SIDES[side], attention), gpu=True, boot_seconds=420)
-
-
-def measure(server: Server, prompts: list[list[int]]) -> dict[str, float]:
-    server.generate(prompts[:2], 8)  # compiles what boot did not
-    server.flush_cache()
+def ask(server: Server, prompts: Sequence[Sequence[int]]) -> tuple[list[Answer], dict[str, Any]]:
+    """Answers to prompts that come at once, and the figures of that round."""
     skip = len(server.log())
     start = time.monotonic()
-    server.generate(prompts, NEW_TOKENS)
+    answers = server.generate(prompts, NEW_TOKENS)
     took = time.monotonic() - start
     log = server.log()[skip:]
     running = [int(n) for n in re.findall(r"Decode batch.*?#running-req: (\d+)", log)]
     rates = [float(n) for n in re.findall(r"gen throughput \(token/s\): ([\d.]+)", log)]
     full = [1e3 * n / rate for n, rate in zip(running, rates, strict=True) if rate > 0]
-    return {
+    waits = [answer.meta["first_token_latency"] for answer in answers]
+    return answers, {
         "tps": len(prompts) * NEW_TOKENS / took,
         "running": statistics.mean(running),
+        "hits": sum(answer.cached_tokens for answer in answers),
         "step": statistics.median(full),
+        "wait": statistics.median(waits),
+        "longest": max(waits),
     }
 
 
-def row(model: str, attention: str, requests: int, together: bool) -> dict[str, Any]:
+def measure(server: Server, prompts: list[list[int]]) -> dict[str, dict[str, Any]]:
+    """The figures of both rounds."""
+    server.generate(prompts[:2], 8)  # compiles what boot did not
+    server.flush_cache()
+    rng = random.Random(1)
+    answers, cold = ask(server, prompts)
+    more = [
+        [*prompt, *answer.output_ids, *tokens(rng, MORE)]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return {"cold": cold, "chat": ask(server, more)[1]}
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(10, 30_000) for _ in range(count)]
+
+
+def rows(model: str, attention: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Two of each side, each as soon as it is known."""
     rng = random.Random(0)
-    prompts = [[rng.randrange(10, 30_000) for _ in range(PROMPT)] for _ in range(requests)]
-    found = {}
+    prompts = [tokens(rng, PROMPT) for _ in range(options.requests)]
+    first: dict[str, float] = {}
     with folder_of(model) as folder, ExitStack() as stack:
-        if together:
-            servers = [server_of(folder, side, attention) for side in SIDES]
+        servers = {
+            side: Server(
+                folder,
+                *flags(side, attention, options.pool_tokens),
+                gpu=True,
+                boot_seconds=options.boot_seconds,
+            )
+            for side in options.sides
+        }
+        if options.together:
             with ThreadPoolExecutor() as threads:
-                booted = threads.map(stack.enter_context, servers)
-                found = {
-                    side: measure(server, prompts)
-                    for side, server in zip(SIDES, list(booted), strict=True)
+                list(threads.map(stack.enter_context, servers.values()))
+        for side, server in servers.items():
+            with nullcontext() if options.together else server:
+                figures = measure(server, prompts)
+            for name in ROUNDS:
+                first.setdefault(name, figures[name]["tps"])
+                yield {
+                    "model": model,
+                    "attention": attention,
+                    "side": side,
+                    "round": name,
+                    "ratio": figures[name]["tps"] / first[name],
+                    **figures[name],
                 }
-        else:
-            for side in SIDES:
-                with server_of(folder, side, attention) as server:
-                    found[side] = measure(server, prompts)
-    cells = {f"{side} {key}": value for side, each in found.items() for key, value in each.items()}
-    return {
-        "model": model,
-        "attention": attention,
-        "ratio": cells["jenga tps"] / cells["stock tps"],
-        **cells,
-    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,7 +172,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--attention-backend", help="of both servers (default fa3, else triton)")
-    parser.add_argument("--together", action="store_true", help="boot both, then measure each")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--pool-tokens", type=int, default=POOL_TOKENS)
+    parser.add_argument("--boot-seconds", type=float, default=420)
+    parser.add_argument("--together", action="store_true", help="boot all, then measure each")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
     options = parser.parse_args(argv)
@@ -153,11 +195,13 @@ def main(argv: list[str] | None = None) -> int:
         report.note(f"with {attention}: {why}")
     for model in options.models:
         try:
-            report.add(**row(model, attention, options.requests, options.together))
+            for row in rows(model, attention, options):
+                report.add(**row)
         except ServerFailed as cause:
             report.note(f"{model}: {str(cause).splitlines()[0]}")
             print(cause)
-    return 0 if len(report.rows) == len(options.models) else 1
+    wanted = len(options.models) * len(options.sides) * len(ROUNDS)
+    return 0 if len(report.rows) == wanted else 1
 
 
 if __name__ == "__main__":

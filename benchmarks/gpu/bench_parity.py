@@ -3,12 +3,15 @@
     python -m benchmarks.gpu.bench_parity                       # on a GPU
     python -m benchmarks.gpu.bench_parity --device cpu --only gemma3_text
     python -m benchmarks.gpu.bench_parity --key today --json rows.json  # again: goes on from there
+    python -m benchmarks.gpu.bench_parity --jobs 4   # cells at once: 8 servers of 6 GB
 
 Mixes of layers x attention backends, with page sizes 1, 16 and 64, overlap and CUDA graphs on and
 off dealt out so that each backend meets each of them; on trtllm_mha and fa4 one model or two. Stock
 and jenga start side by side on the same flags; prompts come one at a time, so that both run the
 same batches, then go on from their answers, so that what is hit was written while decoding. A
-near-tie of two tokens may go either way where batches differ, in stock as well.
+near-tie of two tokens may go either way where batches differ, in stock as well: where jenga hits
+what stock does not, or an answer goes on from such a one, the two are counted apart. mllama's
+prompts have pictures.
 """
 
 from __future__ import annotations
@@ -20,15 +23,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from requests import RequestException
+
 from benchmarks.gpu.suite import UNFINISHED
 from benchmarks.gpu.timing import Column, Deadline, Report, machine, require_cuda
+from sglang_jenga.testing import tiny_mllama
+from sglang_jenga.testing.engines import Pictured
 from sglang_jenga.testing.gpu_backends import missing
-from sglang_jenga.testing.servers import Server, ServerFailed
+from sglang_jenga.testing.servers import Answer, Server, ServerFailed
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tiny_model
 
 WINDOW, NEW_TOKENS = 32, 12
@@ -38,14 +45,22 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64, "num_layers": 6},
     "qwen3_next": {"head_dim": 64, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
     "lfm2": {"head_dim": 64},
-    "jet_nemotron": {},
+    "jet_nemotron": {"head_dim": 64, "hidden_size": 256},
+    "falcon_h1": {"head_dim": 64},
+    "gpt_oss": {"head_dim": 64, "swiglu_limit": 7.0},  # SGLang reads what transformers 5.17 has not
+    "jamba": {"head_dim": 64, "hidden_size": 256},
+    "mllama": {"hidden_size": 256},
 }
-STATES = ("qwen3_next", "lfm2", "jet_nemotron")
+STATES = ("qwen3_next", "lfm2", "jet_nemotron", "falcon_h1", "jamba")
+ONE_WAY = ("jamba", "mllama")
+"""Models that are served one step after another."""
+BY_TOKEN = ("lfm2", "jet_nemotron", "jamba", "mllama")
+"""Models that are served at page size 1."""
 BACKENDS = {
     "cuda": ("fa3", "flashinfer", "triton", "trtllm_mha", "fa4"),
     "cpu": ("torch_native",),
 }
-REFUSED_BY_SGLANG = {("lfm2", "triton")}
+REFUSED_BY_SGLANG = {("lfm2", "triton"), ("gpt_oss", "flashinfer"), ("mllama", "triton")}
 # The pool serves trtllm_mha one type of layer before Blackwell; SGLang fixes fa4's pages there.
 FEW = {"trtllm_mha": ("llama",), "fa4": ("llama", "gemma3_text")}
 COLUMNS = (
@@ -54,8 +69,10 @@ COLUMNS = (
     Column("page_size", "page"),
     Column("overlap", "overlap"),
     Column("graphs", "graphs"),
-    Column("answers", "answers"),
+    Column("answers", "computed alike"),
     Column("differing", "differing", "**{}**"),
+    Column("others", "hit elsewhere"),
+    Column("others_differing", "differing"),
     Column("hit_tokens", "tokens hit"),
     Column("seconds", "seconds"),
 )
@@ -83,6 +100,10 @@ class Cell(NamedTuple):
             return common
         common += ["--dtype", "bfloat16", "--max-total-tokens", "16384"]
         common += ["--max-running-requests", "8", "--mem-fraction-static", "0.4"]
+        if self.model in STATES:
+            common += ["--max-mamba-cache-size", "64"]
+        if self.model == "mllama":
+            common += ["--mm-attention-backend", "sdpa"]
         # Graphs of prefills take minutes to compile, and read the pool as prefills without do.
         graphs = ["--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", "8"]
         return common + (graphs if self.graphs else ["--disable-cuda-graph"])
@@ -99,7 +120,9 @@ def cells(device: str, models: Sequence[str]) -> Iterator[Cell]:
         for m, model in enumerate(models):
             overlap, graphs = (m + b) % 2 == 0, (m // 2 + b) % 2 == 0
             page_size = (1, 16, 64)[(m + b) % 3]
-            if model in STATES and not overlap:
+            if model in ONE_WAY:
+                overlap = False
+            if model in BY_TOKEN or (model in STATES and not overlap):
                 page_size = 1  # without overlap states are cached at page size 1
             if backend == "trtllm_mha":
                 page_size = 64  # it knows no pages of one token
@@ -118,16 +141,49 @@ def prompts() -> list[list[int]]:
     return [heads[number % 3] + tokens(rng.randrange(11, 80)) for number in range(10)]
 
 
-def talk(server: Server) -> tuple[list[list[int]], int]:
-    """Answers to the prompts and to what goes on from them; tokens that were hit."""
+def pictured() -> list[Pictured]:
+    """Eight questions with none, one and two of three pictures."""
+    shown = [tiny_mllama.picture(seed) for seed in range(3)]
+    sets = ([], shown[:1], shown[1:2], shown[:2])
+    asked = ("what is this, and where?", "how many of them are there")
+    return [tiny_mllama.prompt(text, *pictures) for text in asked for pictures in sets]
+
+
+def talk(server: Server, model: str) -> list[Answer]:
+    """Answers to the prompts, and in the same order to what goes on from them."""
+    if model == "mllama":  # asked twice: its answers are no tokens that a text could go on from
+        return server.generate(pictured() * 2, NEW_TOKENS, concurrency=1)
     first = prompts()
     answers = server.generate(first, NEW_TOKENS, concurrency=1)
     more = [
         [*prompt, *answer.output_ids, 7, 8, 9]
         for prompt, answer in zip(first, answers, strict=True)
     ]
-    answers += server.generate(more, NEW_TOKENS, concurrency=1)
-    return [answer.output_ids for answer in answers], sum(a.cached_tokens for a in answers)
+    return answers + server.generate(more, NEW_TOKENS, concurrency=1)
+
+
+def compare(stock: Sequence[Answer], ours: Sequence[Answer]) -> dict[str, int]:
+    """How many answers were computed alike, from equal hits, and how many of them differ; and the
+    same of the others."""
+    half = len(ours) // 2
+    alike = [a.cached_tokens == b.cached_tokens for a, b in zip(stock, ours, strict=True)]
+    alike[half:] = [now and before for now, before in zip(alike[half:], alike[:half], strict=True)]
+    differ = [a.output_ids != b.output_ids for a, b in zip(stock, ours, strict=True)]
+    differing = sum(map(all, zip(alike, differ, strict=True)))
+    return {
+        "answers": sum(alike),
+        "differing": differing,
+        "others": len(ours) - sum(alike),
+        "others_differing": sum(differ) - differing,
+        "hit_tokens": sum(answer.cached_tokens for answer in ours),
+    }
+
+
+def write_model(model: str, folder: Path, dtype: str) -> None:
+    if model == "mllama":
+        tiny_mllama.write_tiny_mllama(folder, **MODELS[model])
+    else:
+        write_tiny_model(model, folder, window=WINDOW, dtype=dtype, **MODELS[model])
 
 
 def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
@@ -140,14 +196,9 @@ def row(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     ]
     with ExitStack() as stack, ThreadPoolExecutor() as threads:
         booted = list(threads.map(stack.enter_context, both))
-        (stock, _), (ours, hit) = threads.map(talk, booted)
-    return {
-        **cell.shown(),
-        "answers": len(ours),
-        "differing": sum(a != b for a, b in zip(stock, ours, strict=True)),
-        "hit_tokens": hit,
-        "seconds": round(time.monotonic() - start),
-    }
+        stock, ours = threads.map(lambda server: talk(server, cell.model), booted)
+    seconds = round(time.monotonic() - start)
+    return {**cell.shown(), **compare(stock, ours), "seconds": seconds}
 
 
 def run(
@@ -156,35 +207,43 @@ def run(
     deadline: Deadline,
     report: Report,
     device: str,
+    jobs: int = 1,
 ) -> int:
     """All cells, those in which an earlier run was right as it left them; an exit status."""
     right = {place(found): found for found in earlier if not found["differing"]}
     kept = [cell for cell in todo if place(cell.shown()) in right]
     for cell in kept:  # first of all: a run that is stopped leaves them as well
         report.add(**right[place(cell.shown())])
-    good = True
+    left = [cell for cell in todo if cell not in kept]
+    good, answered = True, 0
     dtype = "bfloat16" if device == "cuda" else "float32"
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        for cell in todo:
-            if cell in kept:
-                continue
+    with tempfile.TemporaryDirectory(prefix="parity-") as scratch, ThreadPoolExecutor(jobs) as pool:
+        for model in {cell.model for cell in left}:
+            write_model(model, Path(scratch) / model, dtype)
+
+        def attempt(cell: Cell) -> dict[str, Any] | None:
+            """Its row; None without time for it."""
             if deadline.passed():
-                report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
-                return UNFINISHED if good else 1
-            folder = Path(scratch) / cell.model
-            if not folder.exists():
-                write_tiny_model(
-                    cell.model, folder, window=WINDOW, dtype=dtype, **MODELS[cell.model]
-                )
+                return None
+            return row(cell, Path(scratch) / cell.model, device)
+
+        cell_of = {pool.submit(attempt, cell): cell for cell in left}
+        for done in as_completed(cell_of):
             try:
-                found = row(cell, folder, device)
-            except ServerFailed as cause:
-                report.note(f"{' '.join(map(str, cell))}: {str(cause).splitlines()[0]}")
+                found = done.result()
+            except (ServerFailed, RequestException) as cause:
+                report.note(f"{' '.join(map(str, cell_of[done]))}: {str(cause).splitlines()[0]}")
                 print(cause)
                 good = False
+                answered += 1
                 continue
-            report.add(**found)
-            good &= not found["differing"]
+            if found is not None:
+                report.add(**found)
+                good &= not found["differing"]
+                answered += 1
+    if answered < len(left):
+        report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
+        return UNFINISHED if good else 1
     return 0 if good and report.rows else 1
 
 
@@ -193,6 +252,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=None, metavar="MODEL")
     parser.add_argument("--device", choices=BACKENDS, default="cuda")
     parser.add_argument("--minutes", type=float, default=60, help="start no cell after that")
+    parser.add_argument("--backends", nargs="+", default=None, metavar="BACKEND")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--key", default="", help="rows in --json with the same key are kept")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
@@ -211,11 +272,16 @@ def main(argv: list[str] | None = None) -> int:
     # Stock's CPU attention misreads windows, and its states are cut at boot: one model is enough.
     models = options.only or (list(MODELS) if options.device == "cuda" else ["llama"])
     absent = {name: why for name in BACKENDS[options.device] if (why := missing(name))}
-    todo = [cell for cell in cells(options.device, models) if cell.backend not in absent]
+    asked = options.backends or BACKENDS[options.device]
+    todo = [
+        cell
+        for cell in cells(options.device, models)
+        if cell.backend in asked and cell.backend not in absent
+    ]
     earlier = report.earlier()  # before a note writes the file anew
     for name, why in absent.items():
         report.note(f"{name}: {why}")
-    return run(todo, earlier, Deadline(options.minutes), report, options.device)
+    return run(todo, earlier, Deadline(options.minutes), report, options.device, options.jobs)
 
 
 if __name__ == "__main__":

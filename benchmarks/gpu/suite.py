@@ -42,12 +42,16 @@ class Part(NamedTuple):
     arguments: tuple[str, ...]
     needs: str = "gpu"
 
+    def table(self, out: Path) -> Path | None:
+        """Where its table lies as JSON."""
+        if "--json" not in self.arguments:
+            return None
+        return Path(self.arguments[self.arguments.index("--json") + 1].format(out=out))
+
     def notes(self, out: Path) -> list[str]:
         """What its table says that it left out, or found amiss."""
-        if "--json" not in self.arguments:
-            return []
-        path = Path(self.arguments[self.arguments.index("--json") + 1].format(out=out))
-        return json.loads(path.read_text())["notes"] if path.exists() else []
+        table = self.table(out)
+        return json.loads(table.read_text())["notes"] if table and table.exists() else []
 
 
 def bench(name: str, file: str, *more: str) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ PARTS = (
         480,
         bench(
             *("bench_parity", "parity"),
-            *("--device", "{device}", "--minutes", "{minutes}", "--key", "{key}"),
+            *("--device", "{device}", "--minutes", "{minutes}", "--key", "{key}", "--jobs", "4"),
         ),
         needs="",
     ),
@@ -112,9 +116,11 @@ class Suite:
         found: list[Outcome] = []
         notes: list[str] = []
         for part in parts:
-            outcome = None if again else self.kept(part)
+            if again:
+                self.forget(part)
+            outcome = self.kept(part)
             if outcome is None:
-                outcome = self.one(part, key="" if again else self.key)
+                outcome = self.one(part)
                 self.keep(outcome)
             print(f"{outcome.name}: {outcome.result} {outcome.why}".rstrip(), flush=True)
             found.append(outcome)
@@ -123,8 +129,8 @@ class Suite:
             self.summarise(found, notes)
         return found
 
-    def one(self, part: Part, key: str) -> Outcome:
-        """Run a part, or say why not; what it has left under this ``key`` it need not do again."""
+    def one(self, part: Part) -> Outcome:
+        """Run a part, or say why not; what it has left under our key it need not do again."""
         if part.needs == "gpu" and self.device != "cuda":
             return Outcome(part.name, "skipped", 0, "it needs a GPU")
         limit = min(part.seconds, self.left())
@@ -133,7 +139,7 @@ class Suite:
         # A benchmark ends by itself, with a note of what it left out: its start takes some seconds.
         minutes = (limit - 20 if limit > 40 else limit / 2) / 60
         words = {"out": str(self.out), "minutes": f"{minutes:.2f}"}
-        words |= {"device": self.device, "key": key}
+        words |= {"device": self.device, "key": self.key}
         arguments = [argument.format(**words) for argument in part.arguments]
         start = time.monotonic()
         status = self.process(arguments, limit)
@@ -176,6 +182,11 @@ class Suite:
 
     def keep(self, outcome: Outcome) -> None:
         self._place(outcome.name).write_text(json.dumps(outcome._asdict()) + "\n")
+
+    def forget(self, part: Part) -> None:
+        for path in (self._place(part.name), part.table(self.out)):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     def kept(self, part: Part) -> Outcome | None:
         """How the part passed before, on this commit and machine."""

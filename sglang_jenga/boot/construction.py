@@ -19,12 +19,13 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga.boot import built_layers, flags, hook_table, hooks, refusal
+from sglang_jenga.boot import built_layers, flags, hook_table, hooks, known_model, refusal
 from sglang_jenga.boot.geometry import (
     ServedLayers,
     asked_bytes,
     geometry_of,
     longest_request,
+    longest_text,
     plan_for,
     states_per_request,
 )
@@ -133,7 +134,7 @@ def init_pools(
 
     geometry = geometry_of(self)
     plan = plan_for(geometry, sizes.unified_total_bytes)
-    _log_plan(plan, sizes.max_total_num_tokens, self.model_config.context_len)
+    _log_plan(plan, longest_text(plan, states_per_request(geometry)), self.model_config)
     buffer = PoolBuffer(
         plan, self.device, enable_memory_saver=get_exec().features.enable_memory_saver
     )
@@ -240,8 +241,10 @@ def _build_kv_pool(
     )
 
 
-def _log_plan(plan: Any, longest: int, context_len: int) -> None:
-    text = format_plan(plan, capacity_rows(plan))
+def _log_plan(plan: Any, longest: int, model: Any) -> None:
+    row, context_len = known_model.of_model(model).row, model.context_len
+    encoder = 0 if row.encoder is None else row.encoder(model.hf_config.to_dict())
+    text = format_plan(plan, capacity_rows(plan, encoder=encoder))
     logger.info("jenga %s", text.replace("\n", "\njenga "))
     # The same once more for programs: bytes, exact.
     logger.info(
@@ -251,6 +254,8 @@ def _log_plan(plan: Any, longest: int, context_len: int) -> None:
         plan.num_large,
         ",".join(str(item.group.entry_bytes) for item in plan.groups),
     )
+    if encoder:
+        logger.info("jenga: each of these requests has an image of %d tokens besides", encoder)
     if longest < context_len:
         logger.warning(
             "jenga: the pool holds one request of at most %d tokens, the model's context is %d",

@@ -173,9 +173,20 @@ def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
     return plan
 
 
-def longest_request(plan: PoolPlan, states: int = 1) -> int:
-    """Tokens, prompt and answer, of the longest single request the empty pool can hold, of which
-    each takes so many ``states``; whole pages."""
+def longest_text(plan: PoolPlan, states: int = 1) -> int:
+    """Tokens, prompt and answer, of the longest single request without an image that the empty pool
+    can hold, of which each takes so many ``states``; whole pages."""
     page_size = plan.tokens_per_page
     longest = RequestNeed(plan, states).longest(plan.num_slots(plan.row_group))
     return longest // page_size * page_size
+
+
+def longest_request(plan: PoolPlan, states: int = 1) -> int:
+    """The same of any request, which an encoder's tokens may fill. It bounds what SGLang lets in;
+    whether the one at hand fits is asked when it comes (`Capacity.most_new_tokens`)."""
+    longest = longest_text(plan, states)
+    for group_id, item in enumerate(plan.groups):
+        if item.group.kind.address is Address.ENCODER:
+            most = plan.num_slots(group_id)
+            longest = max(longest, RequestNeed(plan, states).longest(most, encoder=most))
+    return longest

@@ -4,6 +4,7 @@ self and cross attention."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
@@ -53,11 +54,13 @@ class JengaMHAPool(MHATokenToKVPool):
         self.k_scale_buffer = self.v_scale_buffer = None
         self.native_k_scale_buffer = self.native_v_scale_buffer = None
         self.dq_k_buffer = self.dq_v_buffer = None
-        self.k_buffer, self.v_buffer = self._buffer.layer_views(
-            self._group_id, self._heads, self.store_dtype
-        )
+        self.k_buffer, self.v_buffer = self._views()
         self._kv_buffer_descs = self._build_kv_buffer_descs()
         self._init_data_ptrs_and_strides()
+
+    def _views(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """K and V of each layer."""
+        return self._buffer.layer_views(self._group_id, self._heads, self.store_dtype)
 
     def _clear_buffers(self) -> None:
         """The views live as long as the buffer."""
@@ -97,16 +100,20 @@ class JengaCrossPool(JengaMHAPool):
         )
         self.layer_num = len(layers)  # of all groups, as there are buffers
 
-    def _create_buffers(self) -> None:
+    def _views(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         keys: dict[int, torch.Tensor] = {}
         values: dict[int, torch.Tensor] = {}
         for group_id, item in enumerate(self._buffer.plan.groups):
             views = self._buffer.layer_views(group_id, self._of_groups[group_id], self.store_dtype)
             for of_layers, found in zip((keys, values), views, strict=True):
                 of_layers.update(zip(item.group.layer_ids, found, strict=True))
-        self.k_buffer = [keys[layer] for layer in sorted(keys)]
-        self.v_buffer = [values[layer] for layer in sorted(values)]
-        self._init_data_ptrs_and_strides()
+        layers = sorted(keys)
+        return [keys[layer] for layer in layers], [values[layer] for layer in layers]
+
+    def _build_kv_buffer_descs(self) -> list[Any]:
+        """SGLang describes all layers by the first one, for transfers that are refused; here their
+        numbers of rows differ."""
+        return []
 
 
 class JengaSWAPool(SWAKVPool):

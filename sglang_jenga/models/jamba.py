@@ -53,7 +53,8 @@ class JambaAttention(nn.Module):
     ) -> None:
         super().__init__()
         ranks = get_parallel().attn_tp_size
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None)  # as transformers reads it
+        head_dim = head_dim or config.hidden_size // config.num_attention_heads
         heads = config.num_attention_heads // ranks
         kv_heads = max(1, config.num_key_value_heads // ranks)
         self.sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]

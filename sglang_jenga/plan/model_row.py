@@ -133,6 +133,10 @@ class ModelRow:
             layers = self.stored_layers(read)
         except UnknownPlaceError as error:
             return str(error)
+        if any("cross" in of_layer and len(of_layer) > 1 for of_layer in layers):
+            return "its row in the table of models lists a layer of cross attention and another one"
+        if self.encoder is None and ("cross",) in layers:
+            return "its row in the table of models has cross attention and no `encoder`"
         width = self.window.stored(read)
         if width is None or not any("window" in of_layer for of_layer in layers):
             return ""

@@ -121,14 +121,18 @@ def short_convolution(read: Read, tp: int) -> int:
     return channels * ((read("conv_L_cache") or 3) - 1) * CONV_ITEMSIZE
 
 
+def slot_beside(windows: int) -> int:
+    """Bytes of a slot beside so many of a token's windows, in a model without full attention."""
+    return max(SLOT_BYTES, windows // SLOTS_PER_ENTRY // SLOT_BYTES * SLOT_BYTES)
+
+
 def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGroup, ...]:
     """The groups of a pool of so many bytes: where no layer of the full group stores anything, a
     slot costs as much as keeps its number within 32 bits, and beside windows a share of theirs."""
     first, *others = groups
     if not first.layer_ids:
         windows = sum(item.entry_bytes for item in others if item.kind.address is Address.MAPPED)
-        share = windows // SLOTS_PER_ENTRY // SLOT_BYTES * SLOT_BYTES
-        slot_bytes = max(SLOT_BYTES, share, 1 << (pool_bytes >> 31).bit_length())
+        slot_bytes = max(slot_beside(windows), 1 << (pool_bytes >> 31).bit_length())
         first = replace(first, entry_bytes=slot_bytes)
     return (first, *others)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from sglang_jenga.plan.layer_lists import Read
 from sglang_jenga.plan.model_row import ModelRow
 from sglang_jenga.plan.spec import format_bytes
+from sglang_jenga.plan.state_sizes import slot_beside
 
 FLAG = "--jenga-true-windows"
 _WINDOW = ("window",)
@@ -47,15 +48,19 @@ def note(
     true = row.true_windows
     if true is None or _WINDOW in row.stored_layers(read):
         return ()
-    windows, width = true.stored_layers(read).count(_WINDOW), true.window.stored(read)
+    layers, width = true.stored_layers(read), true.window.stored(read)
+    windows = layers.count(_WINDOW)
     if not windows or width is None:
         return ()
     if context <= width:
         saving = f"{FLAG} would save nothing: no request is longer than the window"
     else:
         token_bytes = true.heads(read).window.row_elements(tp) * itemsize * windows
+        # With no layer of full attention, slots of their own name a request's tokens.
+        names = 0 if ("full",) in layers else context * slot_beside(token_bytes)
+        taken, stock = width * token_bytes + names, context * token_bytes
         saving = (
             f"with {FLAG} it does, and a request of {context} tokens takes "
-            f"{format_bytes(width * token_bytes)} in place of {format_bytes(context * token_bytes)}"
+            f"{format_bytes(taken)} in place of {format_bytes(stock)}"
         )
     return (f"{ignored(architecture, width)}; {saving}",)

@@ -90,6 +90,8 @@ class ServedGroups:
     def length_in(kind: LayerKind, length: int, encoder: int) -> int:
         """How many of a request's first ``length`` tokens, of which the first are its
         ``encoder``'s, a group has entries of."""
+        if not encoder:
+            return 0 if kind.address is Address.ENCODER else length
         start, end = span(kind.address, 0, length, min(encoder, length))
         return int(end - start)
 

@@ -25,7 +25,9 @@ class LoneRequest:
         whole pages otherwise; None if it does not fit now. ``new``: of its answer."""
         page_size, groups = self._page_size, self._groups
         prefix = req.prefix_len
-        encoder = encoder_length(req) if groups.encoder is not None else 0
+        encoder = missing = 0
+        if groups.encoder is not None:
+            encoder, missing = encoder_length(req), missing_encoder(req)
         rest = self._capacity.need_of_rest(prefix, prefix + extend + new, encoder=encoder)
         if groups.state is not None and req.kv.holds_kv:
             rest[groups.state] = 0  # it has its states
@@ -35,7 +37,7 @@ class LoneRequest:
             # Every token group has to hold the chunk, the last one while the window is read too.
             need = list(rest)
             for group_id in (groups.row, *groups.mapped):
-                need[group_id] = max(pages - missing_encoder(req), need[group_id])
+                need[group_id] = max(pages - missing, need[group_id])
             return self._core.fits_after_evicting(need)
 
         chunk = extend if limit is None else min(extend, limit)

@@ -192,7 +192,8 @@ def _asked(wave: Sequence[Prompt]) -> dict[str, Any]:
     """What an engine is called with; a wave is of tokens or of pictured texts."""
     if not all(isinstance(prompt, Pictured) for prompt in wave):
         return {"input_ids": list(wave)}
-    images = [list(prompt.images) or None for prompt in wave]
+    # With None for the first prompt SGLang would take the lists of the others for one image each.
+    images = [list(prompt.images) for prompt in wave]
     return {"prompt": [prompt.text for prompt in wave], "image_data": images}
 
 

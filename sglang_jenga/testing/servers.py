@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import requests
 
 from sglang_jenga.testing.cpu_engine import CPU_ENV, ROOT
+from sglang_jenga.testing.engines import Pictured
 from sglang_jenga.testing.warm import Forked, WarmLauncher
 
 CPU_FLAGS = (
@@ -151,7 +153,7 @@ class Server:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | Pictured],
         max_new_tokens: int = 16,
         *,
         concurrency: int | None = None,
@@ -163,8 +165,16 @@ class Server:
         with ThreadPoolExecutor(concurrency or len(prompts)) as threads:
             return list(threads.map(lambda p: self._one(p, max_new_tokens, sampling), prompts))
 
-    def _one(self, prompt: str | Sequence[int], max_new_tokens: int, sampling: dict) -> Answer:
-        given = {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
+    def _one(
+        self, prompt: str | Sequence[int] | Pictured, max_new_tokens: int, sampling: dict
+    ) -> Answer:
+        given: dict[str, Any]
+        if isinstance(prompt, Pictured):
+            given = {"text": prompt.text, "image_data": list(prompt.images) or None}
+        elif isinstance(prompt, str):
+            given = {"text": prompt}
+        else:
+            given = {"input_ids": list(prompt)}
         params = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
         body = given | {"sampling_params": params | sampling}
         reply = self.post("/generate", body).json()

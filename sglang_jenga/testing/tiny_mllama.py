@@ -52,13 +52,16 @@ _TEXT: dict[str, Any] = {
 }
 
 
-def write_tiny_mllama(folder: str | Path, *, cross_layers: tuple[int, ...] = (1, 3)) -> Path:
+def write_tiny_mllama(
+    folder: str | Path, *, cross_layers: tuple[int, ...] = (1, 3), hidden_size: int = 64
+) -> Path:
     """Write config, weights, tokenizer and processor to `folder` and return it.
 
-    Nothing is written if it holds this model already.
+    Nothing is written if it holds this model already. The text's four heads share `hidden_size`.
     """
     folder = Path(folder)
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest() + repr(cross_layers)
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    recipe += repr((cross_layers, hidden_size))
     record = folder / _RECORD
     if record.exists() and record.read_text() == recipe:
         return folder
@@ -73,7 +76,8 @@ def write_tiny_mllama(folder: str | Path, *, cross_layers: tuple[int, ...] = (1,
     tokenizer = write_tokenizer(folder, (_IMAGE, _TOOL))
     config = MllamaConfig(
         vision_config=_VISION,
-        text_config=_TEXT | {"cross_attention_layers": list(cross_layers)},
+        text_config=_TEXT
+        | {"cross_attention_layers": list(cross_layers), "hidden_size": hidden_size},
         image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
         dtype="float32",
     )

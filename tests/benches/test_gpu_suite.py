@@ -11,6 +11,7 @@ import pytest
 from benchmarks.gpu import bench_parity, suite
 from benchmarks.gpu.suite import PARTS, Part, Suite
 from benchmarks.gpu.timing import Deadline, Report
+from sglang_jenga.testing.servers import Answer
 
 GOOD = Part("good", 60, ("-c", "print('did {device} in {out}')"), needs="")
 BAD = Part("bad", 60, ("-c", "raise SystemExit(3)"), needs="")
@@ -120,8 +121,8 @@ def parity(folder: Path, monkeypatch, *, key: str, minutes: float = 60, wrong: i
 
     def row(cell, model_folder, device):
         ran.append(cell)
-        found = {"answers": 20, "differing": wrong, "hit_tokens": 7, "seconds": 1}
-        return cell.shown() | found
+        found = {"answers": 20, "differing": wrong, "others": 0, "others_differing": 0}
+        return cell.shown() | found | {"hit_tokens": 7, "seconds": 1}
 
     monkeypatch.setattr(bench_parity, "row", row)
     monkeypatch.setattr(bench_parity, "write_tiny_model", lambda *_, **__: None)
@@ -148,6 +149,21 @@ def test_parity_goes_on_with_the_cells_that_are_left(tmp_path, monkeypatch):
 def test_parity_asks_again_where_answers_differed(tmp_path, monkeypatch):
     assert parity(tmp_path, monkeypatch, key="abc", wrong=1) == (1, 3, 3, [])
     assert parity(tmp_path, monkeypatch, key="abc") == (0, 3, 3, [])
+
+
+def answer(ids: list[int], cached: int) -> Answer:
+    return Answer(ids, {"cached_tokens": cached})
+
+
+def test_an_answer_that_was_hit_elsewhere_is_counted_apart_and_so_is_what_goes_on_from_it():
+    stock = [answer([1], 0), answer([2], 0), answer([3], 8), answer([4], 8)]
+    ours = [answer([1], 0), answer([9], 4), answer([8], 8), answer([9], 8)]
+
+    found = bench_parity.compare(stock, ours)
+
+    assert (found["answers"], found["differing"]) == (2, 1)
+    assert (found["others"], found["others_differing"]) == (2, 2)
+    assert found["hit_tokens"] == 20
 
 
 TABLE = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglang_jenga.layers.base import Load
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.window import Window
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
@@ -14,6 +16,16 @@ from sglang_jenga.plan.spec import LayerGroup
 
 FULL = HeadShape(num_heads=2, k_dim=8, v_dim=8)
 WINDOW = HeadShape(num_heads=1, k_dim=4, v_dim=8)
+
+
+def encoder_buffer(dtype: torch.dtype) -> PoolBuffer:
+    """Two layers of self attention and one of cross attention, in one small pool."""
+    heads = HeadShape(2, 8, 8)
+    groups = [
+        LayerGroup(Full(), (0, 2), heads.entry_bytes(2, dtype.itemsize), element=str(dtype)),
+        LayerGroup(Cross(), (1,), heads.entry_bytes(1, dtype.itemsize), element=str(dtype)),
+    ]
+    return PoolBuffer(plan_pool(groups, 1 << 16, largest=Load(4)), "cpu", enable_memory_saver=False)
 
 
 def buffer_of(page_size: int, dtype: torch.dtype, other: torch.dtype | None = None) -> PoolBuffer:
@@ -141,7 +153,7 @@ def test_pools_have_all_that_backends_may_ask_of_sglangs_own():
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-    from sglang_jenga.memory.kv import JengaMHAPool, JengaSWAPool
+    from sglang_jenga.memory.kv import JengaCrossPool, JengaMHAPool, JengaSWAPool
 
     buffer, dtype = buffer_of(1, torch.float32), torch.float32
     heads = HeadShape(2, 8, 8)
@@ -150,6 +162,8 @@ def test_pools_have_all_that_backends_may_ask_of_sglangs_own():
     stock = MHATokenToKVPool(layer_num=2, **common)
 
     assert vars(stock).keys() - vars(JengaMHAPool(buffer, 0, heads, dtype)).keys() == set()
+    cross = JengaCrossPool(encoder_buffer(dtype), (heads, heads), dtype)
+    assert vars(stock).keys() - vars(cross).keys() == set()
 
     common.pop("enable_memory_saver")
     stock = SWAKVPool(

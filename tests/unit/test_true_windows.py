@@ -26,10 +26,10 @@ IGNORED = (
 @pytest.mark.parametrize(
     ("context", "saving"),
     [
-        # 4 layers of 2 heads of 16 and 16 in bfloat16 are 512 bytes a token.
+        # 4 layers of 2 heads of 16 and 16 in bfloat16 are 512 bytes a token, and its slot is 64.
         (
             8192,
-            "with --jenga-true-windows it does, and a request of 8192 tokens takes 512.00 KiB in "
+            "with --jenga-true-windows it does, and a request of 8192 tokens takes 1.00 MiB in "
             "place of 4.00 MiB",
         ),
         (

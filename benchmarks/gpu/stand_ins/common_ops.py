@@ -17,6 +17,12 @@ def moe_align_block_size(
     compiled_by_sglang(ids, num_experts, block, sorted_ids, experts, padded, sums, pad)
 
 
+def moe_sum_reduce(expert_outputs, out, factor):
+    torch.sum(expert_outputs, dim=1, out=out)
+    if factor != 1:
+        out.mul_(factor)
+
+
 library = torch.library.Library("sgl_kernel", "FRAGMENT")
 library.define(
     "moe_align_block_size(Tensor topk_ids, int num_experts, int block_size, Tensor! sorted_ids, "
@@ -24,3 +30,5 @@ library.define(
     "bool pad_sorted_token_ids=False, bool ignore_invalid_expert=False) -> ()"
 )
 library.impl("moe_align_block_size", moe_align_block_size, "CUDA")
+library.define("moe_sum_reduce(Tensor input, Tensor! output, float routed_scaling_factor) -> ()")
+library.impl("moe_sum_reduce", moe_sum_reduce, "CUDA")
