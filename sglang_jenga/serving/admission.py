@@ -83,7 +83,7 @@ class JengaBudget(SharedSWAPrefillBudget):
 
     @property
     def _states_of_one(self) -> int:
-        """States that the request takes which is asked for; before any is, the most that one can."""
+        """States that the request which is asked for takes; before any is, the most of all."""
         if self.req is None or self._groups.state is None:
             return self._capacity.states_per_request
         states: int = self.tree_cache.req_to_token_pool.states_of(self.req)

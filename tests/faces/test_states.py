@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_jenga.serving import ablation
+from sglang_jenga.serving.ablation import CacheOptions
 from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
+from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 
 
@@ -16,3 +19,41 @@ def test_a_prompt_is_cached_though_its_next_tracking_slot_makes_windows_slide(st
         rig.submit([0] * 26, 1)
         rig.submit([1] * 38, 8)
         rig.run()
+
+
+COSTLY = Shape(full=40, state_k=1, num_large=16, context=1024)  # a state has 640 tokens' bytes
+LAZY = Settings(page_size=16, strategy="extra_buffer_lazy", track_interval=16, chunk=None)
+
+
+def running_of_eight(options: CacheOptions, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(ablation, "from_environment", lambda: options)
+    with Rig(COSTLY, LAZY) as rig:
+        for text in range(8):
+            rig.submit([text] * 48, 40)
+        rig.turn(4)
+        running = len(rig.scheduler.running_batch.reqs)
+        rig.run()
+        rig.check_nothing_lost()
+    return running
+
+
+def test_short_prompts_leave_no_state_and_as_many_more_run(monkeypatch: pytest.MonkeyPatch):
+    assert COSTLY.plan(16).state_cost_tokens == 640
+    everybody = running_of_eight(CacheOptions(worth_tracking=False), monkeypatch)
+
+    assert running_of_eight(CacheOptions(), monkeypatch) > everybody
+
+
+def test_a_long_prompt_leaves_one_and_so_does_a_place_where_short_ones_part():
+    with Rig(COSTLY, LAZY) as rig:
+        rig.ask([0] * 320, 1)
+        assert rig.ask([0] * 320 + [9] * 3, 1).hit == 320
+        rig.ask([1] * 48 + [2] * 8, 1)
+        assert rig.ask([1] * 48 + [3] * 8, 1).hit == 0  # parts here, and leaves a state
+        assert rig.ask([1] * 48 + [4] * 8, 1).hit == 48
+
+
+def test_a_short_prompt_with_a_long_answer_leaves_a_state_of_it():
+    with Rig(COSTLY, LAZY) as rig:
+        answer = rig.ask([0] * 48, 200).tokens
+        assert rig.ask([0] * 48 + list(answer) + [9] * 3, 1).hit >= 160
