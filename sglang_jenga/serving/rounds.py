@@ -41,6 +41,11 @@ class Rounds:
         self._refused = _name(queue) if refused else None
         self._refused_rounds = REFUSED_ROUNDS
 
+    @property
+    def refuses(self) -> bool:
+        """Whether somebody was left waiting by the last round."""
+        return self._refused is not None
+
     def is_refused(self, queue: Sequence[Any]) -> bool:
         """Whether the same queue was refused and that still stands."""
         return (

@@ -30,9 +30,19 @@ def next_prefill(
     there are windows: in its pool they give tokens back as requests decode. Here those have been
     counted on already."""
     allocator = self.token_to_kv_pool_allocator
-    if not is_ours(allocator) or not self.is_hybrid_swa:
+    if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
     rounds = allocator.rounds
+    if allocator.groups.state is not None:
+        rows = self.req_to_token_pool
+        asking = len(self.waiting_queue) + len(running_batch.reqs)
+        rows.tracking.sparing = (
+            rounds.refuses or asking * rows.states_per_request > rows.mamba_allocator.size
+        )
+    if not self.is_hybrid_swa:
+        batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
+        rounds.note_admission(self.waiting_queue, refused=running_batch.batch_is_full)
+        return batch, running_batch
     if (
         rounds.is_refused(self.waiting_queue)
         and running_batch.batch_is_full

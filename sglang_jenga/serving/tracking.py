@@ -1,7 +1,8 @@
 """Which requests are tracked, that is, leave a state where another one may go on.
 
 A state costs the bytes of many tokens: 3,144 tokens of KV in Qwen3-Next, 3,093 in Falcon-H1. While
-a request is tracked it holds one more of them, which another request could run in.
+a request is tracked it holds one more of them, which another request could run in. While nobody
+waits for memory there is no such other one, and everybody is tracked.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ class Tracking:
     """SGLang's lazy tracking, but for requests whose states would save next to nothing.
 
     ``least``: tokens that a state has to save; 0 to track everybody, as SGLang does. ``slots``:
-    tracking slots of a request that begins tracked.
+    tracking slots of a request that begins tracked. ``sparing``: whether somebody waits for memory.
     """
+
+    sparing = False
 
     def __init__(self, least: int, slots: int) -> None:
         self.least, self._slots = least, slots
+
+    @property
+    def _least_now(self) -> int:
+        return self.least if self.sparing else 0
 
     def slots_of(self, req: Any) -> int:
         """Tracking slots that a request begins with. A short prompt has none, unless it parts from
@@ -38,7 +45,7 @@ class Tracking:
         if req.mamba_branching_seqlen is not None:
             return self._slots
         new = len(req.full_untruncated_fill_ids) - req.prefix_len
-        return self._slots if new >= self.least else 0
+        return self._slots if new >= self._least_now else 0
 
     def takes_slot(self, req: Any, length: int) -> bool:
         """Whether a decode step takes a slot for a request that comes to a track boundary of
@@ -46,4 +53,4 @@ class Tracking:
         empty = req.kv.mamba_ping_pong_empty
         if not all(empty):
             return any(empty)
-        return length - req.kv.cache_protected_len >= self.least
+        return length - req.kv.cache_protected_len >= self._least_now
