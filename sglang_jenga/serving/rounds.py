@@ -35,11 +35,19 @@ class Rounds:
         self._stuck = 0
         self._refused: tuple[int, str] | None = None  # the queue in which nobody more got in
         self._refused_rounds = 0  # for how many more rounds that stands
+        self._admitted = False
 
-    def note_admission(self, queue: Sequence[Any], *, refused: bool) -> None:
-        """Who waits after a round, and whether the first of them was refused."""
+    def note_admission(self, queue: Sequence[Any], *, refused: bool, admitted: bool) -> None:
+        """Who waits after a round, whether the first of them was refused, and whether anybody was
+        admitted before."""
         self._refused = _name(queue) if refused else None
         self._refused_rounds = REFUSED_ROUNDS
+        self._admitted = admitted
+
+    @property
+    def again(self) -> bool:
+        """Whether the last round refused somebody beside a prompt that it admitted."""
+        return self.refuses and self._admitted
 
     @property
     def refuses(self) -> bool:

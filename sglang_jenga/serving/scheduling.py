@@ -15,7 +15,7 @@ from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving.allocator import is_ours
 from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.host_arrays import host_array
-from sglang_jenga.serving.rounds import PATIENCE, Stuck
+from sglang_jenga.serving.rounds import PATIENCE, Rounds, Stuck
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +28,20 @@ def next_prefill(
     """After a refusal nobody is asked for before a request has left the batch, or the queue is
     another one. SGLang does so where ``batch_is_full``, but takes that back in every round where
     there are windows: in its pool they give tokens back as requests decode. Here those have been
-    counted on already."""
+    counted on already. Without windows it is taken back once, after a round that admitted somebody:
+    what a prompt sets aside while it is computed has come back then."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
     rounds = allocator.rounds
     if allocator.groups.state is not None:
-        rows = self.req_to_token_pool
-        asking = len(self.waiting_queue) + len(running_batch.reqs)
-        rows.tracking.sparing = (
-            rounds.refuses or asking * rows.states_per_request > rows.mamba_allocator.size
-        )
+        _spare_states(self, rounds, running_batch)
     if not self.is_hybrid_swa:
+        if rounds.again:
+            running_batch.batch_is_full = False
         batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-        rounds.note_admission(self.waiting_queue, refused=running_batch.batch_is_full)
+        refused = running_batch.batch_is_full
+        rounds.note_admission(self.waiting_queue, refused=refused, admitted=batch is not None)
         return batch, running_batch
     if (
         rounds.is_refused(self.waiting_queue)
@@ -55,8 +55,18 @@ def next_prefill(
         rounds.pass_over()
         return None, running_batch
     batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-    rounds.note_admission(self.waiting_queue, refused=running_batch.batch_is_full)
+    refused = running_batch.batch_is_full
+    rounds.note_admission(self.waiting_queue, refused=refused, admitted=batch is not None)
     return batch, running_batch
+
+
+def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
+    """Short prompts go without a state to leave while somebody waits for memory, or while all who
+    ask and run would take more states than there are."""
+    rows = scheduler.req_to_token_pool
+    asking = len(scheduler.waiting_queue) + len(running_batch.reqs)
+    too_many = asking * rows.states_per_request > rows.mamba_allocator.size
+    rows.tracking.sparing = rounds.refuses or too_many
 
 
 def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from sglang_jenga.serving import ablation
+from sglang_jenga.serving import ablation, scheduling
 from sglang_jenga.serving.ablation import CacheOptions
 from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
@@ -44,6 +46,17 @@ def test_short_prompts_leave_no_state_and_as_many_more_run(monkeypatch: pytest.M
     assert running_of_eight(CacheOptions(), monkeypatch) > everybody
 
 
+@pytest.fixture
+def waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if somebody always waited for memory."""
+
+    def spare(scheduler: Any, *_: Any) -> None:
+        scheduler.req_to_token_pool.tracking.sparing = True
+
+    monkeypatch.setattr(scheduling, "_spare_states", spare)
+
+
+@pytest.mark.usefixtures("waited_for")
 def test_a_long_prompt_leaves_one_and_so_does_a_place_where_short_ones_part():
     with Rig(COSTLY, LAZY) as rig:
         rig.ask([0] * 320, 1)
@@ -53,7 +66,14 @@ def test_a_long_prompt_leaves_one_and_so_does_a_place_where_short_ones_part():
         assert rig.ask([1] * 48 + [4] * 8, 1).hit == 48
 
 
+@pytest.mark.usefixtures("waited_for")
 def test_a_short_prompt_with_a_long_answer_leaves_a_state_of_it():
     with Rig(COSTLY, LAZY) as rig:
         answer = rig.ask([0] * 48, 200).tokens
         assert rig.ask([0] * 48 + list(answer) + [9] * 3, 1).hit >= 160
+
+
+def test_with_room_for_all_a_short_prompt_leaves_a_state():
+    with Rig(COSTLY, LAZY) as rig:
+        rig.ask([0] * 48, 1)
+        assert rig.ask([0] * 48 + [9] * 3, 1).hit == 48

@@ -22,32 +22,44 @@ def request(new: int, *, cached: int = 0, parts_at: int | None = None, empty=(Tr
     )
 
 
+def sparing(least: int) -> Tracking:
+    """Where somebody waits for memory."""
+    tracking = Tracking(least, 1)
+    tracking.sparing = True
+    return tracking
+
+
 @pytest.mark.parametrize(("new", "slots"), [(99, 0), (100, 1)])
 def test_a_prompt_whose_new_part_is_short_begins_without_a_slot(new: int, slots: int):
-    assert Tracking(100, 1).slots_of(request(new)) == slots
-    assert Tracking(100, 1).slots_of(request(new, cached=5000)) == slots
+    assert sparing(100).slots_of(request(new)) == slots
+    assert sparing(100).slots_of(request(new, cached=5000)) == slots
 
 
 def test_a_short_prompt_that_parts_from_cached_ones_begins_with_one():
-    assert Tracking(100, 1).slots_of(request(3, cached=64, parts_at=64)) == 1
+    assert sparing(100).slots_of(request(3, cached=64, parts_at=64)) == 1
+
+
+def test_while_nobody_waits_for_memory_everybody_is_tracked():
+    assert Tracking(100, 1).slots_of(request(3)) == 1
+    assert Tracking(100, 1).takes_slot(request(7, cached=200), 208)
 
 
 def test_with_nothing_to_save_everybody_is_tracked_as_in_sglang():
-    assert Tracking(0, 1).slots_of(request(0)) == 1
-    assert Tracking(0, 1).takes_slot(request(0), 64)
+    assert sparing(0).slots_of(request(0)) == 1
+    assert sparing(0).takes_slot(request(0), 64)
 
 
 def test_a_tracked_request_takes_the_second_slot_at_every_boundary():
     tracked = request(7, empty=(False, True))
 
-    assert Tracking(100, 1).takes_slot(tracked, 64)
-    assert not Tracking(100, 1).takes_slot(request(7, empty=(False, False)), 64)
+    assert sparing(100).takes_slot(tracked, 64)
+    assert not sparing(100).takes_slot(request(7, empty=(False, False)), 64)
 
 
 @pytest.mark.parametrize(("length", "takes"), [(299, False), (300, True)])
 def test_an_untracked_one_takes_its_first_slot_once_its_answer_is_long(length: int, takes: bool):
     """Counted from what is cached of it: a state is worth what lies between the two."""
-    assert Tracking(100, 1).takes_slot(request(7, cached=200), length) is takes
+    assert sparing(100).takes_slot(request(7, cached=200), length) is takes
 
 
 def test_a_state_has_to_save_a_quarter_of_the_tokens_that_its_bytes_would_hold():
