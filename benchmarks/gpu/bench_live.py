@@ -38,7 +38,10 @@ SIDES = {
     "stock": (),
     "unified": ("--enable-unified-memory",),
     "jenga": ("--memory-backend", "jenga"),
+    "stock-mixed": ("--enable-mixed-chunk",),
+    "jenga-mixed": ("--memory-backend", "jenga", "--enable-mixed-chunk"),
 }
+DEFAULT_SIDES = ("stock", "unified", "jenga")
 # What the planner's configurations need not say, and a server must know.
 SIZES = {
     "gemma-2-9b": {"intermediate_size": 14336, "vocab_size": 256000, "query_pre_attn_scalar": 256},
@@ -172,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--attention-backend", help="of both servers (default fa3, else triton)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES)
     parser.add_argument("--pool-tokens", type=int, default=POOL_TOKENS)
     parser.add_argument("--boot-seconds", type=float, default=420)
     parser.add_argument("--together", action="store_true", help="boot all, then measure each")

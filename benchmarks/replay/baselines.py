@@ -95,6 +95,7 @@ def _pages_like_states(geometry: Geometry, chunk: int) -> dict[str, Any]:
 
 
 _JENGA = {"memory_backend": "jenga"}
+_MIXED = {"enable_mixed_chunk": True, "chunked_prefill_size": 2048}
 _AUTO: dict[str, Any] = {}
 _UNIFIED = {"enable_unified_memory": True, "attention_backend": "triton"}
 
@@ -106,6 +107,7 @@ _ALL = (
         "sweep; the same as stock where it has no ratio",
         sweeps=True,
     ),
+    Baseline("stock-mixed", "stock with decode steps in chunks of 2,048 tokens", _MIXED),
     Baseline(
         "stock-untracked",
         "stock with states cached only where chunks and requests end",
@@ -138,6 +140,12 @@ _ALL = (
         sweeps=True,
     ),
     Baseline("jenga", "this project as it comes", _JENGA, states=_AUTO),
+    Baseline(
+        "jenga-mixed",
+        "jenga with decode steps in chunks of 2,048 tokens",
+        _JENGA | _MIXED,
+        states=_AUTO,
+    ),
     Baseline(
         "jenga-best",
         "jenga with the caching of states that models the most tokens per second; the same as "
