@@ -18,7 +18,7 @@ from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tokenizer
 
 IMAGE_TOKENS = 68
 TILE = 56  # pixels
-_IMAGE, _TOOL = "<|image|>", "<|python_tag|>"
+IMAGE, _TOOL = "<|image|>", "<|python_tag|>"
 _RECORD = "tiny_model.txt"
 
 _VISION: dict[str, Any] = {
@@ -73,12 +73,12 @@ def write_tiny_mllama(
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = write_tokenizer(folder, (_IMAGE, _TOOL))
+    tokenizer = write_tokenizer(folder, (IMAGE, _TOOL))
     config = MllamaConfig(
         vision_config=_VISION,
         text_config=_TEXT
         | {"cross_attention_layers": list(cross_layers), "hidden_size": hidden_size},
-        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         dtype="float32",
     )
     model = MllamaForConditionalGeneration(config).float()
@@ -127,4 +127,4 @@ def picture(seed: int, tiles_wide: int = 1, tiles_high: int = 1) -> str:
 
 def prompt(text: str, *pictures: str) -> Pictured:
     """A prompt with pictures before the text."""
-    return Pictured(_IMAGE * len(pictures) + text, pictures)
+    return Pictured(IMAGE * len(pictures) + text, pictures)
