@@ -20,9 +20,9 @@ def image_ends(req: Any) -> Sequence[int]:
     length = encoder_length(req)
     if not length:
         return ()
-    ends = tuple(accumulate(req.multimodal_inputs.image_pad_len or (length,)))
-    assert ends[-1] == length, "the images of a request are all its encoder's tokens"
-    return ends
+    ends = tuple(accumulate(req.multimodal_inputs.image_pad_len or ()))
+    # A session's later turns add images that SGLang does not count: they stay in one piece.
+    return ends if ends and ends[-1] == length else (length,)
 
 
 def missing_encoder(req: Any) -> int:

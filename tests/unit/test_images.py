@@ -151,3 +151,11 @@ def test_what_is_missing_of_an_encoder_is_counted_behind_the_hit():
     assert image_ends(request(inputs, 0, 1)) == (TOKENS, 2 * TOKENS)
     missing = [missing_encoder(request(inputs, hit, 3)) for hit in (0, TOKENS, 12, 14)]
     assert missing == [2 * TOKENS, TOKENS, 0, 0]
+
+
+def test_images_that_a_sessions_later_turn_has_added_are_in_no_piece_of_their_own():
+    first, later = pictured(CAT), pictured(DOG)
+    names(first), names(later)
+    first.merge(later)  # SGLang adds up the images, not their tokens
+
+    assert image_ends(request(first, 0, 1)) == (TOKENS,)
