@@ -171,10 +171,6 @@ class TokenPages(NamedTuple):
     ids: np.ndarray
     gone: Range = NO_TOKENS
 
-    def end(self, tokens_per_page: int) -> int:
-        """Behind the last token that it has pages of."""
-        return self.begin + self.ids.size * tokens_per_page
-
 
 PrefixPages = Mapping[int, int]  # length of a prefix: the request's own page for it
 

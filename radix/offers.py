@@ -27,13 +27,13 @@ class Offers:
         paths: Paths,
         holdings: Holdings,
         observer: TreeObserver | None,
+        image_ends: Sequence[int] = (),
     ) -> None:
         self.adopted: list[tuple[Node, int]] = []
         self.declined: list[list[np.ndarray]] = [[] for _ in offers]
         self._offers = offers
         self._paths, self._holdings, self._observer = paths, holdings, observer
-        image = None if paths.image is None else offers[paths.image]
-        self.image_end = image.end(paths.tokens_per_page) if isinstance(image, TokenPages) else 0
+        self._image_ends = image_ends
 
     def append(self, namespace: Hashable, parent: Node, key: np.ndarray) -> Node:
         """New nodes for the key behind ``parent``, cut where a group's pages begin or end."""
@@ -43,7 +43,7 @@ class Offers:
         run = Run(key[parent.end :].copy(), parent.end)
         for begin, end in pairwise([parent.end, *cuts, key.size]):
             edge = paths.edge(namespace, key, begin)
-            base = paths.base_at(begin, self.image_end)
+            base = paths.base_at(begin, self._image_ends)
             node = Node(parent, edge, namespace, run, begin, end, len(self._offers), base)
             parent.children[edge] = node
             for group_id, offer in enumerate(self._offers):
@@ -98,7 +98,7 @@ class Offers:
 
     def _cuts(self, offers: Iterable[TokenPages | PrefixPages], begin: int, end: int) -> list[int]:
         """Positions inside ``(begin, end)`` at which nodes must end for the offers."""
-        cuts = {self.image_end}
+        cuts = set(self._image_ends)
         for offer in offers:
             cuts.update((offer.begin, *offer.gone) if isinstance(offer, TokenPages) else offer)
         return sorted(cut for cut in cuts if begin < cut < end)

@@ -41,26 +41,27 @@ class Paths:
         self._queues, self._times = queues, times
         self._observer = observer
 
-    def base_at(self, position: int, image_end: int) -> int:
-        """The base of a node that begins there, in a key whose images end at ``image_end``."""
-        if self.image is None or position >= image_end:
+    def base_at(self, position: int, image_ends: Sequence[int]) -> int:
+        """The base of a node that begins there, in a key whose images end at ``image_ends``."""
+        if self.image is None or position >= text_begin(image_ends):
             return self.closed
         return self.image
 
-    def leads_into(self, child: Node, agreed: int, image_end: int | None) -> bool:
+    def leads_into(self, child: Node, agreed: int, image_ends: Sequence[int] | None) -> bool:
         """Whether a key that agrees with a child up to ``agreed`` has part in it. An image counts
-        as a whole; ``image_end``: where the key's images end, None if nobody knows."""
+        as a whole; ``image_ends``: where the key's images end, None if nobody knows."""
         if self.image is None:
             return True
         if child.base == self.image:
-            return agreed >= child.end and image_end in (None, child.end)
-        return image_end is None or child.begin >= image_end
+            whole = agreed >= child.end
+            return whole and (image_ends is None or child.end == _end_behind(child, image_ends))
+        return image_ends is None or child.begin >= text_begin(image_ends)
 
     def walk(
-        self, namespace: Hashable, key: np.ndarray, image_end: int | None = 0
+        self, namespace: Hashable, key: np.ndarray, image_ends: Sequence[int] | None = ()
     ) -> tuple[list[Node], int]:
         """Nodes along ``key`` and the page-aligned length up to which their keys agree, of images
-        whole ones; ``image_end`` as in `leads_into`."""
+        whole ones; ``image_ends`` as in `leads_into`."""
         node, at = self.root, 0
         path: list[Node] = []
         run, agreed = None, 0
@@ -71,7 +72,7 @@ class Paths:
             if child.run is not run:  # else compared already, with the nodes before
                 run = child.run
                 agreed = at + common(run.tokens[at - run.begin :], key[at:])
-            if self.image is not None and not self.leads_into(child, agreed, image_end):
+            if self.image is not None and not self.leads_into(child, agreed, image_ends):
                 break
             path.append(child)
             at = min(child.end, agreed - agreed % self.tokens_per_page)
@@ -223,6 +224,16 @@ class Paths:
                     found.append(node)
                 node = above
         return found
+
+
+def text_begin(image_ends: Sequence[int]) -> int:
+    """Where the text of a key begins whose images, which come first, end there."""
+    return image_ends[-1] if image_ends else 0
+
+
+def _end_behind(image: Node, image_ends: Sequence[int]) -> int | None:
+    """Where a key's image ends that begins with this one; None if none does."""
+    return next((end for end in image_ends if end > image.begin), None)
 
 
 def common(tokens: np.ndarray, others: np.ndarray) -> int:

@@ -51,7 +51,7 @@ class RadixTrees:
     attention. For every node but the root and every group g:
 
         extents[b] is not None, and of the other base group None
-        an image's parent is the root
+        an image's parent is the root or an image
         node.evictable(g)       =>  in_smalls[g] is not None
     """
 
@@ -149,14 +149,17 @@ class RadixTrees:
 
     # ---- hit --------------------------------------------------------------------------------
 
-    def match(self, namespace: Hashable, key: np.ndarray, image_end: int | None = 0) -> Match:
+    def match(
+        self, namespace: Hashable, key: np.ndarray, image_ends: Sequence[int] | None = ()
+    ) -> Match:
         """Longest prefix of ``key`` that is a hit in every group, and what made it shorter.
-        ``image_end``: where the key's images end, which are hit as a whole; None if nobody knows.
+        ``image_ends``: where each of the key's images ends, which come first and are hit as a
+        whole; None if nobody knows.
 
         Splits a node where the hit ends inside it. Refreshes what each group reads of the hit.
         Lock the node before anything else is matched, or it may have become part of a longer one.
         """
-        path, agreed = self._paths.walk(namespace, key, image_end)
+        path, agreed = self._paths.walk(namespace, key, image_ends)
         end, misses = joint_hit(path, agreed, self.policies, self._others, self.tokens_per_page)
         if not end:
             return Match(self.root, agreed, misses)
@@ -191,14 +194,16 @@ class RadixTrees:
         namespace: Hashable,
         key: np.ndarray,
         offers: Sequence[TokenPages | PrefixPages],
+        image_ends: Sequence[int] = (),
     ) -> Inserted:
-        """Offer a request's own pages for ``key``; the trees adopt what they lack.
+        """Offer a request's own pages for ``key``; the trees adopt what they lack. Images that end
+        at ``image_ends`` become nodes of their own.
 
         ``start`` ends the part of the key that the trees have for this request already; it must be
         locked, or the root. Adopted pages are evictable until somebody locks them.
         """
         self._ages.tick()
-        own = Offers(offers, self._paths, self._holdings, self._observer)
+        own = Offers(offers, self._paths, self._holdings, self._observer, image_ends)
         node, at, branch = start, start.end, None
         while at < key.size:
             child = node.children.get(self._paths.edge(namespace, key, at))
@@ -207,7 +212,7 @@ class RadixTrees:
                 node = own.append(namespace, node, key)
                 break
             agreed = at + self._paths.agreement(child, key, at)
-            if not self._paths.leads_into(child, agreed, own.image_end):
+            if not self._paths.leads_into(child, agreed, image_ends):
                 break  # two images of one name, or one that is text elsewhere: the first stays
             at = agreed
             if at < child.end:
@@ -310,7 +315,8 @@ class RadixTrees:
             for other in self._paths.bases:
                 assert other == node.base or node.extents[other] is None, "pages of two bases"
             if node.base == self._paths.image:
-                assert node.parent is self.root, "an image behind something else"
+                behind = node.parent is self.root or node.parent.base == self._paths.image
+                assert behind, "an image behind text"
             for group_id in self._groups:
                 if (evictable := node.evictable(group_id)) is not None:
                     entry, time = node.in_smalls[group_id], self._times.of(evictable)

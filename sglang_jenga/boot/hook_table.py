@@ -160,9 +160,35 @@ CONSTRUCTION = (
     ),
 )
 SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
+_MLLAMA = "sglang.srt.models.mllama.MllamaForConditionalGeneration"
 ENCODERS = (
     Hook(
-        "sglang.srt.models.mllama.MllamaForConditionalGeneration.get_full_text_row_masked_out_mask",
+        f"{_MLLAMA}.pad_input_ids",
+        "around",
+        "(self, input_ids, mm_inputs)",
+        f"{_OURS}.serving.images:name_images",
+        "each image of a request has a name of its own",
+        "that images come first, all of one length, and in one tensor; `image_pad_len`, unused so "
+        "far by this model",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_encoder_info_extend",
+        "around",
+        "(self, input_ids, seq_lens)",
+        f"{_OURS}.serving.images:sort_step",
+        "a hit may end between two images of a request, where SGLang stops",
+        "which fields of requests it reads and writes (`_Rest`), and which of the batch",
+    ),
+    Hook(
+        f"{_MLLAMA}._batch_image_inputs",
+        "around",
+        "(self, forward_batch)",
+        f"{_OURS}.serving.images:images_to_encode",
+        "only the images behind a hit are encoded",
+        "that it takes the images from the batch's `mm_inputs`, and their tensors' names",
+    ),
+    Hook(
+        f"{_MLLAMA}.get_full_text_row_masked_out_mask",
         "around",
         "(self, forward_batch)",
         f"{_OURS}.serving.text_rows:mask",

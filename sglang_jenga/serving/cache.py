@@ -33,7 +33,7 @@ from sglang_jenga.radix.node import Match, Node, PathLock, PrefixPages, TokenPag
 from sglang_jenga.radix.tree import RadixTrees
 from sglang_jenga.serving.ablation import ALL_ON, CacheOptions
 from sglang_jenga.serving.cache_sizes import CacheSizes
-from sglang_jenga.serving.encoders import encoder_length
+from sglang_jenga.serving.encoders import image_ends
 from sglang_jenga.serving.eviction import CachedPrefixes, Eviction
 from sglang_jenga.serving.kv_events import EventPublisher
 from sglang_jenga.serving.misses import MissReport
@@ -157,7 +157,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             match = self.trees.match(
                 _namespace(key),
                 _tokens(key.token_ids, length),
-                encoder_length(params.req) if self.groups.encoder is not None else 0,
+                self._image_ends(params.req),
             )
             self.misses.record(match, length, params.req)
         node, branch = match.node, None
@@ -172,6 +172,9 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             full_kv_hit_length=node.end,
             mamba_branching_seqlen=branch,
         )
+
+    def _image_ends(self, req: Any) -> Sequence[int]:
+        return image_ends(req) if self.groups.encoder is not None else ()
 
     def forgo_hit(self, req: Any) -> None:
         """With its hit a request does not fit, alone on the server: it goes without."""
@@ -263,6 +266,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             (req.extra_key, req.cache_salt or None),
             _tokens(req.full_untruncated_fill_ids, end),
             offers,
+            self._image_ends(req),
         )
         end = node.end  # less, if the trees have another key that parts from it inside an image
         for group_id, parts in enumerate(declined):

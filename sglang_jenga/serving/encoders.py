@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 
@@ -12,7 +14,17 @@ def encoder_length(req: Any) -> int:
     return 0 if inputs is None else inputs.num_image_tokens or 0
 
 
-def missing_encoder(req: Any) -> int:
-    """Of these, the ones that its hit does not cover: all or none."""
+def image_ends(req: Any) -> Sequence[int]:
+    """Where each image ends that has a name of its own (`serving.images`), the last one where the
+    text begins; nothing without images."""
     length = encoder_length(req)
-    return length if req is not None and req.prefix_len < length else 0
+    if not length:
+        return ()
+    ends = tuple(accumulate(req.multimodal_inputs.image_pad_len or ()))
+    # A session's later turns add images that SGLang does not count: they stay in one piece.
+    return ends if ends and ends[-1] == length else (length,)
+
+
+def missing_encoder(req: Any) -> int:
+    """Of the encoder's tokens, those that the request's hit does not cover."""
+    return max(0, encoder_length(req) - req.prefix_len) if req is not None else 0

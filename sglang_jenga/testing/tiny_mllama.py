@@ -1,7 +1,8 @@
 """Write a tiny Llama 3.2 Vision with random weights, and pictures to show it.
 
-Five layers, of which two have cross attention; a picture has 4 tiles of 17 patches, 68 tokens,
-whatever its size. transformers and Pillow are imported when something is made, not before.
+Five layers, of which two have cross attention, unless told otherwise; a picture has 4 tiles of 17
+patches, 68 tokens, whatever its size. transformers and Pillow are imported when something is made,
+not before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sglang_jenga.testing.tiny_models import VOCAB_SIZE, write_tokenizer
 
 IMAGE_TOKENS = 68
 TILE = 56  # pixels
-_IMAGE, _TOOL = "<|image|>", "<|python_tag|>"
+IMAGE, _TOOL = "<|image|>", "<|python_tag|>"
 _RECORD = "tiny_model.txt"
 
 _VISION: dict[str, Any] = {
@@ -53,15 +54,21 @@ _TEXT: dict[str, Any] = {
 
 
 def write_tiny_mllama(
-    folder: str | Path, *, cross_layers: tuple[int, ...] = (1, 3), hidden_size: int = 64
+    folder: str | Path,
+    *,
+    num_layers: int = 5,
+    cross_layers: tuple[int, ...] = (1, 3),
+    hidden_size: int = 64,
+    tile: int = TILE,
 ) -> Path:
     """Write config, weights, tokenizer and processor to `folder` and return it.
 
     Nothing is written if it holds this model already. The text's four heads share `hidden_size`.
+    ``tile``: pixels of a picture's tiles on each side, 14 to a patch.
     """
     folder = Path(folder)
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    recipe += repr((cross_layers, hidden_size))
+    recipe += repr((num_layers, cross_layers, hidden_size, tile))
     record = folder / _RECORD
     if record.exists() and record.read_text() == recipe:
         return folder
@@ -73,18 +80,22 @@ def write_tiny_mllama(
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = write_tokenizer(folder, (_IMAGE, _TOOL))
+    tokenizer = write_tokenizer(folder, (IMAGE, _TOOL))
     config = MllamaConfig(
-        vision_config=_VISION,
+        vision_config=_VISION | {"image_size": tile},
         text_config=_TEXT
-        | {"cross_attention_layers": list(cross_layers), "hidden_size": hidden_size},
-        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
+        | {
+            "num_hidden_layers": num_layers,
+            "cross_attention_layers": list(cross_layers),
+            "hidden_size": hidden_size,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         dtype="float32",
     )
     model = MllamaForConditionalGeneration(config).float()
     _draw(model)
     model.save_pretrained(folder)
-    pictures = MllamaImageProcessor(size={"height": TILE, "width": TILE}, max_image_tiles=4)
+    pictures = MllamaImageProcessor(size={"height": tile, "width": tile}, max_image_tiles=4)
     MllamaProcessor(pictures, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record.write_text(recipe)  # last: a half-written folder is written again
@@ -127,4 +138,4 @@ def picture(seed: int, tiles_wide: int = 1, tiles_high: int = 1) -> str:
 
 def prompt(text: str, *pictures: str) -> Pictured:
     """A prompt with pictures before the text."""
-    return Pictured(_IMAGE * len(pictures) + text, pictures)
+    return Pictured(IMAGE * len(pictures) + text, pictures)

@@ -1,10 +1,11 @@
 """What requests with images do to trees and allocator, and what must hold, by flat dictionaries.
 
 Two groups: full attention holds text, cross attention the images before it. `Owners` has no tree,
-no node and no extent. It knows an image by all its tokens, and a text by the image and the tokens
-that lead to it; what the trees take, hit, keep and evict, it derives.
+no node and no extent. It knows an image by all its tokens and by the images before it, and a text
+by its images and the tokens that lead to it; what the trees take, hit, keep and evict, it derives.
 """
 
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -20,24 +21,36 @@ from tests.conftest import plan_of
 from tests.models.byte_model import Memory, PoolBytes
 
 TEXT, IMAGE = 0, 1
-# Tokens of images, all larger than those of text: lengths differ, two have a name in common, one
-# parts from another inside, and one is of two pictures.
-IMAGES = ((), (90,) * 5, (91,) * 3, (92,) * 8, (91,) * 4, (92,) * 5 + (93,) * 3, (94, 95) * 3)
+# Tokens of images, all larger than those of text: lengths differ, three have a name in common, one
+# of them is as long as another twice, and one parts from another inside.
+IMAGES = ((90,) * 5, (91,) * 3, (92,) * 8, (91,) * 4, (91,) * 6, (92,) * 5 + (93,) * 3, (94, 95))
 
 
 class Key(NamedTuple):
-    image: tuple[int, ...]
+    images: tuple[tuple[int, ...], ...]
     text: tuple[int, ...]
 
     @property
     def tokens(self):
-        return np.array(self.image + self.text, dtype=np.int64)
+        return np.array([*chain(*self.images), *self.text], dtype=np.int64)
+
+    @property
+    def image_ends(self):
+        return list(accumulate(map(len, self.images)))
+
+    @property
+    def border(self):
+        return sum(map(len, self.images))
 
     def places(self):
         """Group and place of each token."""
-        found = [(IMAGE, (self.image, at)) for at in range(len(self.image))]
+        found = [
+            (IMAGE, (self.images[:count], at))
+            for count, image in enumerate(self.images, 1)
+            for at in range(len(image))
+        ]
         return found + [
-            (TEXT, (self.image, self.text[:end])) for end in range(1, len(self.text) + 1)
+            (TEXT, (self.images, self.text[:end])) for end in range(1, len(self.text) + 1)
         ]
 
 
@@ -48,24 +61,36 @@ class Owners:
         self.cached = {}
         self.locks = []
 
-    def keeps(self, key):
-        """Whether the trees can take the key: of those that begin alike, and part inside an image,
-        they have the first."""
-        first = (key.image + key.text)[:1]
-        begins_alike = {
-            image for group, (image, text) in self.cached if (image or text)[:1] == first
-        }
-        return begins_alike <= {key.image}
+    def reach(self, key):
+        """How many of the key's tokens the trees can have: of what follows the same images and
+        begins alike, an image or a text, they keep the first."""
+        length = 0
+        for count, part in enumerate((*key.images, *([None] if key.text else []))):
+            before, first = key.images[:count], (key.text if part is None else part)[0]
+            images = {
+                images[-1]
+                for group, (images, _) in self.cached
+                if group == IMAGE and images[:-1] == before and images[-1][0] == first
+            }
+            texts = {
+                None
+                for group, (images, text) in self.cached
+                if group == TEXT and images == before and text[0] == first
+            }
+            if not images | texts <= {part}:
+                return length
+            length += len(part or key.text)
+        return length
 
     def hit(self, key):
-        """Places of the longest hit: none of an image, or all, and the text behind it."""
-        places = key.places() if self.keeps(key) else []
+        """Places of the longest hit: the first images, each as a whole, and the text behind all."""
         found = []
-        for place in places:
+        for place in key.places()[: self.reach(key)]:
             if place not in self.cached:
                 break
             found.append(place)
-        assert not 0 < len(found) < len(key.image), "the trees have a part of an image"
+        whole = len(found) >= key.border or len(found) in [0, *key.image_ends]
+        assert whole, "the trees have a part of an image"
         return found
 
     def locked(self):
@@ -73,10 +98,10 @@ class Owners:
 
     def insert(self, key, ids):
         """The request's own pages, by place; returns those that the trees decline."""
-        if not self.keeps(key):
-            return None
-        declined = [(place, page) for place, page in ids.items() if place in self.cached]
-        self.cached = {**ids, **self.cached}
+        places = set(key.places()[: self.reach(key)])
+        offered = {place: page for place, page in ids.items() if place in places}
+        declined = [(place, page) for place, page in offered.items() if place in self.cached]
+        self.cached = {**offered, **self.cached}
         return declined
 
     def evict(self, group_id, small_ids):
@@ -87,17 +112,20 @@ class Owners:
         }
         assert len(gone) == len(small_ids) and not gone & self.locked(), "evicted under a lock"
         if group_id == IMAGE:
-            (image,) = {place[0] for _, place in gone}
-            assert len(gone) == len(image), "a part of an image is evicted"
+            (images,) = {place[0] for _, place in gone}
+            assert len(gone) == len(images[-1]), "a part of an image is evicted"
         for place in gone:
             del self.cached[place]
 
     def check(self):
         """Nothing is cached that nothing could hit."""
-        for group_id, (image, text) in self.cached:
+        for group_id, (images, text) in self.cached:
+            before = images if group_id == TEXT else images[:-1]
+            for count, image in enumerate(before, 1):
+                places = [(IMAGE, (images[:count], at)) for at in range(len(image))]
+                assert self.cached.keys() >= set(places)
             if group_id == TEXT:
-                assert all((IMAGE, (image, at)) in self.cached for at in range(len(image)))
-                assert len(text) == 1 or (TEXT, (image, text[:-1])) in self.cached
+                assert len(text) == 1 or (TEXT, (images, text[:-1])) in self.cached
 
 
 class TellingAllocator(Allocator):
@@ -145,17 +173,19 @@ class ImageMachine(RuleBasedStateMachine):
     def draw_key(self, data):
         new = st.builds(
             Key,
-            st.sampled_from(IMAGES),
+            st.lists(st.sampled_from(IMAGES), max_size=3).map(tuple),
             st.lists(st.sampled_from([0, 1, 2, 2, 91]), min_size=1, max_size=9).map(tuple),
         )
         key = data.draw(st.one_of(new, st.sampled_from(self.past)))
         cut = data.draw(st.integers(1, len(key.text)))
         more = data.draw(st.lists(st.integers(0, 2), max_size=3).map(tuple))
-        return Key(key.image, key.text[:cut] + more)
+        images = key.images[: data.draw(st.integers(0, len(key.images)))]
+        last = data.draw(st.lists(st.sampled_from(IMAGES), max_size=1).map(tuple))
+        return Key(data.draw(st.sampled_from([key.images, images + last])), key.text[:cut] + more)
 
     def match(self, key):
         expected = self.owners.hit(key)
-        match = self.trees.match(None, key.tokens, len(key.image))
+        match = self.trees.match(None, key.tokens, key.image_ends)
         assert match.node.end == match.agreed == len(expected)
         for place in expected:
             self.memory.assert_holds(place[0], self.owners.cached[place], place)
@@ -164,7 +194,7 @@ class ImageMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def start_request(self, data):
         key = self.draw_key(data)
-        node, hit = self.match(Key(key.image, key.text[:-1]))
+        node, hit = self.match(Key(key.images, key.text[:-1]))
         lock = self.trees.lock(node)
         self.owners.locks.append(set(hit))
         new = key.places()[len(hit) :]
@@ -205,7 +235,7 @@ class ImageMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def decode(self, data):
         request = data.draw(st.sampled_from(self.running))
-        key = Key(request.key.image, (*request.key.text, data.draw(st.integers(0, 2))))
+        key = Key(request.key.images, (*request.key.text, data.draw(st.integers(0, 2))))
         got = self.alloc(key.places()[-1:])
         if got is not None:
             request.key = key
@@ -220,34 +250,32 @@ class ImageMachine(RuleBasedStateMachine):
         key, own = request.key, request.own
         if not own:
             return
-        border, end = len(key.image), len(request.pages)
+        border, places = key.border, key.places()
+        end = min(len(places), max(self.owners.reach(key), request.protected))
         offers = [
             TokenPages(max(request.protected, border), _ids(own, TEXT)),
             TokenPages(min(request.protected, border), _ids(own, IMAGE)),
         ]
         expected = self.owners.insert(key, own)
-        outcome = self.trees.insert(request.lock.node, None, key.tokens, offers)
+        outcome = self.trees.insert(request.lock.node, None, key.tokens, offers, key.image_ends)
         declined = [
             (group_id, page)
             for group_id, parts in enumerate(outcome.declined)
             for ids in parts
             for page in ids.tolist()
         ]
-        if expected is None:
-            assert not declined and outcome.node.end == request.protected == 0
-            return
         assert outcome.node.end == end
         assert sorted(declined) == sorted((place[0], page) for place, page in expected)
         for group_id, page in declined:
             self.allocator.free(group_id, np.array([page]))
-        lock, places = self.trees.lock(outcome.node), set(key.places())
+        lock, places = self.trees.lock(outcome.node), set(places[:end])
         self.owners.locks.append(places)
         self.unlock(request.lock, request.places)
         request.lock, request.places, request.protected = lock, places, end
         shown = [self.trees.pages_to(outcome.node, group_id) for group_id in (TEXT, IMAGE)]
         assert not (shown[TEXT] * shown[IMAGE]).any(), "a token with pages of both groups"
         both = (shown[TEXT] + shown[IMAGE]).tolist()
-        request.pages = dict(zip(key.places(), both, strict=True))
+        request.pages |= dict(zip(key.places(), both, strict=False))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), insert=st.booleans())
@@ -322,24 +350,23 @@ class ImageMachine(RuleBasedStateMachine):
     def images_are_whole_and_the_trees_have_what_the_owners_have(self):
         found = {}
         for node in self.trees.nodes():
-            tokens, above = node.key.tolist(), node.parent
+            images, text, above = (), (), node
             while above.parent is not None:
-                tokens, above = above.key.tolist() + tokens, above.parent
+                tokens = tuple(above.key.tolist())
+                if above.base == IMAGE:
+                    assert tokens in IMAGES
+                    images = (tokens, *images)
+                else:
+                    assert not images, "an image behind text"
+                    text = tokens + text
+                above = above.parent
+            ids = node.extents[node.base].ids.tolist()
             if node.base == IMAGE:
-                assert node.begin == 0 and tuple(tokens) in IMAGES
-                found |= {
-                    (IMAGE, (tuple(tokens), at)): page
-                    for at, page in enumerate(node.extents[IMAGE].ids.tolist())
-                }
+                found |= {(IMAGE, (images, at)): page for at, page in enumerate(ids)}
                 continue
-            top = node
-            while top.parent.parent is not None:
-                top = top.parent
-            image = tuple(top.key.tolist()) if top.base == IMAGE else ()
-            text = tokens[len(image) :]
-            first = node.begin - len(image)
-            for at, page in enumerate(node.extents[TEXT].ids.tolist(), first + 1):
-                found[TEXT, (image, tuple(text[:at]))] = page
+            first = len(text) - len(ids)
+            for at, page in enumerate(ids, first + 1):
+                found[TEXT, (images, text[:at])] = page
         assert found == self.owners.cached
 
     @invariant()

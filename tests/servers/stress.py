@@ -2,9 +2,12 @@
 
     python -m tests.servers.stress                  # 2,000 requests
     python -m tests.servers.stress --requests 200 --family qwen3_next
+    python -m tests.servers.stress --family mllama  # pictures, which many prompts share
 
 A real server over HTTP. Every third request is aborted or its connection dropped at a random
-moment. The server must live, every finished answer must equal the unpressured one, and at the end
+moment; of those with pictures some before their first token. The server must live, every finished
+answer must equal the unpressured one (with pictures: stock SGLang's to each prompt alone, without a
+cache), and at the end
 the pool must be entirely empty or evictable and every large page must come back from /flush_cache,
 with SGLang's strict leak checks on all the time.
 """
@@ -25,8 +28,10 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from sglang_jenga.testing.engines import Pictured, Prompt
 from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server
+from sglang_jenga.testing.tiny_mllama import picture, prompt, write_tiny_mllama
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
 from sglang_jenga.testing.warm import WarmLauncher
 
@@ -41,14 +46,22 @@ CONCURRENCY = 32
 # Stock's bytes for so many tokens; the concurrent requests want about four times that.
 POOL_TOKENS = 340
 POOL_STATES = 8
+WORDS = ("what", "is", "this", "that", "and", "the", "how", "many", "red", "blue", "of", "picture")
+TILES = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 3))
 
 
 class Job(NamedTuple):
-    """A prompt, its answer's length, and how and after how many tokens it ends early."""
+    """A prompt, its answer's length, and how and after how many tokens it ends early; with -1 it
+    does not wait for any."""
 
-    prompt: list[int]
+    prompt: Prompt
     new_tokens: int
     quits: tuple[str, int] | None = None
+
+    @property
+    def question(self) -> tuple[tuple[Any, ...], int]:
+        """What its answer depends on."""
+        return tuple(self.prompt), self.new_tokens
 
 
 class Report(NamedTuple):
@@ -77,18 +90,40 @@ def jobs_of(count: int, seed: int = 0) -> list[Job]:
         Job(rng.choice(systems) + tokens(rng.randrange(1, 80)), rng.randrange(2, 24))
         for _ in range(max(8, count // 8))
     ]
-    jobs = [rng.choice(distinct) for _ in range(count)]
+    return _some_quit([rng.choice(distinct) for _ in range(count)], rng)
+
+
+def pictured_jobs_of(count: int, seed: int = 0) -> list[Job]:
+    """Prompts of up to three pictures out of a few, in any order, and texts that begin alike."""
+    rng = random.Random(seed)
+    pictures = [picture(number, *tiles) for number, tiles in enumerate(TILES)]
+
+    def text(words: int) -> str:
+        return " ".join(rng.choices(WORDS, k=words))
+
+    systems = [text(length) for length in (0, 4, 12)]
+
+    def made() -> Job:
+        shown = rng.choices(pictures, k=rng.choice((0, 1, 1, 2, 2, 3)))
+        asked = f"{rng.choice(systems)} {text(rng.randrange(1, 16))}?"
+        return Job(prompt(asked, *shown), rng.randrange(2, 24))
+
+    distinct = [made() for _ in range(max(8, count // 8))]
+    return _some_quit([rng.choice(distinct) for _ in range(count)], rng, earliest=-1)
+
+
+def _some_quit(jobs: list[Job], rng: random.Random, *, earliest: int = 0) -> list[Job]:
     return [
-        job._replace(quits=(rng.choice(("abort", "drop")), rng.randrange(job.new_tokens)))
+        job._replace(quits=(rng.choice(("abort", "drop")), rng.randrange(earliest, job.new_tokens)))
         if index % 3 == 0
         else job
         for index, job in enumerate(jobs)
     ]
 
 
-async def _play(url: str, jobs: list[Job]) -> list[list[int] | None]:
+async def _play(url: str, jobs: list[Job], concurrency: int) -> list[list[int] | None]:
     """Answers in order; None for those that quit."""
-    limit = asyncio.Semaphore(CONCURRENCY)
+    limit = asyncio.Semaphore(concurrency)
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout) as session:
 
@@ -104,16 +139,22 @@ async def _request(
 ) -> list[int] | None:
     body: dict[str, Any] = {
         "rid": rid,
-        "input_ids": job.prompt,
         "sampling_params": {
             "temperature": 0,
             "max_new_tokens": job.new_tokens,
         },
         "stream": True,
     }
+    if isinstance(job.prompt, Pictured):
+        body |= {"text": job.prompt.text, "image_data": list(job.prompt.images) or None}
+    else:
+        body["input_ids"] = job.prompt
     output: list[int] = []
     async with session.post(f"{url}/generate", json=body) as reply:
         reply.raise_for_status()
+        if job.quits is not None and job.quits[1] < 0:
+            await _quit(session, url, rid, job.quits[0])
+            return None
         async for line in reply.content:
             if not line.startswith(b"data:") or b"[DONE]" in line:
                 continue
@@ -122,16 +163,21 @@ async def _request(
                 raise RuntimeError(event["error"])
             output = event["output_ids"]
             if job.quits is not None and len(output) >= job.quits[1]:
-                if job.quits[0] == "abort":  # by prefix in SGLang: rids are of one length
-                    async with session.post(f"{url}/abort_request", json={"rid": rid}):
-                        pass
-                return None  # leaving the block drops the connection
+                await _quit(session, url, rid, job.quits[0])
+                return None
     return output
+
+
+async def _quit(session: aiohttp.ClientSession, url: str, rid: str, how: str) -> None:
+    """Abort, or nothing: whoever leaves drops the connection."""
+    if how == "abort":  # by prefix in SGLang: rids are of one length
+        async with session.post(f"{url}/abort_request", json={"rid": rid}):
+            pass
 
 
 def stress(
     model: Path,
-    count: int,
+    jobs: list[Job],
     *flags: str,
     states: int = 0,
     launchers: Sequence[WarmLauncher | None] = (None, None),
@@ -141,23 +187,27 @@ def stress(
     ``states``: so many states' bytes are in the small pool besides, for models that have any.
     ``launchers``: of the two servers; SGLang reads `RETRACTING` when it is imported.
     """
-    jobs = jobs_of(count)
-    distinct = {(tuple(job.prompt), job.new_tokens): job._replace(quits=None) for job in jobs}
-    common = ("--memory-backend", "jenga", "--chunked-prefill-size", "64", *flags)
-    roomy = ("--max-total-tokens", "8192", "--max-mamba-cache-size", "100")
-    roomy = roomy[: 4 if states else 2]
+    distinct = {job.question: job._replace(quits=None) for job in jobs}
+    pictured = isinstance(jobs[0].prompt, Pictured)
+    ours = ("--memory-backend", "jenga")
+    common = ("--chunked-prefill-size", "64", *flags)
+    if pictured:  # whom one is batched with changes stock's answers
+        common = ("--mem-fraction-static", "0.5", *flags)  # SGLang cuts no such prompt
+    roomy = ("--max-total-tokens", "8192", *(("--max-mamba-cache-size", "100") if states else ()))
+    roomy += ("--disable-radix-cache",) if pictured else ours
     with Server(model, *common, *roomy, env=EXACT, launcher=launchers[0]) as server:
-        answers = asyncio.run(_play(server.url, list(distinct.values())))
+        concurrency = 1 if pictured else CONCURRENCY
+        answers = asyncio.run(_play(server.url, list(distinct.values()), concurrency))
     expected = dict(zip(distinct, answers, strict=True))
 
     # Admission that bets on early ends: the bets it loses are paid by retraction.
-    pool = ("--max-total-tokens", str(POOL_TOKENS), "--schedule-conservativeness", "0.1")
+    pool = (*ours, "--max-total-tokens", str(POOL_TOKENS), "--schedule-conservativeness", "0.1")
     if states:
         pool += ("--max-mamba-cache-size", str(states))
     pressed = STRICT | RETRACTING | EXACT
     with Server(model, *common, *pool, env=pressed, launcher=launchers[1]) as server:
         start = time.monotonic()
-        answers = asyncio.run(_play(server.url, jobs))
+        answers = asyncio.run(_play(server.url, jobs, CONCURRENCY))
         seconds = time.monotonic() - start
         time.sleep(3)  # SGLang's idle checks run in this time
         server.flush_cache()
@@ -167,7 +217,7 @@ def stress(
     if not alive:
         raise RuntimeError(f"the server did not survive\n{log[-3000:]}")
     wrong = sum(
-        answer is not None and answer != expected[tuple(job.prompt), job.new_tokens]
+        answer is not None and answer != expected[job.question]
         for job, answer in zip(jobs, answers, strict=True)
     )
     empty, total = re.findall(r"jenga flush: (\d+) of (\d+) large pages empty", log)[-1]
@@ -190,11 +240,15 @@ def main(argv: list[str] | None = None) -> int:
     options, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="tiny-models-") as folder:
         has_states = options.family in STATE_FAMILIES
-        layers = None if has_states else 6
-        model = write_tiny_model(
-            options.family, Path(folder) / "model", num_layers=layers, window=32
-        )
-        report = stress(model, options.requests, *flags, states=POOL_STATES * has_states)
+        jobs = jobs_of(options.requests)
+        if options.family == "mllama":
+            model, jobs = write_tiny_mllama(Path(folder)), pictured_jobs_of(options.requests)
+        else:
+            layers = None if has_states else 6
+            model = write_tiny_model(
+                options.family, Path(folder) / "model", num_layers=layers, window=32
+            )
+        report = stress(model, jobs, *flags, states=POOL_STATES * has_states)
     print(report)
     print("nothing lost" if report.clean else "SOMETHING WAS LOST")
     return 0 if report.clean else 1

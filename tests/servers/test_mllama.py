@@ -7,14 +7,15 @@ answers (`sglang_jenga.serving.text_rows`).
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sglang_jenga.testing.engines import Run, run_engine
+from sglang_jenga.testing.engines import Pictured, Run, run_engine
 from sglang_jenga.testing.pressure import admit_too_many
-from sglang_jenga.testing.tiny_mllama import IMAGE_TOKENS, picture, prompt, write_tiny_mllama
+from sglang_jenga.testing.tiny_mllama import IMAGE, IMAGE_TOKENS, picture, prompt, write_tiny_mllama
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +62,10 @@ def test_each_prompt_alone_gets_stocks_tokens_and_hits_images_as_a_whole(prepare
 
     assert [answers[0] for answers in run.outputs] == expected
     for (_, pictures), (cached,) in zip(PROMPTS, run.cached, strict=True):
-        assert cached == 0 or cached >= len(pictures) * IMAGE_TOKENS
+        assert cached % IMAGE_TOKENS == 0 or cached >= len(pictures) * IMAGE_TOKENS
     asked_before = [cached for (cached,) in run.cached[6:11]]
     assert min(asked_before) >= IMAGE_TOKENS  # the same pictures, another question
+    assert run.cached[12] == [IMAGE_TOKENS]  # two pictures, of which the first has been shown
 
 
 def fill_new_tensors_with_nan() -> None:
@@ -113,6 +115,76 @@ def test_a_pool_for_three_requests_evicts_and_retracts_and_loses_nothing(prepare
     assert run.outputs == [expected, expected[::-1], expected]
     # Without a cache SGLang forecasts how answers of known lengths end, and admits nobody too many.
     assert (run.retractions > 0) == radix
+
+
+def chat(turns: int) -> list[Pictured]:
+    """What a client sends in each turn: all before; every second question has a new picture."""
+    sent, said, shown = [], "", []
+    for turn in range(turns):
+        if turn % 2 == 0:
+            shown.append(PICTURES[turn // 2])
+            said += IMAGE
+        said += f" {QUESTIONS[turn % len(QUESTIONS)]} I ask as number {turn}."
+        sent.append(Pictured(said, tuple(shown)))
+        said += f" That is {turn * turn}, as far as one can see."
+    return sent
+
+
+ENCODED = "test: images encoded:"
+
+
+def tell_of_encoded_images() -> None:
+    from sglang.srt.models.mllama import MllamaVisionModel
+
+    forward = MllamaVisionModel.forward
+
+    def told(self: Any, pixels: Any, *others: Any) -> Any:
+        print(ENCODED, pixels.shape[0] * pixels.shape[1], flush=True)
+        return forward(self, pixels, *others)
+
+    MllamaVisionModel.forward = told
+
+
+def test_a_chats_new_picture_is_the_only_one_that_is_encoded(prepared):
+    model, _ = prepared("mllama")
+    turns = [[turn] for turn in chat(6)]
+
+    runs = {
+        backend: serve(model, turns, memory_backend=backend, prepare=tell_of_encoded_images)
+        for backend in ("default", "jenga")
+    }
+    stock, ours = runs.values()
+
+    assert ours.outputs == stock.outputs
+    encoded = {
+        backend: [int(found) for found in re.findall(rf"{ENCODED} (\d+)", run.log)]
+        for backend, run in runs.items()
+    }
+    assert encoded == {"default": [1, 2, 3], "jenga": [1, 1, 1]}
+    behind_new = [cached for (cached,) in ours.cached[::2]]
+    assert behind_new == [0, IMAGE_TOKENS, 2 * IMAGE_TOKENS]
+    assert [cached for (cached,) in stock.cached[::2]] == [0, 0, 0]
+    assert ours.cached[1::2] == stock.cached[1::2]
+
+
+def test_requests_that_lack_one_image_or_all_or_none_are_computed_in_one_step(prepared):
+    """Chats of one, two and three pictures, some after their first turns, all at once."""
+    model, _ = prepared("mllama")
+    turns = chat(6)
+    others = [prompt(text, PICTURES[1], PICTURES[0], PICTURES[0]) for text in QUESTIONS]
+    wave = [*turns, PROMPTS[0], *others, *turns[::-1]]
+    alone = serve(model, [[one] for one in wave], disable_radix_cache=True)
+    expected = [answers[0] for answers in alone.outputs]
+
+    run = serve(
+        model,
+        [turns[:1], [others[0]], wave, wave],
+        memory_backend="jenga",
+        prepare=fill_new_tensors_with_nan,
+    )
+
+    assert run.outputs[2:] == [expected, expected]
+    assert {IMAGE_TOKENS, 2 * IMAGE_TOKENS} & set(run.cached[2])
 
 
 def count_rows_as_sglang_does() -> None:

@@ -89,7 +89,7 @@ def test_an_image_is_published_before_its_text_and_goes_with_it():
     for text in ([1, 2, 3], [1, 8, 9]):
         ids = allocator.alloc(["request"], [[3], [4]])
         offers = [TokenPages(4, ids[0]), TokenPages(0, ids[1])]
-        trees.insert(trees.root, NAMESPACE, np.array([901] * 4 + text), offers)
+        trees.insert(trees.root, NAMESPACE, np.array([901] * 4 + text), offers, [4])
     index.read()
     assert len(index.blocks) == 4 + 5
     assert sum(parent is None for parent in index.blocks.values()) == 1

@@ -3,6 +3,8 @@
 Text is group 0, images group 1; each small page is a large page alone.
 """
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 
@@ -16,19 +18,28 @@ TEXT, IMAGE = 0, 1
 CAT, DOG = [901] * 4, [902] * 6
 
 
+def joined(*images):
+    """All tokens of the images, and where each of them ends."""
+    tokens = [token for image in images for token in image]
+    return tokens, list(accumulate(len(image) for image in images if image))
+
+
 class Trees:
     def __init__(self):
         self.allocator = RecordingAllocator(plan_of((1, 1), 64))
         self.trees = RadixTrees([FullPolicy(), CrossPolicy()], 1, self.allocator)
 
-    def insert(self, image, text):
-        need = [[len(text)], [len(image)]]
+    def insert(self, image, text, *more):
+        """``more``: images before the text, behind the first."""
+        images, ends = joined(image, *more)
+        need = [[len(text)], [len(images)]]
         pages = self.allocator.alloc(["request"], need)
-        offers = [TokenPages(len(image), pages[TEXT]), TokenPages(0, pages[IMAGE])]
-        return self.trees.insert(self.trees.root, None, np.array(image + text), offers)
+        offers = [TokenPages(len(images), pages[TEXT]), TokenPages(0, pages[IMAGE])]
+        return self.trees.insert(self.trees.root, None, np.array(images + text), offers, ends)
 
-    def hit(self, image, text):
-        return self.trees.match(None, np.array(image + text), len(image)).node
+    def hit(self, image, text, *more):
+        images, ends = joined(image, *more)
+        return self.trees.match(None, np.array(images + text), ends).node
 
     @property
     def evicted(self):
@@ -50,7 +61,7 @@ def test_a_hit_is_none_or_past_the_image(world):
     assert world.hit(CAT, [1, 2, 9]).end == 6
     assert world.hit(CAT, [9]).end == 4
     assert world.hit([*CAT[:-1], 903], [1, 2]).end == 0
-    assert world.trees.match(None, np.array(CAT[:3]), 4).node.end == 0  # the key ends inside it
+    assert world.trees.match(None, np.array(CAT[:3]), [4]).node.end == 0  # the key ends inside it
 
 
 def test_an_image_of_another_length_or_a_text_of_its_name_is_another_key(world):
@@ -95,6 +106,38 @@ def test_an_image_takes_what_hangs_on_it(world):
     assert world.trees.evict_small(IMAGE, 1) == 4
     assert sorted(world.evicted) == [TEXT] * 5 + [IMAGE] * 4
     assert not world.trees.nodes()
+
+
+def test_of_several_images_a_hit_has_any_number_of_the_first_and_text_behind_all_alone(world):
+    world.insert(CAT, [1, 2])
+
+    assert world.hit(CAT, [1, 2], DOG).end == 4  # the text was computed without the dog
+    world.insert(CAT, [1, 2], DOG)
+    assert world.hit(CAT, [1, 9], DOG).end == 11
+    assert world.hit(CAT, [1, 2]).end == 6
+    assert world.hit(CAT, [1, 2], DOG, CAT).end == 10
+    assert world.hit(CAT, [1, 2], [902] * 5).end == 4
+    assert world.hit(DOG, [1, 2], CAT).end == 0
+
+
+def test_two_images_of_one_name_are_not_one_of_both_lengths(world):
+    world.insert(CAT + CAT, [1, 2])
+
+    assert world.hit(CAT, [1, 2], CAT).end == 0
+    assert world.insert(CAT, [1, 2], CAT).node is world.trees.root
+    assert world.hit(CAT + CAT, [1, 2]).end == 10
+
+
+def test_an_image_goes_before_the_one_that_it_lies_behind_and_takes_nobody_elses_text(world):
+    world.insert(CAT, [1, 2])
+    world.insert(CAT, [1, 2], DOG)
+    lock = world.trees.lock(world.hit(CAT, [1, 2]))
+
+    world.trees.evict_small(IMAGE, 1)
+
+    assert world.hit(CAT, [1, 2], DOG).end == 4
+    assert not world.trees.evict_small(IMAGE, 1)
+    world.trees.unlock(lock)
 
 
 def test_a_hit_on_text_makes_its_image_young(world):
