@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sglang_jenga.boot.cpu_table import CPU_ATTENTION, CPU_RESOLUTION, CPU_SCHEDULER
 from sglang_jenga.boot.hooks import Call, Hook
 from sglang_jenga.boot.rebinding import Rebinding
-from sglang_jenga.boot.scheduler_table import BYTES, REQUESTS, ROUNDS, STATES, WEIGHTS
+from sglang_jenga.boot.scheduler_table import BYTES, IMAGES, REQUESTS, ROUNDS, STATES, WEIGHTS
 
 _OURS = "sglang_jenga"
 _SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -159,7 +159,7 @@ CONSTRUCTION = (
         "nothing but our pools may serve under the flag",
     ),
 )
-SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
+SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *IMAGES, *CPU_ATTENTION)
 ENCODERS = (
     Hook(
         "sglang.srt.models.mllama.MllamaForConditionalGeneration.get_full_text_row_masked_out_mask",

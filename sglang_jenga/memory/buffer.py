@@ -8,12 +8,14 @@ multiple of every small page, slot -> address is affine and no kernel needs to k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
+from sglang_jenga.kernels.launch import words
 from sglang_jenga.memory.ops import ops_of
 from sglang_jenga.plan.spec import PoolPlan
 
@@ -40,6 +42,8 @@ class PoolBuffer:
         saver = TorchMemorySaverAdapter.create(enable=enable_memory_saver)
         with saver.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
+        # Of a lone group, whose layers lie apart: bytes of a slot in each of its planes.
+        self._planes: list[int] = []
 
     def layer_views(
         self, group_id: int, heads: HeadShape, dtype: torch.dtype
@@ -59,6 +63,10 @@ class PoolBuffer:
         num_slots = self.plan.num_slots(group_id)
         k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
         alone = len(self.plan.groups) == 1
+        if alone:
+            self._planes = [k_row * dtype.itemsize, v_row * dtype.itemsize] * len(
+                group.group.layer_ids
+            )
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
         offset = 0
@@ -69,6 +77,23 @@ class PoolBuffer:
                 offset += row * num_slots if alone else row
         return keys, values
 
+    @cached_property
+    def larges(self) -> list[torch.Tensor]:
+        """The large pages as runs of bytes, ``[num_large, words]`` integers each: one run, or one
+        per plane of a lone group. For whoever has the layers' views already."""
+        plan = self.plan
+        if not self._planes:
+            return [_runs(self.bytes, plan.num_large, plan.large_page_bytes)]
+        slots = plan.num_slots(0) // plan.num_large
+        planes = self.bytes[: plan.num_slots(0) * sum(self._planes)].split(
+            [plan.num_slots(0) * row for row in self._planes]
+        )
+        return [
+            _runs(plane, plan.num_large, slots * row)
+            for plane, row in zip(planes, self._planes, strict=True)
+            if row
+        ]
+
     def zero_large_pages(self, large_ids: list[int], stream: Any) -> None:
         """Clear large pages that change element format, ordered on the stream of the forwards: one
         in flight may still write there for the old owner."""
@@ -77,8 +102,17 @@ class PoolBuffer:
         size = self.plan.large_page_bytes
         ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
         with self.ops.behind(stream, ids):
-            self.ops.zero(self.bytes, ids, size, size)
+            if not self._planes:
+                self.ops.zero(self.bytes, ids, size, size)
+            for run in self.larges if self._planes else ():
+                run.index_fill_(0, ids, 0)
 
     def zero_null_pages(self) -> None:
         """Clear what only padding reads and writes, on the current stream."""
         self.bytes[: self.plan.null_bytes].zero_()
+
+
+def _runs(plane: torch.Tensor, count: int, size: int) -> torch.Tensor:
+    """``count`` runs of ``size`` bytes, one after another, in the widest words that fit."""
+    view, width = words(plane, size)
+    return view[: count * size // width].view(count, size // width)
