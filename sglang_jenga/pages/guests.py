@@ -121,11 +121,9 @@ class Guests:
     def _present(self) -> dict[Hashable, Guest]:
         """Those of whose pages none has been handed out since."""
         formats = self._core.large.formats
-        gone = [
-            key for key, guest in self._guests.items() if (formats[guest.large_ids] != FOREIGN).any()
-        ]
-        for key in gone:
-            del self._guests[key]
+        for key, guest in list(self._guests.items()):
+            if (formats[guest.large_ids] != FOREIGN).any():
+                del self._guests[key]
         return self._guests
 
     def _in_order(self, guests: dict[Hashable, Guest]) -> list[Hashable]:
@@ -144,7 +142,8 @@ class Guests:
         assert np.unique(ids).size == ids.size, "a large page of two guests"
         assert (large.owner[ids] == UNBOUND).all(), "a guest in a large page of a group"
         assert (large.formats[ids] == FOREIGN).all()
-        assert np.array_equal(large.handed_out_last(ids.size), ids), "guests are not handed out last"
+        last = large.handed_out_last(ids.size)
+        assert np.array_equal(last, ids), "guests are not handed out last"
 
 
 _NOTHING = np.zeros(0, dtype=np.int64)

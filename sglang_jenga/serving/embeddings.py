@@ -14,16 +14,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from sglang.srt.environ import envs
 from sglang.srt.managers import mm_schedule
 from sglang.srt.mem_cache.multimodal_cache import EmbeddingResult, MultimodalCache
 
 from sglang_jenga.memory.byte_strings import ByteStrings
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.guests import Guests
-from sglang_jenga.serving.allocator import is_ours
 from sglang_jenga.serving.eviction import Eviction
-from sglang_jenga.serving.pressure import Need, Price, Release
+from sglang_jenga.serving.pressure import Need, Release
 
 logger = logging.getLogger(__name__)
 
@@ -169,35 +167,6 @@ class WantedImages(Release):
         return until.met
 
 
-# ---- hooks ----------------------------------------------------------------------------------
-
-
-def after_build(result: Any, *, model_config: Any, **_: Any) -> None:
-    """SGLang has just made its own cache, which is empty."""
-    allocator, cache = result.token_to_kv_pool_allocator, result.tree_cache
-    if not is_ours(allocator) or not model_config.is_multimodal:
-        return
-    if not envs.SGLANG_VLM_CACHE_SIZE_MB.get():
-        logger.info("jenga: embeddings of images are not kept (SGLANG_VLM_CACHE_SIZE_MB=0)")
-        return
-    guests = Guests(allocator.core)
-    labels = cache.metrics_collector.labels if cache.metrics_collector else None
-    allocator.embeddings = PooledEmbeddings(
-        guests, ByteStrings(allocator.buffer), cache.eviction, labels
-    )
-    allocator.pressure.add(
-        Price.FOR_WANTED_IMAGES, WantedImages(guests, allocator.core, cache.eviction)
-    )
-    mm_schedule.embedding_cache = allocator.embeddings
-
-
-def reservation(original: Any, **kwargs: Any) -> float:
-    """SGLang sets aside what its cache of embeddings may grow to."""
-    with envs.SGLANG_VLM_CACHE_SIZE_MB.override(0):
-        reserved: float = original(**kwargs)
-    return reserved
-
-
 def before_embedding(
     data_embedding_func: Any,
     embedding_items: Sequence[Any],
@@ -207,6 +176,7 @@ def before_embedding(
     *_: Any,
     **__: Any,
 ) -> None:
+    """SGLang is about to look a step's images up."""
     cache = mm_schedule.embedding_cache
     if isinstance(cache, PooledEmbeddings):
         cache.note_chunk(embedding_items, items_size, prefix_length, extend_length)

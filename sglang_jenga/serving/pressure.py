@@ -72,8 +72,8 @@ class Pressure:
         then retracts a request.
 
         Tokens that nothing can hit go even if the rest would do, before another large page is taken
-        for new ones: it may be wanted for a state. So do cached prefixes before wanted images, whose
-        large pages are empty.
+        for new ones: it may be wanted for a state. So do cached prefixes, before images that are
+        wanted: these lie in empty large pages.
         """
         need = Need(self._core, smalls, to_run=to_run)
         met: bool | None = None  # not asked yet

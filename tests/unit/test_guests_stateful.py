@@ -4,7 +4,6 @@ The model knows guests only by what was written. The twin is an allocator that n
 whatever it grants, empties or refuses, the pool with guests does too.
 """
 
-import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
