@@ -69,6 +69,13 @@ ENVIRONMENT_RULES = (
         refused=False,
     ),
     EnvironmentRule(
+        "SGLANG_VLM_CACHE_SIZE_MB",
+        _off,
+        "what a vision tower makes of images lies in idle pages of the pool, where nothing is set "
+        "aside for it and nothing but the pool bounds it; 0 turns that off",
+        refused=False,
+    ),
+    EnvironmentRule(
         "SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK",
         _off,
         "a running request never locks the cached state that it began with",

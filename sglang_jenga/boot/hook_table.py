@@ -12,7 +12,15 @@ from typing import NamedTuple
 from sglang_jenga.boot.cpu_table import CPU_ATTENTION, CPU_RESOLUTION, CPU_SCHEDULER
 from sglang_jenga.boot.hooks import Call, Hook
 from sglang_jenga.boot.rebinding import Rebinding
-from sglang_jenga.boot.scheduler_table import BYTES, REQUESTS, ROUNDS, STATES, WEIGHTS
+from sglang_jenga.boot.scheduler_table import (
+    BYTES,
+    EMBEDDINGS,
+    IMAGES,
+    REQUESTS,
+    ROUNDS,
+    STATES,
+    WEIGHTS,
+)
 
 _OURS = "sglang_jenga"
 _SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -159,7 +167,7 @@ CONSTRUCTION = (
         "nothing but our pools may serve under the flag",
     ),
 )
-SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *CPU_ATTENTION)
+SCHEDULER = (*_MODEL, *CONSTRUCTION, *ROUNDS, *REQUESTS, *WEIGHTS, *BYTES, *IMAGES, *CPU_ATTENTION)
 _MLLAMA = "sglang.srt.models.mllama.MllamaForConditionalGeneration"
 ENCODERS = (
     Hook(
@@ -303,6 +311,7 @@ TABLE = (
     Moment("under the flag, where a model has states", STATES),
     Moment("under the flag, with --jenga-true-windows, by schedulers", TRUE_WINDOWS),
     Moment("under the flag, where a model has an encoder", ENCODERS),
+    Moment("under the flag, where a model sees images", EMBEDDINGS),
     Moment("on the CPU engine, by every process that resolves a configuration", CPU_RESOLUTION),
     Moment("on the CPU engine, by schedulers", CPU_SCHEDULER),
 )

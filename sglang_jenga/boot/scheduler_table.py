@@ -189,6 +189,55 @@ BYTES = (
         "that the cache is flushed when it goes; what else lies in the region of the KV cache",
     ),
 )
+_SCHEDULE = "sglang.srt.managers.mm_schedule"
+_CACHE = f"{_OURS}.boot.image_cache"
+IMAGES = (
+    Hook(
+        "sglang.srt.mem_cache.kv_cache_builder.build_kv_cache",
+        "after",
+        "(*, server_args, model_config, tp_worker, page_size, spec_algorithm, enable_metrics, "
+        "enable_kv_cache_events, enable_hierarchical_cache, hicache_draft_plan, "
+        "dynamo_kv_event_format, kv_event_lora_names, draft_swa_window)",
+        f"{_CACHE}:after_build",
+        "what a vision tower makes of images lies in idle large pages",
+        "the fields of `KVCacheBuildResult`",
+    ),
+    Hook(
+        f"{_SCHEDULE}.init_mm_embedding_cache",
+        "around",
+        "(max_size)",
+        f"{_CACHE}:init_cache",
+        "so SGLang makes no cache for it",
+        "that `build_kv_cache` makes it, and nobody else",
+    ),
+    Hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.mm_runtime_reservation_gb",
+        "around",
+        "(*, is_multimodal, mm_feature_transport)",
+        f"{_CACHE}:reservation",
+        "so no memory is set aside for it",
+        "that the size of the cache is read in here from SGLANG_VLM_CACHE_SIZE_MB",
+    ),
+    Hook(
+        f"{_SCHEDULE}._get_chunked_prefill_embedding",
+        "before",
+        "(data_embedding_func, embedding_items, items_size, prefix_length, extend_length, "
+        "items_offset_list, input_ids)",
+        f"{_OURS}.serving.embeddings:before_embedding",
+        "which images the prompt in flight has rows left of",
+        "that every look-up of a step comes after it; `offsets` and `hash` of an item",
+    ),
+)
+EMBEDDINGS = (
+    Rebinding(
+        f"{_SCHEDULE}.embedding_cache",
+        "replace",
+        "NoneType",
+        f"{_OURS}.serving.embeddings:PooledEmbeddings",
+        "and looks for it there; bound to an object of this class",
+        "who else reads it, and what it is asked",
+    ),
+)
 _CONV = "sglang.kernels.ops.mamba"
 _COPIES = f"{_OURS}.memory.conv_copies"
 _NARROW = "its kernel counts where a state lies in 32 bits: it works on copies"

@@ -8,12 +8,14 @@ multiple of every small page, slot -> address is affine and no kernel needs to k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
+from sglang_jenga.kernels.launch import words
 from sglang_jenga.memory.ops import ops_of
 from sglang_jenga.plan.spec import PoolPlan
 
@@ -40,6 +42,8 @@ class PoolBuffer:
         saver = TorchMemorySaverAdapter.create(enable=enable_memory_saver)
         with saver.region(GPU_MEMORY_TYPE_KV_CACHE):
             self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
+        # Of a lone group: its layers, and the bytes of one slot's K and V in a layer.
+        self._planes: tuple[int, int, int] | None = None
 
     def layer_views(
         self, group_id: int, heads: HeadShape, dtype: torch.dtype
@@ -59,6 +63,9 @@ class PoolBuffer:
         num_slots = self.plan.num_slots(group_id)
         k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
         alone = len(self.plan.groups) == 1
+        if alone:
+            row_bytes = k_row * dtype.itemsize, v_row * dtype.itemsize
+            self._planes = len(group.group.layer_ids), *row_bytes
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
         offset = 0
@@ -69,6 +76,33 @@ class PoolBuffer:
                 offset += row * num_slots if alone else row
         return keys, values
 
+    @cached_property
+    def larges(self) -> list[torch.Tensor]:
+        """The bytes of large pages, ``[num_large, planes, words]``, words being the widest integers
+        that fit: one view, or of a lone group one for each width of its rows, which lie in planes.
+
+        For whoever comes after `layer_views`.
+        """
+        plan = self.plan
+        if self._planes is None:
+            return [self._view_of_larges(1, plan.large_page_bytes, 0, 0)]
+        num_layers, k_row, v_row = self._planes
+        slots = plan.num_slots(0) // plan.num_large
+        k_plane, v_plane = k_row * plan.num_slots(0), v_row * plan.num_slots(0)
+        if k_row == v_row:
+            return [self._view_of_larges(2 * num_layers, slots * k_row, k_plane, 0)]
+        return [
+            self._view_of_larges(num_layers, slots * k_row, k_plane + v_plane, 0),
+            self._view_of_larges(num_layers, slots * v_row, k_plane + v_plane, k_plane),
+        ]
+
+    def _view_of_larges(self, planes: int, run: int, stride: int, offset: int) -> torch.Tensor:
+        """``run`` bytes of a large page in each of so many planes, ``stride`` bytes apart, of which
+        the first begins at ``offset``."""
+        view, width = words(self.bytes, run, stride, offset)
+        shape = (self.plan.num_large, planes, run // width)
+        return view.as_strided(shape, (run // width, stride // width, 1), offset // width)
+
     def zero_large_pages(self, large_ids: list[int], stream: Any) -> None:
         """Clear large pages that change element format, ordered on the stream of the forwards: one
         in flight may still write there for the old owner."""
@@ -77,7 +111,11 @@ class PoolBuffer:
         size = self.plan.large_page_bytes
         ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
         with self.ops.behind(stream, ids):
-            self.ops.zero(self.bytes, ids, size, size)
+            if self._planes is None:
+                self.ops.zero(self.bytes, ids, size, size)
+                return
+            for view in self.larges:
+                view.index_fill_(0, ids, 0)
 
     def zero_null_pages(self) -> None:
         """Clear what only padding reads and writes, on the current stream."""

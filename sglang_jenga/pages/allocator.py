@@ -71,9 +71,10 @@ class Allocator:
         """Whether ``need[g]`` small pages of every group g can be handed out without evicting."""
         return not self.larges_missing(need)
 
-    def larges_missing(self, need: Sequence[int]) -> int:
-        """How many more empty large pages it takes before ``need`` can be handed out."""
-        return max(0, self._large_needed(need, self.large.free) - self.large.num_empty)
+    def larges_missing(self, need: Sequence[int], *, left: int = 0) -> int:
+        """How many more empty large pages it takes before ``need`` can be handed out and ``left``
+        of them stay empty."""
+        return max(0, self._large_needed(need, self.large.free) + left - self.large.num_empty)
 
     def smalls_missing(self, need: Sequence[int]) -> list[int]:
         """Per group how many small pages more than are free."""

@@ -131,7 +131,8 @@ class LargePages:
 
     @property
     def formats(self) -> np.ndarray:
-        """Per large page the group whose number format its bytes have; UNBOUND reads as any."""
+        """Per large page the group whose number format its bytes have; UNBOUND reads as any, and
+        FOREIGN bytes are no entries."""
         return self.pages[:, layout.FORMAT]
 
     def forget_formats(self) -> None:
@@ -148,6 +149,23 @@ class LargePages:
         zeroes them."""
         stale: list[int] = self._drain(layout.NUM_STALE, layout.STALE).tolist()
         return stale
+
+    # ---- the order in which empty large pages are handed out ----------------------------------
+
+    def handed_out_last(self, count: int) -> np.ndarray:
+        """Ids of ``count`` empty large pages, that which is handed out last of all first; a copy,
+        int64."""
+        assert count <= self.num_empty
+        return self.pages[:count, layout.STACK].astype(np.int64)
+
+    def hand_out_last(self, large_ids: np.ndarray, among: int) -> None:
+        """Of the ``among`` empty large pages that are handed out last make ``large_ids`` the last,
+        the first of them last of all."""
+        assert among <= self.num_empty
+        bottom = self.pages[:among, layout.STACK]
+        others = bottom[~np.isin(bottom, large_ids)]
+        assert large_ids.size + others.size == among, "not all of them are among these"
+        bottom[: large_ids.size], bottom[large_ids.size :] = large_ids, others
 
     def take_woken(self) -> np.ndarray:
         """Large pages that eviction can now empty, or whose newest small page may have gone, since

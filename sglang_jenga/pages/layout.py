@@ -12,11 +12,12 @@ from __future__ import annotations
 
 EMPTY, USED_BY_REQUEST, NULL = 0, -1, -2
 UNBOUND = -1
+FOREIGN = -2  # number format of bytes that are no group's entries
 
 # Columns of ``pages``. The last five are lists and marks, which share only the storage of rows.
 OWNER, USED, KEPT, OCCUPIED = 0, 1, 2, 3
 LEVEL, AFTER, BEFORE = 4, 5, 6  # doubly linked lists of partly filled large pages
-FORMAT = 7  # group whose number format the bytes have, UNBOUND: zero, which reads as any
+FORMAT = 7  # group whose number format the bytes have, FOREIGN; UNBOUND: zero, reads as any
 FIRST = 8  # of a bound large page: so many small pages at its beginning are not empty, at least
 STACK, WOKEN, IS_WOKEN, STALE, MARK = 9, 10, 11, 12, 13
 COLUMNS = 14

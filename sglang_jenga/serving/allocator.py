@@ -69,6 +69,7 @@ class _JengaAllocator:
             )
             for group_id in self.groups.mapped
         }
+        self.embeddings: Any = None  # of images, where the model makes any
         self.asked_by: Any = None  # the request whose answer's length is being settled
         # Says how many states a decode step takes; None where it never takes any.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None
@@ -257,6 +258,8 @@ class _JengaAllocator:
 
     def clear(self) -> None:
         self.core.clear()
+        if self.embeddings is not None:
+            self.embeddings.clear()
 
     def resize(self, config: Any) -> None:
         raise RuntimeError("the jenga pool has one size for life")

@@ -347,6 +347,8 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
     def sanity_check(self) -> None:
         self.trees.check()
         self.core.check(cast("list[Extent]", self.trees.extents()))
+        if self.allocator.embeddings is not None:
+            self.allocator.embeddings.check()
         for group_id, slot_map in self.allocator.slot_maps.items():
             for node in self.trees.nodes():
                 full, own = node.extents[self.groups.row], node.extents[group_id]

@@ -35,6 +35,14 @@ class Eviction:
         self._report(sum(evicted), started)
         return evicted
 
+    def of_larges(self, count: int) -> None:
+        """Empty so many large pages; none at all if there are not so many to be emptied."""
+        if not 0 < count <= self._core.large.num_reclaimable:
+            return
+        started, before = time.perf_counter(), sum(self._trees.num_pages)
+        self._trees.evict_large(count)
+        self._report(before - sum(self._trees.num_pages), started)
+
     def to_fit(self, need: Sequence[int]) -> None:
         """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
 

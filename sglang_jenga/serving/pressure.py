@@ -18,6 +18,7 @@ from sglang_jenga.pages.allocator import Allocator
 class Price(IntEnum):
     """What a release costs those who come later."""
 
+    FOR_WANTED_IMAGES = -10  # somebody may come back for it; but a prompt in flight needs an image
     UNREACHABLE = 0  # nothing can hit it any more
     BEHIND_WINDOWS = 10  # no running request reads it, and a fair amount has gathered
     CACHED = 20  # somebody may come back for it
@@ -71,7 +72,8 @@ class Pressure:
         then retracts a request.
 
         Tokens that nothing can hit go even if the rest would do, before another large page is taken
-        for new ones: it may be wanted for a state.
+        for new ones: it may be wanted for a state. So do cached prefixes, before images that are
+        wanted: these lie in empty large pages.
         """
         need = Need(self._core, smalls, to_run=to_run)
         met: bool | None = None  # not asked yet

@@ -105,6 +105,8 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return
+    if allocator.embeddings is not None and self.chunked_req is None:
+        allocator.embeddings.note_no_prompt_in_flight()
     # With DP attention a rank runs an idle batch while others run theirs.
     batch = plan.batch_to_run
     nothing = batch is None or batch.forward_mode.is_idle()

@@ -27,10 +27,14 @@ def retract_all(original: Callable[..., None], *, tree_cache: Any, **kwargs: Any
 def drop_answers(result: Any, self: Any, *_: Any, **__: Any) -> None:
     """Whoever was retracted for want of memory before the weights changed has left an answer.
 
-    That is rare, and what else is cached is of old weights as well: all of it goes.
+    That is rare, and what else is cached is of old weights as well: all of it goes. Embeddings of
+    images always do: an image costs one run of the new vision tower.
     """
     cache = self.scheduler.tree_cache
-    if not is_ours(cache.token_to_kv_pool_allocator):
+    allocator = cache.token_to_kv_pool_allocator
+    if not is_ours(allocator):
         return
+    if allocator.embeddings is not None:
+        allocator.embeddings.clear()
     if any(req in cache.resumable for req in self.scheduler.waiting_queue):
         cache.eviction.everything()

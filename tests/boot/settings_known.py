@@ -244,7 +244,7 @@ HONOURED_BY_SGLANG = {
     "managers/utils.py": "speculative_eagle_topk",
     "mem_cache/base_prefix_cache.py": "extra_metric_labels",
     "mem_cache/kv_cache_configurator.py": """
-        SGLANG_MM_FEATURE_CACHE_MB SGLANG_VLM_CACHE_SIZE_MB cuda_graph_config
+        SGLANG_MM_FEATURE_CACHE_MB cuda_graph_config
         disaggregation_decode_extra_slots max_running_requests
     """,
     "mem_cache/memory_pool.py": "SGLANG_NATIVE_MOVE_KV_CACHE SGLANG_USE_AITER",

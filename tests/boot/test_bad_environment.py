@@ -25,6 +25,11 @@ IGNORED = [
         "windows give back what lies behind them every 32 tokens at the latest",
     ),
     (
+        "SGLANG_VLM_CACHE_SIZE_MB=200",
+        "what a vision tower makes of images lies in idle pages of the pool, where nothing is set "
+        "aside for it and nothing but the pool bounds it; 0 turns that off",
+    ),
+    (
         "SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK=1",
         "a running request never locks the cached state that it began with",
     ),
@@ -50,6 +55,7 @@ SERVED = [
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=0",
     "SGLANG_AITER_KV_CACHE_LAYOUT=nhd",
     "SGLANG_SWA_EVICTION_INTERVAL=32",
+    "SGLANG_VLM_CACHE_SIZE_MB=0",
     "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND=rust",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS=1",
 ]
