@@ -31,6 +31,12 @@ SUBCLASSES = (
         "a request's row and its states",
     ),
     Subclass(
+        "sglang.srt.mem_cache.multimodal_cache.MultimodalCache",
+        f"{_OURS}.serving.embeddings:PooledEmbeddings",
+        "embeddings of images in the same buffer; the parent is an interface",
+        constructs=False,
+    ),
+    Subclass(
         "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache",
         f"{_OURS}.serving.cache:JengaRadixCache",
         "the prefix cache; the parent is an interface",

@@ -15,8 +15,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 
-from sglang_jenga.kernels.launch import words
-from sglang_jenga.memory.ops import ops_of
+from sglang_jenga.memory.ops import ops_of, words
 from sglang_jenga.plan.spec import PoolPlan
 
 

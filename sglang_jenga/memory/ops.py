@@ -19,6 +19,7 @@ from sglang.srt.utils.common import is_pin_memory_available
 
 from sglang_jenga.kernels.copy_entries import copy_entries, copy_entries_reference
 from sglang_jenga.kernels.launch import are_interpreted
+from sglang_jenga.kernels.launch import words as words  # for the buffer's views
 from sglang_jenga.kernels.zero_pages import zero_pages, zero_pages_reference
 
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST = 400
 WRITTEN_BY_PROGRAMS = (".svg", ".json")
 """Charts, and tables of data: nobody reads them from top to bottom."""
+GENERATED = ("docs/upgrading-sglang.md",)
+"""By `make docs`, from the table of hooks."""
 
 
 def tracked() -> list[Path]:
@@ -30,7 +32,8 @@ def test_no_file_is_longer_than_contributing_says():
     if not (ROOT / ".git").exists():
         pytest.skip("no checkout of git's")
     assert len(tracked()) > 100
-    assert too_long(tracked()) == {}
+    written = [path for path in tracked() if str(path.relative_to(ROOT)) not in GENERATED]
+    assert too_long(written) == {}
 
 
 def test_the_check_counts_lines(tmp_path):

@@ -41,10 +41,12 @@ LAYERS = {
     # Bytes and views of them.
     "memory": layer("torch sglang", "plan layers memory.ops"),
     "memory.ops": layer("torch sglang", "kernels"),
+    "memory.byte_strings": layer("torch numpy", "memory"),
     "kernels": layer("torch triton numpy"),
     # What SGLang's scheduler talks to.
     "serving": layer(
-        "torch sglang numpy prometheus_client", "plan layers pages radix radix.policy memory"
+        "torch sglang numpy prometheus_client",
+        "plan layers pages radix radix.policy memory memory.byte_strings",
     ),
     # How the flag gets into SGLang; runs in processes that hold no pool, so without torch.
     "boot": layer("sglang psutil transformers", "plan layers"),
@@ -57,6 +59,7 @@ LAYERS = {
     "boot.construction": layer(
         "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
     ),
+    "boot.image_cache": layer("sglang", "boot pages memory memory.byte_strings serving"),
     "boot.own_models": layer("sglang transformers", "boot models"),
     # Model code that SGLang lacks: SGLang's layers, our kernels, nothing of the flag.
     "models": layer("torch sglang transformers", "kernels"),
