@@ -29,7 +29,7 @@ def reservation(original: Callable[..., float], **kwargs: Any) -> float:
 def init_cache(original: Callable[[int], None], max_size: int = 0) -> None:
     """SGLang makes its cache at the end of `build_kv_cache`. One of no size stays: it keeps
     nothing, which the user, or SGLang for some settings, has asked for."""
-    if max_size == 0:
+    if max_size <= 0:
         original(max_size)
 
 
@@ -38,7 +38,7 @@ def after_build(result: Any, *, model_config: Any, **_: Any) -> None:
     allocator, cache = result.token_to_kv_pool_allocator, result.tree_cache
     if not is_ours(allocator) or not model_config.is_multimodal:
         return
-    if envs.SGLANG_VLM_CACHE_SIZE_MB.get() == 0:
+    if envs.SGLANG_VLM_CACHE_SIZE_MB.get() <= 0:
         logger.info("jenga: embeddings of images are not kept (SGLANG_VLM_CACHE_SIZE_MB=0)")
         return
     guests = Guests(allocator.core)

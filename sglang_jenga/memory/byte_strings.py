@@ -24,9 +24,9 @@ class ByteStrings:
         """What a large page takes."""
 
     def num_larges(self, tensor: torch.Tensor) -> int:
-        """Large pages that a tensor takes."""
+        """Large pages that a tensor takes, one at least."""
         num_bytes: int = tensor.nbytes
-        return -(-num_bytes // self.page_bytes)
+        return max(1, -(-num_bytes // self.page_bytes))
 
     def write(self, large_ids: np.ndarray, tensor: torch.Tensor) -> None:
         """Copy a tensor to `num_larges` large pages, in the order given, int64."""
@@ -45,7 +45,10 @@ class ByteStrings:
         parts = [view.index_select(0, ids).flatten(1).view(torch.uint8) for view in self._views]
         pages = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         count = torch.Size(shape).numel() * dtype.itemsize
-        return pages.view(-1)[:count].view(dtype).view(shape)
+        used = pages.view(-1)[:count]
+        if 2 * count < pages.numel():
+            used = used.clone()  # what is returned would keep a large page's bytes alive
+        return used.view(dtype).view(shape)
 
     def _upload(self, large_ids: np.ndarray) -> torch.Tensor:
         return self._buffer.ops.upload(torch.from_numpy(large_ids))

@@ -158,14 +158,13 @@ class LargePages:
         assert count <= self.num_empty
         return self.pages[:count, layout.STACK].astype(np.int64)
 
-    def hand_out_last(self, large_ids: np.ndarray, among: int) -> None:
-        """Of the ``among`` empty large pages that are handed out last make ``large_ids`` the last,
-        the first of them last of all."""
-        assert among <= self.num_empty
-        bottom = self.pages[:among, layout.STACK]
-        others = bottom[~np.isin(bottom, large_ids)]
-        assert large_ids.size + others.size == among, "not all of them are among these"
-        bottom[: large_ids.size], bottom[large_ids.size :] = large_ids, others
+    def turn_last(self, start: int, stop: int, count: int) -> None:
+        """Of the empty large pages counted from the one that is handed out last, turn those from
+        ``start`` to ``stop`` by so many places: the last ``count`` of them come first, or the first
+        ``-count`` last."""
+        assert start <= stop <= self.num_empty
+        places = self.pages[start:stop, layout.STACK]
+        places[:] = np.roll(places, count)
 
     def take_woken(self) -> np.ndarray:
         """Large pages that eviction can now empty, or whose newest small page may have gone, since

@@ -49,6 +49,7 @@ class JengaBudget(SharedSWAPrefillBudget):
     _in_flight = False  # the prompt asked for holds memory already
     _slid = False  # windows have been slid; once per round is enough
     _states_promised = 0
+    _to_give_up: tuple[int, int] | None = None  # states of tracking, with so many preempted
     _encoder_promised = 0  # tokens of encoders, of those admitted in this round
     _reserved: Any = None  # whom the last promise was made to
 
@@ -70,9 +71,13 @@ class JengaBudget(SharedSWAPrefillBudget):
 
     # ---- what is left -----------------------------------------------------------------------
 
-    @cached_property
+    @property
     def _states_to_give_up(self) -> int:
-        return self.allocator.pressure.releasable_states()  # nothing changes them during a round
+        # Nothing changes them during a round but who is preempted.
+        preempted = len(self.adder.preempt_list)
+        if self._to_give_up is None or self._to_give_up[0] != preempted:
+            self._to_give_up = preempted, self.allocator.pressure.releasable_states()
+        return self._to_give_up[1]
 
     @property
     def states_wanted(self) -> int:

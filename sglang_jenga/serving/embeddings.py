@@ -87,8 +87,9 @@ class PooledEmbeddings(MultimodalCache):
             self._report_not_kept(count)
             return False
         self._strings.write(large_ids, tensor)
-        present = set(self._guests.keys)
-        self._kept = {key: kept for key, kept in self._kept.items() if key in present}
+        if len(self._kept) > 2 * len(self._guests):
+            present = set(self._guests.keys)
+            self._kept = {key: kept for key, kept in self._kept.items() if key in present}
         nothing = replace(embedding, embedding=tensor.new_empty(0))
         self._kept[mm_hash] = _Kept(nothing, tensor.shape, tensor.dtype)
         return True
@@ -105,7 +106,7 @@ class PooledEmbeddings(MultimodalCache):
         self._kept.clear()
 
     def __len__(self) -> int:
-        return len(self._guests.keys)
+        return len(self._guests)
 
     def available_size(self) -> int:
         return len(self)
@@ -143,7 +144,10 @@ class PooledEmbeddings(MultimodalCache):
         for i, (start, length) in enumerate(zip(starts, lengths, strict=False)):
             mine = items[bounds[i] : bounds[i + 1]] if i + 1 < len(bounds) else ()
             hashes = [item.hash for item in mine]
-            goes_on = [item.hash for item in mine if item.offsets[-1][1] >= start + length]
+            ends = [item.offsets[-1][1] if item.offsets else -1 for item in mine]
+            goes_on = [
+                item.hash for item, end in zip(mine, ends, strict=True) if end >= start + length
+            ]
             whole = self.combine_hashes(hashes)
             seen.update(hashes, (whole,))
             left.update(goes_on, (whole,) if goes_on else ())

@@ -30,6 +30,8 @@ def name_images(
     names = _names(mm_inputs.mm_items)
     length = mm_inputs.num_image_tokens
     if not names or length % len(names):
+        if length:
+            mm_inputs.image_pad_len = [length]
         return padded  # one name for all, SGLang's
     each = length // len(names)
     mm_inputs.image_pad_len = [each] * len(names)

@@ -62,11 +62,11 @@ def next_prefill(
 
 def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
     """Short prompts go without a state to leave while somebody waits for memory, or while all who
-    ask and run would take more states than there are."""
+    could run would take more states than there are. Who waits for a row of requests does not."""
     rows = scheduler.req_to_token_pool
-    asking = len(scheduler.waiting_queue) + len(running_batch.reqs)
+    asking = min(len(scheduler.waiting_queue) + len(running_batch.reqs), rows.size)
     too_many = asking * rows.states_per_request > rows.mamba_allocator.size
-    rows.tracking.sparing = rounds.refuses or too_many
+    rows.tracking.sparing = too_many or (rounds.refuses and rows.available_size() > 0)
 
 
 def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:

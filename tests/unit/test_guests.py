@@ -165,3 +165,30 @@ def test_bytes_that_came_back_from_the_card_are_no_guest():
     allocator.large.forget_formats()
 
     assert guests.get("image") is None
+
+
+def test_guests_have_so_many_pages_at_most_whatever_is_idle(monkeypatch):
+    monkeypatch.setattr("sglang_jenga.pages.guests.MOST", 5)
+    _, guests = guests_of(num_large=20)
+    for key in range(4):
+        assert admit(guests, key, 2) is not None
+        assert guests.num_larges <= 5
+    guests.want(guests.keys)
+    assert admit(guests, "another", 2) is None, "those are wanted"
+    guests.check()
+
+
+def test_whoever_is_wanted_no_more_takes_the_place_of_his_rank():
+    allocator, guests = guests_of(num_large=20)
+    for key in range(6):
+        admit(guests, key, 2)
+    before = allocator.large.handed_out_last(12).tolist()
+
+    guests.want([1, 4, 5])
+    guests.check()
+    guests.want([4, 2])
+    guests.check()
+    guests.want(())
+    guests.check()
+
+    assert allocator.large.handed_out_last(12).tolist() == before

@@ -99,7 +99,7 @@ class GuestMachine(RuleBasedStateMachine):
 
     # ---- guests -----------------------------------------------------------------------------
 
-    @rule(key=KEYS, count=st.integers(0, 6))
+    @rule(key=KEYS, count=st.integers(1, 6))
     def admit(self, key, count):
         present = self.intact()
         if key in present:
