@@ -29,6 +29,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from requests import RequestException
+
 from benchmarks.gpu.timing import Column, Report, machine, require_cuda
 from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Answer, Server, ServerFailed
@@ -44,7 +46,12 @@ SIDES = {
 DEFAULT_SIDES = ("stock", "unified", "jenga")
 # What the planner's configurations need not say, and a server must know.
 SIZES = {
-    "gemma-2-9b": {"intermediate_size": 14336, "vocab_size": 256000, "query_pre_attn_scalar": 256},
+    "gemma-2-9b": {
+        "intermediate_size": 14336,
+        "vocab_size": 256000,
+        "query_pre_attn_scalar": 256,
+        "max_position_embeddings": 16384,  # the second round goes beyond its 8,192
+    },
     "gemma-3-12b": {
         "architectures": ["Gemma3ForCausalLM"],
         "head_dim": 256,
@@ -137,11 +144,16 @@ def tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(10, 30_000) for _ in range(count)]
 
 
-def rows(model: str, attention: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Two of each side, each as soon as it is known."""
+def run(model: str, attention: str, options: argparse.Namespace, report: Report) -> None:
+    """Two rows of each side, each as soon as it is known, or a note of why a side has none."""
     rng = random.Random(0)
     prompts = [tokens(rng, PROMPT) for _ in range(options.requests)]
     first: dict[str, float] = {}
+
+    def failed(side: str, cause: Exception) -> None:
+        report.note(f"{model}, {side}: {str(cause).splitlines()[0]}")
+        print(cause)
+
     with folder_of(model) as folder, ExitStack() as stack:
         servers = {
             side: Server(
@@ -154,20 +166,31 @@ def rows(model: str, attention: str, options: argparse.Namespace) -> Iterator[di
         }
         if options.together:
             with ThreadPoolExecutor() as threads:
-                list(threads.map(stack.enter_context, servers.values()))
+                booted = {
+                    side: threads.submit(stack.enter_context, server)
+                    for side, server in servers.items()
+                }
+            for side, boot in booted.items():
+                if cause := boot.exception():
+                    failed(side, cause)
+                    del servers[side]
         for side, server in servers.items():
-            with nullcontext() if options.together else server:
-                figures = measure(server, prompts)
+            try:
+                with nullcontext() if options.together else server:
+                    figures = measure(server, prompts)
+            except (ServerFailed, RequestException) as cause:
+                failed(side, cause)
+                continue
             for name in ROUNDS:
                 first.setdefault(name, figures[name]["tps"])
-                yield {
-                    "model": model,
-                    "attention": attention,
-                    "side": side,
-                    "round": name,
-                    "ratio": figures[name]["tps"] / first[name],
+                report.add(
+                    model=model,
+                    attention=attention,
+                    side=side,
+                    round=name,
+                    ratio=figures[name]["tps"] / first[name],
                     **figures[name],
-                }
+                )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,12 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     if why and not options.attention_backend:
         report.note(f"with {attention}: {why}")
     for model in options.models:
-        try:
-            for row in rows(model, attention, options):
-                report.add(**row)
-        except ServerFailed as cause:
-            report.note(f"{model}: {str(cause).splitlines()[0]}")
-            print(cause)
+        run(model, attention, options, report)
     wanted = len(options.models) * len(options.sides) * len(ROUNDS)
     return 0 if len(report.rows) == wanted else 1
 

@@ -210,7 +210,9 @@ def run(
     jobs: int = 1,
 ) -> int:
     """All cells, those in which an earlier run was right as it left them; an exit status."""
-    right = {place(found): found for found in earlier if not found["differing"]}
+    right = {
+        place(found): found for found in earlier if found["answers"] and not found["differing"]
+    }
     kept = [cell for cell in todo if place(cell.shown()) in right]
     for cell in kept:  # first of all: a run that is stopped leaves them as well
         report.add(**right[place(cell.shown())])
@@ -239,7 +241,7 @@ def run(
                 continue
             if found is not None:
                 report.add(**found)
-                good &= not found["differing"]
+                good &= not found["differing"] and found["answers"] > 0
                 answered += 1
     if answered < len(left):
         report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")

@@ -115,20 +115,20 @@ def table(folder: Path) -> dict[str, str]:
     return {"json_path": str(folder / "rows.json"), "markdown_path": str(folder / "rows.md")}
 
 
-def parity(folder: Path, monkeypatch, *, key: str, minutes: float = 60, wrong: int = 0):
+def parity(folder: Path, monkeypatch, *, key: str, wrong: int = 0, alike: int = 20):
     """What `bench_parity` comes to on a machine that has three cells, and the cells it has run."""
     ran = []
 
     def row(cell, model_folder, device):
         ran.append(cell)
-        found = {"answers": 20, "differing": wrong, "others": 0, "others_differing": 0}
+        found = {"answers": alike, "differing": wrong, "others": 0, "others_differing": 0}
         return cell.shown() | found | {"hit_tokens": 7, "seconds": 1}
 
     monkeypatch.setattr(bench_parity, "row", row)
     monkeypatch.setattr(bench_parity, "write_tiny_model", lambda *_, **__: None)
     todo = list(bench_parity.cells("cuda", ["llama"]))[:3]
     report = Report("parity", bench_parity.COLUMNS, "it", "a card", key=key, **table(folder))
-    status = bench_parity.run(todo, report.earlier(), Deadline(minutes), report, "cuda")
+    status = bench_parity.run(todo, report.earlier(), Deadline(60), report, "cuda")
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     return status, len(ran), len(rows), report.notes
 
@@ -148,6 +148,11 @@ def test_parity_goes_on_with_the_cells_that_are_left(tmp_path, monkeypatch):
 
 def test_parity_asks_again_where_answers_differed(tmp_path, monkeypatch):
     assert parity(tmp_path, monkeypatch, key="abc", wrong=1) == (1, 3, 3, [])
+    assert parity(tmp_path, monkeypatch, key="abc") == (0, 3, 3, [])
+
+
+def test_a_cell_in_which_nothing_could_be_compared_is_not_right(tmp_path, monkeypatch):
+    assert parity(tmp_path, monkeypatch, key="abc", alike=0) == (1, 3, 3, [])
     assert parity(tmp_path, monkeypatch, key="abc") == (0, 3, 3, [])
 
 

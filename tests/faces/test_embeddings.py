@@ -195,6 +195,14 @@ def test_a_flush_and_new_weights_drop_them(shape: Shape):
         rig.check_nothing_lost()
 
 
+def test_an_item_without_places_in_its_prompt_is_wanted_by_nobody():
+    with seeing(DENSE) as (_, cache):
+        nowhere = SimpleNamespace(hash=1, offsets=[])
+        cache.note_chunk([nowhere, Image(2, 0, 9)], [0, 2], [0], [4])
+
+        assert cache._guests.wanted == {2, cache.combine_hashes([1, 2])}
+
+
 def load(rig: Rig, seed: int, between) -> list[object]:
     """A random load with aborts and retractions, ``between`` its turns; how all of it ended."""
     draw = random.Random(seed)

@@ -77,3 +77,11 @@ def test_with_room_for_all_a_short_prompt_leaves_a_state():
     with Rig(COSTLY, LAZY) as rig:
         rig.ask([0] * 48, 1)
         assert rig.ask([0] * 48 + [9] * 3, 1).hit == 48
+
+
+def test_who_waits_for_a_row_and_not_for_memory_leaves_a_state_too():
+    with Rig(COSTLY._replace(num_rows=2), LAZY) as rig:
+        for text in range(5):
+            rig.submit([text] * 48, 3)
+        rig.run()
+        assert rig.ask([3] * 48 + [9] * 3, 1).hit == 48

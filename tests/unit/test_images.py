@@ -159,3 +159,16 @@ def test_images_that_a_sessions_later_turn_has_added_are_in_no_piece_of_their_ow
     first.merge(later)  # SGLang adds up the images, not their tokens
 
     assert image_ends(request(first, 0, 1)) == (TOKENS,)
+
+
+def test_a_later_turn_whose_images_sglang_names_together_can_be_added_too():
+    first, later = pictured(CAT), pictured(DOG)
+    later.mm_items *= 2  # two tensors: no names of ours
+    names(first)
+    images.name_images(
+        MllamaForConditionalGeneration.pad_input_ids, MODEL, array("q", [5, 6]), later
+    )
+
+    first.merge(later)  # SGLang adds lists here, and stops at None
+
+    assert first.image_pad_len[0] == TOKENS
