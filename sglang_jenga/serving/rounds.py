@@ -35,24 +35,26 @@ class Rounds:
         self._stuck = 0
         self._refused: tuple[int, str] | None = None  # the queue in which nobody more got in
         self._refused_rounds = 0  # for how many more rounds that stands
-        self._admitted = False
+        self._admitted = self._rows_left = False
 
-    def note_admission(self, queue: Sequence[Any], *, refused: bool, admitted: bool) -> None:
-        """Who waits after a round, whether the first of them was refused, and whether anybody was
-        admitted before."""
+    def note_admission(
+        self, queue: Sequence[Any], *, refused: bool, admitted: bool, rows_left: bool
+    ) -> None:
+        """Who waits after a round, whether the first of them was refused, whether anybody was
+        admitted before, and whether there was a row for one more."""
         self._refused = _name(queue) if refused else None
         self._refused_rounds = REFUSED_ROUNDS
-        self._admitted = admitted
+        self._admitted, self._rows_left = admitted, rows_left
 
     @property
     def again(self) -> bool:
         """Whether the last round refused somebody beside a prompt that it admitted."""
-        return self.refuses and self._admitted
+        return self._refused is not None and self._admitted
 
     @property
-    def refuses(self) -> bool:
-        """Whether somebody was left waiting by the last round."""
-        return self._refused is not None
+    def want_memory(self) -> bool:
+        """Whether the last round left somebody waiting who had a row to run in."""
+        return self._refused is not None and self._rows_left
 
     def is_refused(self, queue: Sequence[Any]) -> bool:
         """Whether the same queue was refused and that still stands."""

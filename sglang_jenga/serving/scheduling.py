@@ -40,8 +40,7 @@ def next_prefill(
         if rounds.again:
             running_batch.batch_is_full = False
         batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-        refused = running_batch.batch_is_full
-        rounds.note_admission(self.waiting_queue, refused=refused, admitted=batch is not None)
+        _note_admission(self, rounds, batch, running_batch)
         return batch, running_batch
     if (
         rounds.is_refused(self.waiting_queue)
@@ -55,9 +54,17 @@ def next_prefill(
         rounds.pass_over()
         return None, running_batch
     batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-    refused = running_batch.batch_is_full
-    rounds.note_admission(self.waiting_queue, refused=refused, admitted=batch is not None)
+    _note_admission(self, rounds, batch, running_batch)
     return batch, running_batch
+
+
+def _note_admission(scheduler: Any, rounds: Rounds, batch: Any, running_batch: Any) -> None:
+    rounds.note_admission(
+        scheduler.waiting_queue,
+        refused=running_batch.batch_is_full,
+        admitted=batch is not None,
+        rows_left=scheduler.req_to_token_pool.available_size() > 0,
+    )
 
 
 def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
@@ -66,7 +73,7 @@ def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
     rows = scheduler.req_to_token_pool
     asking = min(len(scheduler.waiting_queue) + len(running_batch.reqs), rows.size)
     too_many = asking * rows.states_per_request > rows.mamba_allocator.size
-    rows.tracking.sparing = too_many or (rounds.refuses and rows.available_size() > 0)
+    rows.tracking.sparing = too_many or rounds.want_memory
 
 
 def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
