@@ -17,7 +17,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,17 +53,40 @@ def build_workloads(
     return {name: specs[name]() for name in wanted if name in specs}, missing
 
 
-def play_all(
+def cells_of(
     options: argparse.Namespace, profile: Profile, workloads: Mapping[str, Workload]
+) -> list[Cell]:
+    """Loads with images are for models that see them, all others for those that do not.
+
+    Raises ValueError if no cell is left.
+    """
+    models = options.models or profile.models
+    cells = [
+        Cell(model, name, baseline)
+        for model in models
+        for name, load in workloads.items()
+        for baseline in options.baselines or profile.baselines
+        if load.shows_images == (GEOMETRIES[model].real.encoder > 0)
+    ]
+    if not cells:
+        raise ValueError(
+            f"{', '.join(workloads)}: not for {', '.join(models)} (loads with images are for "
+            "models that see them, and no others are)"
+        )
+    return cells
+
+
+def play_all(
+    options: argparse.Namespace,
+    profile: Profile,
+    workloads: Mapping[str, Workload],
+    cells: Sequence[Cell],
 ) -> tuple[dict[Cell, Result], dict[Cell, Missing]]:
     results: dict[Cell, Result] = {}
     missing: dict[Cell, Missing] = {}
     limits = profile.limits
     if options.seconds is not None:
         limits = limits._replace(seconds=options.seconds)
-    models = options.models or profile.models
-    baselines = options.baselines or profile.baselines
-    cells = [Cell(m, w, b) for m in models for w in workloads for b in baselines]
     for number, cell in enumerate(cells, 1):
         started = time.perf_counter()
         deployment = DEPLOYMENTS[cell.model]
@@ -158,11 +181,12 @@ def main(argv: list[str] | None = None) -> int:
     preload()  # before anything else imports SGLang, which asks for the device once
     try:
         workloads, not_built = build_workloads(options, profile)
+        cells = cells_of(options, profile, workloads)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     with tempfile.TemporaryDirectory(prefix="replay-results-") as scratch:
         options.json = options.json or Path(scratch)
-        results, missing = play_all(options, profile, workloads)
+        results, missing = play_all(options, profile, workloads, cells)
     print(report(results, missing, workloads, not_built))
     if options.plots:
         plot_all(results, options.plots)

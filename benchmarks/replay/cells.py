@@ -115,7 +115,7 @@ def _read(stored: dict[str, Any]) -> Result | Missing:
 def _fingerprint(workload: Workload, *decisive: Any) -> str:
     digest = hashlib.sha256(repr((RESULT_VERSION, *decisive)).encode())
     for request in workload.requests:
-        digest.update(repr((request.rid, request.at, request.after)).encode())
+        digest.update(repr((request.rid, request.at, request.after, request.encoder)).encode())
         digest.update(request.prompt.tobytes())
         digest.update(request.output.tobytes())
     return digest.hexdigest()

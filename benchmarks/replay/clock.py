@@ -4,9 +4,12 @@
 
 Bytes moved: the weights once (of a mixture of experts the experts that so many tokens are expected
 to wake), the KV that attention reads (full layers every token, window layers what the window shows,
-a state once), and what the step writes. FLOPs: two per active parameter and token, and attention's
-two matrix products. Not in it: the scan of state layers, activations, communication between GPUs,
-kernels' inefficiency beyond one share of each peak. It orders schedules; it predicts no server.
+a state once, cross-attention layers their image), and what the step writes. FLOPs: two per active
+parameter and token, and attention's two matrix products. A step with images that no cache has also
+reads the encoder's weights and computes what the encoder, its projector and the cross-attention
+layers' K and V take (`Weights.encoder_flops`). Not in it: the scan of state layers, activations,
+communication between GPUs, kernels' inefficiency beyond one share of each peak. It orders
+schedules; it predicts no server.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class Weights(NamedTuple):
 
     `query_width` is query heads x head width: attention does 4 FLOPs per token pair and unit of it,
     in every layer. `experts` and `experts_per_token` are of one layer; 0 for a dense model.
+    `encoder_bytes` are read where images are encoded, which takes `encoder_flops` per token of
+    theirs; 0 for a model without an encoder.
     """
 
     dense_bytes: float
@@ -47,10 +52,12 @@ class Weights(NamedTuple):
     expert_bytes: float = 0.0
     experts: int = 0
     experts_per_token: int = 0
+    encoder_bytes: float = 0.0
+    encoder_flops: float = 0.0
 
     @property
     def total_bytes(self) -> float:
-        return self.dense_bytes + self.expert_bytes
+        return self.dense_bytes + self.expert_bytes + self.encoder_bytes
 
     def bytes_read(self, tokens: int) -> float:
         """Expected bytes of one pass over `tokens` tokens that choose their experts evenly."""
@@ -58,6 +65,14 @@ class Weights(NamedTuple):
             return self.dense_bytes
         asleep = (1 - self.experts_per_token / self.experts) ** tokens
         return self.dense_bytes + self.expert_bytes * (1 - asleep)
+
+
+class Images(NamedTuple):
+    """What a step's requests see: tokens of each one's images, and how many of them are encoded in
+    this step; int64, ``[requests]``."""
+
+    lengths: np.ndarray
+    new: np.ndarray
 
 
 class Clock(NamedTuple):
@@ -80,30 +95,43 @@ class Clock(NamedTuple):
         groups: tuple[LayerGroup, ...],
         starts: np.ndarray,
         counts: np.ndarray,
+        images: Images | None = None,
         *,
         overlap: bool = True,
     ) -> float:
         """Seconds of a step in which request i computes ``counts[i]`` tokens behind ``starts[i]``.
 
-        `groups` have the real model's bytes. Decoding is a count of 1. A page of a shared prefix is
-        read once per request, as SGLang's kernels do.
+        Both are of text; `images` are what stands before it. `groups` have the real model's bytes.
+        Decoding is a count of 1. A page of a shared prefix is read once per request, as SGLang's
+        kernels do.
         """
         peaks = HARDWARE[self.hardware]
         seconds = max(
-            bytes_moved(weights, groups, starts, counts)
+            bytes_moved(weights, groups, starts, counts, images)
             / (self.gpus * peaks.bandwidth * self.bandwidth_share),
-            flops(weights, groups, starts, counts) / (self.gpus * peaks.flops * self.flops_share),
+            flops(weights, groups, starts, counts, images)
+            / (self.gpus * peaks.flops * self.flops_share),
         )
         seconds += self.fixed_seconds + self.request_seconds * starts.size
         return seconds if overlap else seconds + self.serial_seconds
 
 
 def bytes_moved(
-    weights: Weights, groups: tuple[LayerGroup, ...], starts: np.ndarray, counts: np.ndarray
+    weights: Weights,
+    groups: tuple[LayerGroup, ...],
+    starts: np.ndarray,
+    counts: np.ndarray,
+    images: Images | None = None,
 ) -> float:
     tokens = int(counts.sum())
     moved = weights.bytes_read(tokens)
+    if images is not None and images.new.any():
+        moved += weights.encoder_bytes
     for group in groups:
+        if group.kind.name == "cross":
+            if images is not None:
+                moved += float(group.entry_bytes) * int((images.lengths + images.new).sum())
+            continue
         if group.kind.name == "state":
             moved += 2.0 * group.entry_bytes * starts.size  # read and written back
             continue
@@ -115,13 +143,22 @@ def bytes_moved(
 
 
 def flops(
-    weights: Weights, groups: tuple[LayerGroup, ...], starts: np.ndarray, counts: np.ndarray
+    weights: Weights,
+    groups: tuple[LayerGroup, ...],
+    starts: np.ndarray,
+    counts: np.ndarray,
+    images: Images | None = None,
 ) -> float:
     total = 2.0 * weights.active_parameters * int(counts.sum())
+    if images is not None:
+        total += weights.encoder_flops * int(images.new.sum())
     for group in groups:
         if group.kind.name == "state":
             continue
-        pairs = _pairs(starts + counts, group.window) - _pairs(starts, group.window)
+        if group.kind.name == "cross":
+            pairs = np.zeros(1) if images is None else counts * images.lengths
+        else:
+            pairs = _pairs(starts + counts, group.window) - _pairs(starts, group.window)
         total += 4.0 * weights.query_width * len(group.layer_ids) * float(pairs.sum())
     return total
 

@@ -13,7 +13,6 @@ What is done here is no part of the scheduler's work: the seams pause the stopwa
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections import defaultdict
 from typing import Any
 
@@ -21,8 +20,9 @@ import numpy as np
 import torch
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.sampling.sampling_params import SamplingParams
 
+from benchmarks.replay.clock import Images
+from benchmarks.replay.messages import tokenized
 from benchmarks.replay.null_model import NullModel
 from benchmarks.replay.play import Outcome, Play
 from benchmarks.replay.recorder import Recorder
@@ -113,14 +113,19 @@ class Driver:
         else:
             starts = np.array(batch.prefix_lens, dtype=np.int64)
         counts = ends - starts
+        images = self._images(batch)
         play = self.play
         span = play.clock.step_seconds(
             play.weights,
             play.real_groups,
             starts,
             counts,
+            images,
             overlap=self._scheduler.enable_overlap,
         )
+        if images is not None:
+            # SGLang counts a step's text; rows, prompts and hits have the images at the beginning.
+            starts, counts = starts + images.lengths - images.new, counts + images.new
         self.now += span
         self._idle = 0
         self.recorder.step(self._scheduler, batch, starts, counts, span, self.now)
@@ -130,6 +135,23 @@ class Driver:
             for order, request in self._followers.pop(rid, ()):
                 heapq.heappush(self._due, (self.now + request.at, order, request))
         return GenerationBatchResult(next_token_ids=torch.from_numpy(tokens))
+
+    def _images(self, batch: Any) -> Images | None:
+        """What SGLang has told the model of a step's images; None without an encoder.
+
+        Raises Stuck if a request has not the image that it came with.
+        """
+        if batch.encoder_lens_cpu is None:
+            return None
+        lengths = np.array(batch.encoder_lens_cpu, dtype=np.int64)
+        for req, length in zip(batch.reqs, batch.encoder_lens_cpu, strict=True):
+            sent = self.model.planted[req.rid].encoder
+            if length != sent:
+                raise Stuck(f"{req.rid} came with an image of {sent} tokens and has {length}")
+        if batch.forward_mode.is_decode():
+            return Images(lengths, np.zeros_like(lengths))
+        hits = np.array([req.prefix_len for req in batch.reqs], dtype=np.int64)
+        return Images(lengths, np.maximum(0, lengths - hits))
 
     # ---- outputs leave ------------------------------------------------------------------------
 
@@ -186,27 +208,3 @@ def request_totals(served: list[Served]) -> dict[str, float]:
         "itl_p50": float(np.percentile(gaps, 50)),
         "itl_p99": float(np.percentile(gaps, 99)),
     }
-
-
-def tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqInput:
-    """The request as SGLang's tokenizer process sends it."""
-    # No answer holds the end-of-sequence token, so it ends by its length either way; but admission
-    # sets room aside for all of it only if that token is to be ignored.
-    sampling = SamplingParams(
-        max_new_tokens=request.output.size, temperature=0, ignore_eos=known_length
-    )
-    sampling.normalize(None)
-    return TokenizedGenerateReqInput(
-        rid=request.rid,
-        input_text=None,
-        input_ids=array("q", request.prompt.astype(np.int64).tobytes()),
-        input_embeds=None,
-        mm_inputs=None,
-        token_type_ids=None,
-        sampling_params=sampling,
-        return_logprob=False,
-        logprob_start_len=-1,
-        top_logprobs_num=0,
-        token_ids_logprob=None,
-        stream=False,
-    )

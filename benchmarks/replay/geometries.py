@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.clock import Weights
+from benchmarks.replay.processors import write_processor
 from benchmarks.replay.requests import VOCABULARY
 from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.spec import LayerGroup
@@ -90,9 +91,14 @@ class Geometry:
         return {**_COMMON, **self.carrier}
 
     def write_model(self, folder: str | Path) -> Path:
-        """Write config.json (weights are made up at load) to `folder` and return it."""
+        """Write config.json (weights are made up at load) to `folder` and return it.
+
+        With an encoder also what SGLang's tokenizer process loads to read images.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.real.encoder:
+            write_processor(folder)
         (folder / "config.json").write_text(json.dumps(self._written(), indent=1))
         return folder
 
@@ -282,6 +288,41 @@ _ALL = (
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "num_hidden_layers": 32,
+        },
+    ),
+    # The encoder: 0.89 B parameters with its projector, 40 layers of 1,280. For each of an image's
+    # 6,404 tokens 2 FLOPs per parameter of these layers (0.79 B), of the projector (0.03 B) and of
+    # the cross-attention layers' K and V (0.07 B), and 4 x 6,404 x 1,280 per layer for attention.
+    Geometry(
+        "llama-3.2-11b-vision",
+        _published("llama-3.2-11b-vision"),
+        Weights(19.55e9, 9.78e9, 32 * 128, encoder_bytes=1.79e9, encoder_flops=1.78e9 + 1.31e9),
+        "every layer stored for every token, image or text",
+        {
+            "architectures": ["MllamaForConditionalGeneration"],
+            "model_type": "mllama",
+            "image_token_index": VOCABULARY - 1,
+            "text_config": {
+                **_COMMON,
+                "model_type": "mllama_text_model",
+                "num_attention_heads": 2,
+                "num_hidden_layers": 40,
+                "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+                "rope_parameters": _ROPE,
+            },
+            "vision_config": {
+                "model_type": "mllama_vision_model",
+                "hidden_size": 16,
+                "attention_heads": 2,
+                "num_hidden_layers": 2,
+                "num_global_layers": 1,
+                "intermediate_size": 16,
+                "intermediate_layers_indices": [0],
+                "vision_output_dim": 32,
+                "image_size": 560,
+                "patch_size": 14,
+                "max_num_tiles": 4,
+            },
         },
     ),
 )

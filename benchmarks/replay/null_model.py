@@ -21,6 +21,7 @@ class Planted:
         "answer",
         "arrived",
         "computed",
+        "encoder",
         "finished",
         "first_token",
         "hit",
@@ -31,6 +32,7 @@ class Planted:
     def __init__(self, request: Request) -> None:
         self.answer = request.output.tolist()
         self.prompt_tokens = int(request.prompt.size)
+        self.encoder = request.encoder
         self.arrived = self.first_token = self.finished = float("nan")
         self.computed = 0
         self.recomputed = 0

@@ -4,9 +4,10 @@
     quick   `make bench`: under half an hour on two cores
     full    what benchmarks/results/replay.md reports; hours
 
-Models run on GPUs that hold them, so pools have a real size. Workloads are the same for all models,
-large enough that requests wait for memory; where the GPUs would hold them all at once, which stock
-does not need help with, the pool is limited.
+Models run on GPUs that hold them, so pools have a real size. Workloads are the same for all models
+but those that see images, which have loads of their own. They are large enough that requests wait
+for memory; where the GPUs would hold them all at once, which stock does not need help with, the
+pool is limited.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from benchmarks.replay.cells import Deployment, Limits
 from benchmarks.replay.crowds import Bursts, CodingAgents, Passages, Tenants
 from benchmarks.replay.mooncake import Mooncake
+from benchmarks.replay.pictures import Pictures
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.workloads import (
     Chats,
@@ -43,6 +45,7 @@ DEPLOYMENTS = {
     "ministral-8b": Deployment("h100"),
     "nemotron-h-8b": Deployment("l4"),
     "jamba-1.5-mini": Deployment("h100", 2, pool_gib=6),
+    "llama-3.2-11b-vision": Deployment("h100"),
 }
 MODELS = tuple(DEPLOYMENTS)
 
@@ -95,6 +98,8 @@ PROFILES = {
             "bursts": Bursts().build,
             "rag": Passages().build,
             "agentic": CodingAgents().build,
+            "mmmu": Pictures().build,
+            "mmmu-in-order": Pictures(mixed=False).build,
         },
         ("stock", "stock-best", "max-page", "unified", "jenga"),
         Limits(),

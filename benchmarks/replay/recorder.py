@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.replay.memory import JengaMemory, StockMemory, UnifiedMemory
 from benchmarks.replay.result import Steps
 from sglang_jenga.plan.spec import LayerGroup
+from sglang_jenga.serving.encoders import encoder_length
 
 MOST_STEPS = 2000
 
@@ -31,11 +32,13 @@ class Kept(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Tokens ``[begin, end)`` that a step computes for a request, known by its row."""
+    """Tokens ``[begin, end)`` that a step computes for a request, known by its row, of which the
+    first `encoder` are an image's."""
 
     row: int
     begin: int
     end: int
+    encoder: int
 
 
 class Recorder:
@@ -134,11 +137,14 @@ class Recorder:
             if group.kind.name == "state":
                 needed.append(len({span.row for span in spans}) * group.entry_bytes)
                 continue
-            reach = group.window
-            parts = [
-                table[row, 0 if reach is None else max(0, begin + 1 - reach) : end]
-                for row, begin, end in spans
-            ]
+            if group.kind.name == "cross":
+                parts = [table[span.row, : span.encoder] for span in spans]
+            else:
+                reach = group.window
+                parts = [
+                    table[row, encoder if reach is None else max(encoder, begin + 1 - reach) : end]
+                    for row, begin, end, encoder in spans
+                ]
             needed.append(self._distinct(parts) * group.entry_bytes)
         return needed
 
@@ -196,6 +202,6 @@ def _spans(reqs: Sequence[Any], starts: np.ndarray) -> list[Span]:
     ends = [req.kv.kv_allocated_len for req in reqs]
     begins = starts.tolist() + [end - 1 for end in ends[starts.size :]]
     return [
-        Span(req.kv.req_pool_idx, begin, end)
+        Span(req.kv.req_pool_idx, begin, end, encoder_length(req))
         for req, begin, end in zip(reqs, begins, ends, strict=True)
     ]

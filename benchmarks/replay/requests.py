@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 VOCABULARY = 1 << 17
-"""Token ids are 1 .. VOCABULARY - 1: so many that unrelated prompts share no prefix by chance."""
+"""Token ids are 1 .. VOCABULARY - 1: so many that unrelated prompts share no prefix by chance. An
+image's tokens are one number beyond, its own."""
 
 
 class Request(NamedTuple):
@@ -21,7 +22,8 @@ class Request(NamedTuple):
 
     `prompt` holds everything that is sent, earlier turns and their answers included. `output` is
     what the null model answers, never empty. `at` is virtual seconds: when it arrives or, if
-    `after` names another request, how long after that one's end.
+    `after` names another request, how long after that one's end. The first `encoder` tokens of
+    the prompt are an image's, which an encoder computes and text reads by cross attention.
     """
 
     rid: str
@@ -29,6 +31,7 @@ class Request(NamedTuple):
     output: np.ndarray
     at: float
     after: str | None = None
+    encoder: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Workload:
     name: str
     requests: tuple[Request, ...]
     described: str
+
+    @property
+    def shows_images(self) -> bool:
+        return any(request.encoder for request in self.requests)
 
     def longest_tokens(self) -> int:
         """Prompt and output of the longest request: what a server must be able to hold."""

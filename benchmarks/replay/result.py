@@ -18,8 +18,9 @@ Every byte of the pool is in one of three places, the same for every baseline:
 
 and the two kinds of waste are counted in them, from the requests' own lengths:
 
-    needed   what the step's attention reads of a running request: every token in full layers, the
-             last `window` of each computed one in window layers, one state; with overlap also what
+    needed   what the step's attention reads of a running request: every token of text in full
+             layers, the image's in cross-attention layers, the last `window` of each computed one
+             in window layers, one state; with overlap also what
              the step before read, for it is still under way when this one's memory is allocated. A
              token that several requests read counts once, at its unpadded size
     wasted   held - needed, and the part of the empty bytes that nobody can take: however far the

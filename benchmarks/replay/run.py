@@ -60,6 +60,8 @@ def replay(
     missing = baseline.missing_on(geometry)
     if missing is not None:
         raise ValueError(f"{baseline.name} on {geometry.name}: {missing}")
+    if workload.shows_images and not geometry.real.encoder:
+        raise ValueError(f"{workload.name}: {geometry.name} sees no images")
     if workload.longest_tokens() >= CONTEXT_TOKENS:
         raise ValueError(f"{workload.name}: requests must be shorter than {CONTEXT_TOKENS} tokens")
     server = {

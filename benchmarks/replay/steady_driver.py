@@ -11,7 +11,8 @@ from sglang.srt.managers.utils import GenerationBatchResult
 
 from benchmarks.replay.call_times import CallTimes
 from benchmarks.replay.draws import tokens, zipf
-from benchmarks.replay.driver import IDLE_PASSES, Stuck, tokenized
+from benchmarks.replay.driver import IDLE_PASSES, Stuck
+from benchmarks.replay.messages import tokenized
 from benchmarks.replay.null_model import NullModel, Planted
 from benchmarks.replay.requests import Request
 from benchmarks.replay.steady import Seen, State, Steady

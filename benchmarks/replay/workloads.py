@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.replay.crowds import Bursts, CodingAgents, Passages, Tenants
 from benchmarks.replay.draws import arrivals, rate_text, spread, tokens
+from benchmarks.replay.pictures import Pictures
 from benchmarks.replay.requests import VOCABULARY, Request, Workload
 
 
@@ -327,5 +328,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "bursts": lambda: Bursts().build(),
     "rag": lambda: Passages().build(),
     "agentic": lambda: CodingAgents().build(),
+    "mmmu": lambda: Pictures().build(),
+    "mmmu-in-order": lambda: Pictures(mixed=False).build(),
 }
 """The generated ones at their default sizes, by name."""

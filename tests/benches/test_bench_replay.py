@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -227,6 +228,21 @@ def test_what_cannot_be_had_is_missing_without_being_played(tmp_path):
     found = play_once(tmp_path, never, cell=Cell("llama-3.1-8b", "short", "unified"))
 
     assert "stock stores this model in one pool" in found.why
+
+
+def test_loads_with_images_are_played_by_models_that_see_them_and_no_others_are():
+    sees, sees_not = "llama-3.2-11b-vision", "llama-3.1-8b"
+    pictured = Workload("pictured", (SHORT.requests[0]._replace(encoder=4),), "")
+    options = SimpleNamespace(models=[sees, sees_not], baselines=["stock", "jenga"])
+    loads = {"short": SHORT, "pictured": pictured}
+
+    cells = bench.cells_of(options, bench.PROFILES["full"], loads)
+
+    places = {(cell.model, cell.workload) for cell in cells}
+    assert places == {(sees, "pictured"), (sees_not, "short")} and len(cells) == 4
+    options.models = [sees]
+    with pytest.raises(ValueError, match=r"short: not for llama-3\.2-11b-vision"):
+        bench.cells_of(options, bench.PROFILES["full"], {"short": SHORT})
 
 
 def test_results_survive_json():

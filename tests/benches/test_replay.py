@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks.replay.baselines import BASELINES, CHUNK
-from benchmarks.replay.clock import HARDWARE, Clock, Weights, bytes_moved, flops
+from benchmarks.replay.clock import HARDWARE, Clock, Images, Weights, bytes_moved, flops
 from benchmarks.replay.geometries import GEOMETRIES, Geometry
 from benchmarks.replay.null_model import NullModel
 from benchmarks.replay.occupancy import Occupancy
 from benchmarks.replay.plans import max_page_plan
 from benchmarks.replay.requests import Request, Workload
 from benchmarks.replay.result import Result, Served, Steps, from_json, to_json
+from sglang_jenga.layers.cross import Cross
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.state import State
 from sglang_jenga.layers.window import Window
@@ -26,6 +27,7 @@ from sglang_jenga.plan.spec import LayerGroup
 FULL = LayerGroup(Full(), (1, 3), 100)
 WINDOW = LayerGroup(Window(4), (0,), 50)
 STATE = LayerGroup(State(), (2,), 1000)
+CROSS = LayerGroup(Cross(), (4, 5, 6), 10)
 # One request decodes behind 9 tokens, another's prompt of 3 tokens is prefilled.
 STARTS, COUNTS = np.array([9, 0]), np.array([1, 3])
 
@@ -69,6 +71,22 @@ def test_a_step_takes_the_longer_of_bytes_and_flops_and_the_overheads():
     assert clock.step_seconds(byte_bound, (), STARTS, COUNTS) == 2.0 + overheads
     assert clock.step_seconds(flop_bound, (), STARTS, COUNTS) == 2 * 4 / (2 * 0.25) + overheads
     assert clock.step_seconds(byte_bound, (), STARTS, COUNTS, overlap=False) == 6.0 + overheads
+
+
+def test_text_reads_its_image_in_cross_layers_and_a_new_image_is_encoded_and_written():
+    weights = Weights(7000, 11, 8, encoder_bytes=500, encoder_flops=13)
+    shown = Images(np.array([20, 30]), np.array([0, 30]))
+    known = Images(np.array([20, 30]), np.array([0, 0]))
+
+    def both(images):
+        step = (weights, (CROSS,), STARTS, COUNTS, images)
+        return bytes_moved(*step), flops(*step)
+
+    attention = 4 * 8 * 3 * (1 * 20 + 3 * 30)
+    assert both(known) == (7000 + 10 * 50, 2 * 11 * 4 + attention)
+    assert both(shown) == (7000 + 500 + 10 * (50 + 30), 2 * 11 * 4 + attention + 13 * 30)
+    assert both(None) == (7000, 2 * 11 * 4)
+    assert weights.total_bytes == 7500
 
 
 # ---- geometries and plans -----------------------------------------------------------------------

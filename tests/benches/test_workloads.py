@@ -12,6 +12,7 @@ import pytest
 from benchmarks.replay.draws import arrivals, spread
 from benchmarks.replay.facts import causality_fault, facts, reusable_tokens
 from benchmarks.replay.mooncake import Mooncake, block_tokens
+from benchmarks.replay.pictures import Pictures
 from benchmarks.replay.profiles import PROFILES
 from benchmarks.replay.requests import VOCABULARY, Request, Workload
 from benchmarks.replay.workloads import (
@@ -33,6 +34,7 @@ DOCUMENTS = Documents(
 )
 EXAMS = Exams(subjects=3, questions=5, examples=(100, 140), question=(10, 20), answer=4)
 SHIFT = shift(Phase(7, (10, 30), (4, 12)), Phase(2, (400, 600), (20, 40)), rate=5.0)
+PICTURES = Pictures(images=6, image=40, question=(5, 9), answer=(4, 8))
 GROUPS = SharedPrefixes(groups=6, prompts=5, system=128, question=16, answer=8, rate=10.0)
 
 TRACE = [
@@ -106,6 +108,25 @@ def test_questions_of_a_subject_reuse_its_examples():
     assert (got.requests, got.output_tokens) == (15, 60)
     assert got.prompt_tokens == 5 * 3 * 120 + 15 * 15
     assert 4 * 3 * 120 <= got.reusable_tokens <= 4 * 3 * 120 + TOLERANCE
+
+
+def test_questions_about_an_image_reuse_it_and_nothing_of_each_other():
+    got = facts(PICTURES.build())
+
+    assert (got.requests, got.output_tokens) == (2 * (2 + 3 + 4), 18 * 6)
+    assert got.prompt_tokens == 18 * (40 + 7)
+    assert (18 - 6) * 40 <= got.reusable_tokens <= (18 - 6) * 40 + TOLERANCE
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_an_image_is_one_number_that_no_text_has_and_its_questions_come_together_or_not(mixed):
+    requests = replace(PICTURES, mixed=mixed).build().requests
+
+    shown = [int(request.prompt[0]) for request in requests]
+    assert (shown == sorted(shown)) == (not mixed)
+    for request, image in zip(requests, shown, strict=True):
+        assert request.encoder == 40 and set(request.prompt[:40].tolist()) == {image}
+        assert image >= VOCABULARY > request.prompt[40:].max()
 
 
 def test_a_reader_takes_the_next_document_after_the_last_question_about_one():
@@ -224,19 +245,23 @@ def test_block_tokens_depend_on_id_and_offset_alone():
 
 
 @pytest.mark.parametrize(
-    "spec", [CHATS, AGENTS, DOCUMENTS, EXAMS, SHIFT, GROUPS], ids=lambda spec: type(spec).__name__
+    "spec",
+    [CHATS, AGENTS, DOCUMENTS, EXAMS, SHIFT, GROUPS, PICTURES],
+    ids=lambda spec: type(spec).__name__,
 )
 def test_requests_are_causal_and_their_tokens_in_the_vocabulary(spec):
     workload = spec.build()
 
     assert causality_fault(workload) is None
     for request in workload.requests:
-        for ids in (request.prompt, request.output):
+        for ids in (request.prompt[request.encoder :], request.output):
             assert ids.dtype == np.int64 and ids.ndim == 1
             assert ids.min() >= 1 and ids.max() < VOCABULARY
 
 
-@pytest.mark.parametrize("spec", [CHATS, EXAMS, DOCUMENTS], ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize(
+    "spec", [CHATS, EXAMS, DOCUMENTS, PICTURES], ids=lambda spec: type(spec).__name__
+)
 def test_a_workload_is_the_same_every_time_and_another_with_another_seed(spec):
     def play(workload):
         return [(r.rid, r.prompt.tobytes(), r.output.tobytes(), r.at) for r in workload.requests]
@@ -254,7 +279,7 @@ def test_spread_lengths_have_the_mean_of_their_ends():
 
 def test_every_workload_is_in_the_full_table_under_its_own_name():
     assert set(PROFILES["full"].workloads) == set(WORKLOADS)
-    for name in ("tenants", "bursts", "rag", "agentic", "shift"):
+    for name in ("tenants", "bursts", "rag", "agentic", "shift", "mmmu", "mmmu-in-order"):
         assert WORKLOADS[name]().name == name
 
 
