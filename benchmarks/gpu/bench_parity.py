@@ -179,6 +179,11 @@ def compare(stock: Sequence[Answer], ours: Sequence[Answer]) -> dict[str, int]:
     }
 
 
+def is_right(found: dict[str, Any]) -> bool:
+    """Whether a row compared something and found no difference."""
+    return found["answers"] > 0 and not found["differing"]
+
+
 def write_model(model: str, folder: Path, dtype: str) -> None:
     if model == "mllama":
         tiny_mllama.write_tiny_mllama(folder, **MODELS[model])
@@ -210,9 +215,7 @@ def run(
     jobs: int = 1,
 ) -> int:
     """All cells, those in which an earlier run was right as it left them; an exit status."""
-    right = {
-        place(found): found for found in earlier if found["answers"] and not found["differing"]
-    }
+    right = {place(found): found for found in earlier if is_right(found)}
     kept = [cell for cell in todo if place(cell.shown()) in right]
     for cell in kept:  # first of all: a run that is stopped leaves them as well
         report.add(**right[place(cell.shown())])
@@ -237,12 +240,12 @@ def run(
                 report.note(f"{' '.join(map(str, cell_of[done]))}: {str(cause).splitlines()[0]}")
                 print(cause)
                 good = False
-                answered += 1
-                continue
-            if found is not None:
+            else:
+                if found is None:
+                    continue
                 report.add(**found)
-                good &= not found["differing"] and found["answers"] > 0
-                answered += 1
+                good &= is_right(found)
+            answered += 1
     if answered < len(left):
         report.note(f"time was up after {len(report.rows)} of {len(todo)} cells")
         return UNFINISHED if good else 1

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.replay.clock import Weights
-from benchmarks.replay.processors import write_processor
 from benchmarks.replay.requests import VOCABULARY
 from sglang_jenga.plan.hf_config import ConfigLayers, read_geometry
 from sglang_jenga.plan.spec import LayerGroup
+from sglang_jenga.testing.tiny_mllama import write_processor
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "tests" / "configs"
 CONTEXT_TOKENS = 1 << 18
@@ -98,7 +98,7 @@ class Geometry:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.real.encoder:
-            write_processor(folder)
+            write_processor(folder, self.carrier["vision_config"]["image_size"])
         (folder / "config.json").write_text(json.dumps(self._written(), indent=1))
         return folder
 

@@ -12,9 +12,9 @@ from sglang.srt.managers.schedule_batch import (
     MultimodalDataItem,
     MultimodalProcessorOutput,
 )
-from sglang.srt.sampling.sampling_params import SamplingParams
 
 from benchmarks.replay.requests import Request
+from sglang_jenga.testing.messages import message
 
 TILES = 4
 """What Llama 3.2 Vision pads every image to."""
@@ -26,24 +26,13 @@ def tokenized(request: Request, *, known_length: bool) -> TokenizedGenerateReqIn
     """The request; of its image's tokens SGLang's scheduler makes up its own, as many."""
     # No answer holds the end-of-sequence token, so it ends by its length either way; but admission
     # sets room aside for all of it only if that token is to be ignored.
-    sampling = SamplingParams(
-        max_new_tokens=request.output.size, temperature=0, ignore_eos=known_length
-    )
-    sampling.normalize(None)
+    sampling = {"max_new_tokens": request.output.size, "ignore_eos": known_length}
     text = request.prompt[request.encoder :]
-    return TokenizedGenerateReqInput(
-        rid=request.rid,
-        input_text=None,
-        input_ids=array("q", text.astype(np.int64).tobytes()),
-        input_embeds=None,
+    return message(
+        request.rid,
+        array("q", text.astype(np.int64).tobytes()),
+        sampling,
         mm_inputs=_image(int(request.prompt[0])) if request.encoder else None,
-        token_type_ids=None,
-        sampling_params=sampling,
-        return_logprob=False,
-        logprob_start_len=-1,
-        top_logprobs_num=0,
-        token_ids_logprob=None,
-        stream=False,
     )
 
 

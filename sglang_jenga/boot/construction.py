@@ -185,7 +185,7 @@ def _build_state_rows(
     return JengaStateRows(
         states,
         mamba_track_grid(configurator.pool_page_size) if tracked else 0,
-        least_tracked=least_worth(plan) if ablation.from_environment().worth_tracking else 0,
+        least_tracked=least_worth(plan),
         size=max_num_reqs,
         mamba_spec_state_size=max_num_reqs,
         max_context_len=context_len + get_req_to_token_extra_context_len(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.radix.tree import RadixTrees
@@ -39,9 +40,8 @@ class Eviction:
         """Empty so many large pages; none at all if there are not so many to be emptied."""
         if not 0 < count <= self._core.large.num_reclaimable:
             return
-        started, before = time.perf_counter(), sum(self._trees.num_pages)
-        self._trees.evict_large(count)
-        self._report(before - sum(self._trees.num_pages), started)
+        with self._reported():
+            self._trees.evict_large(count)
 
     def to_fit(self, need: Sequence[int]) -> None:
         """Evict until ``need`` small pages per group can be had (paper section 5.4, steps 3 to 5).
@@ -51,18 +51,27 @@ class Eviction:
         core, trees = self._core, self._trees
         if not core.fits_after_evicting(need):
             return
-        started, before = time.perf_counter(), sum(trees.num_pages)
-        while (missing := core.larges_missing(need)) and (
-            trees.evict_smalls_before_large(core.smalls_missing(need))
-            or trees.evict_large(missing + self._ahead(missing))
-        ):
-            pass  # an emptied large page may have had small pages that were counted on
-        while core.larges_missing(need):
-            # No large page can be emptied any more: single small pages, of groups that are short.
-            wanted = core.smalls_to_spare_a_large(need)
-            if not sum(trees.evict_small(*short) for short in enumerate(wanted)):
-                raise RuntimeError("the allocator promised more than the prefix cache can evict")
-        self._report(before - sum(trees.num_pages), started)
+        with self._reported():
+            while (missing := core.larges_missing(need)) and (
+                trees.evict_smalls_before_large(core.smalls_missing(need))
+                or trees.evict_large(missing + self._ahead(missing))
+            ):
+                pass  # an emptied large page may have had small pages that were counted on
+            while core.larges_missing(need):
+                # No large page can be emptied any more: single small pages, of groups that are
+                # short.
+                wanted = core.smalls_to_spare_a_large(need)
+                if not sum(trees.evict_small(*short) for short in enumerate(wanted)):
+                    raise RuntimeError(
+                        "the allocator promised more than the prefix cache can evict"
+                    )
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """What goes from the trees inside is one eviction."""
+        started, before = time.perf_counter(), sum(self._trees.num_pages)
+        yield
+        self._report(before - sum(self._trees.num_pages), started)
 
     def _ahead(self, missing: int) -> int:
         """Large pages to evict besides: finding and cutting victims costs most of an eviction, and

@@ -39,10 +39,7 @@ def next_prefill(
     if not self.is_hybrid_swa:
         if rounds.again:
             running_batch.batch_is_full = False
-        batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-        _note_admission(self, rounds, batch, running_batch)
-        return batch, running_batch
-    if (
+    elif (
         rounds.is_refused(self.waiting_queue)
         and running_batch.batch_is_full
         and not running_batch.is_empty()
@@ -54,17 +51,13 @@ def next_prefill(
         rounds.pass_over()
         return None, running_batch
     batch, running_batch = original(self, prefill_delayer_single_pass, running_batch)
-    _note_admission(self, rounds, batch, running_batch)
-    return batch, running_batch
-
-
-def _note_admission(scheduler: Any, rounds: Rounds, batch: Any, running_batch: Any) -> None:
     rounds.note_admission(
-        scheduler.waiting_queue,
+        self.waiting_queue,
         refused=running_batch.batch_is_full,
         admitted=batch is not None,
-        rows_left=scheduler.req_to_token_pool.available_size() > 0,
+        rows_left=self.req_to_token_pool.available_size() > 0,
     )
+    return batch, running_batch
 
 
 def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:

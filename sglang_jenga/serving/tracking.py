@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_jenga.plan.spec import PoolPlan
+from sglang_jenga.serving import ablation
 
 SHARE = 4
 """A state is worth its bytes if it saves a SHARE-th of the tokens whose KV they would hold."""
@@ -19,7 +20,9 @@ MOST = 1024
 
 
 def least_worth(plan: PoolPlan) -> int:
-    """Tokens that a tracked state has to save whoever hits it."""
+    """Tokens that a tracked state has to save whoever hits it; 0 where that part is off."""
+    if not ablation.from_environment().worth_tracking:
+        return 0
     return min(plan.state_cost_tokens // SHARE, MOST)
 
 

@@ -72,15 +72,10 @@ def write_tiny_mllama(
     record = folder / _RECORD
     if record.exists() and record.read_text() == recipe:
         return folder
-    from transformers import (
-        MllamaConfig,
-        MllamaForConditionalGeneration,
-        MllamaImageProcessor,
-        MllamaProcessor,
-    )
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = write_tokenizer(folder, (IMAGE, _TOOL))
+    tokenizer = write_processor(folder, tile)
     config = MllamaConfig(
         vision_config=_VISION | {"image_size": tile},
         text_config=_TEXT
@@ -95,11 +90,19 @@ def write_tiny_mllama(
     model = MllamaForConditionalGeneration(config).float()
     _draw(model)
     model.save_pretrained(folder)
+    record.write_text(recipe)  # last: a half-written folder is written again
+    return folder
+
+
+def write_processor(folder: Path, tile: int) -> Any:
+    """Write tokenizer and processor to `folder` and return the tokenizer."""
+    from transformers import MllamaImageProcessor, MllamaProcessor
+
+    tokenizer = write_tokenizer(folder, (IMAGE, _TOOL))
     pictures = MllamaImageProcessor(size={"height": tile, "width": tile}, max_image_tiles=4)
     MllamaProcessor(pictures, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    record.write_text(recipe)  # last: a half-written folder is written again
-    return folder
+    return tokenizer
 
 
 def _draw(model: Any) -> None:

@@ -172,14 +172,12 @@ def _state_pool(plan: PoolPlan, buffer: Any) -> Any:
 def _state_rows(shape: Shape, settings: Settings, states: Any) -> Any:
     from sglang.srt.runtime_context import mamba_track_grid
 
-    from sglang_jenga.serving import ablation
     from sglang_jenga.serving.state_rows import JengaStateRows
 
-    least = least_worth(shape.plan(settings.page_size))
     return JengaStateRows(
         states,
         mamba_track_grid(settings.page_size) if settings.tracked else 0,
-        least_tracked=least if ablation.from_environment().worth_tracking else 0,
+        least_tracked=least_worth(shape.plan(settings.page_size)),
         size=shape.num_rows,
         mamba_spec_state_size=shape.num_rows,
         max_context_len=shape.context,

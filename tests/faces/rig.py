@@ -260,30 +260,19 @@ def _message(
 ) -> Any:
     """What SGLang's tokenizer would send."""
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
-    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-    from sglang.srt.sampling.sampling_params import SamplingParams
 
-    sampling = SamplingParams(
-        max_new_tokens=max_new,
-        temperature=0,
-        ignore_eos=known_length,
-        stop_token_ids=list(stop) or None,
-        beam_width=beam_width,
-    )
-    sampling.normalize(None)
-    return TokenizedGenerateReqInput(
-        rid=rid,
-        input_text=None,
-        input_ids=array("q", prompt),
-        input_embeds=None,
+    from sglang_jenga.testing.messages import message
+
+    return message(
+        rid,
+        array("q", prompt),
+        {
+            "max_new_tokens": max_new,
+            "ignore_eos": known_length,
+            "stop_token_ids": list(stop) or None,
+            "beam_width": beam_width,
+        },
         mm_inputs=encoder or None,
-        token_type_ids=None,
-        sampling_params=sampling,
-        return_logprob=False,
-        logprob_start_len=-1,
-        top_logprobs_num=0,
-        token_ids_logprob=None,
-        stream=False,
         extra_key=namespace,
         # SGLang's warm-up requests name this host; their KV is not cached.
         bootstrap_host=None if cached else FAKE_BOOTSTRAP_HOST,
