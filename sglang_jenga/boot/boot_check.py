@@ -17,7 +17,13 @@ from sglang.srt.model_executor.model_runner_components.layer_setup import resolv
 from sglang.srt.model_executor.model_runner_components.load_model_utils import (
     resolve_sliding_window_size,
 )
-from sglang.srt.runtime_context import create_context, get_model, get_schedule, use_context
+from sglang.srt.runtime_context import (
+    create_context,
+    get_model,
+    get_parallel,
+    get_schedule,
+    use_context,
+)
 
 from sglang_jenga.boot import window_models
 from sglang_jenga.boot.flags import Refused
@@ -41,6 +47,8 @@ def require_room(server_args: Any) -> None:
     with use_context(create_context(server_args, role="scheduler")):
         if get_schedule().max_total_tokens is None:
             return
+        if get_parallel().pp_size > 1:
+            return  # only the model's code knows whether it tells which layers a stage has
         model = model_config_of(server_args)
         if get_model().kv_cache_dtype == "auto" and model.quantization is not None:
             return  # the weights may bring a format for KV

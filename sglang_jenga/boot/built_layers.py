@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from sglang.srt.runtime_context import get_parallel
 
 from sglang_jenga.boot import known_model
+from sglang_jenga.boot.geometry import ServedLayers, stages_of
 from sglang_jenga.layers import agreement
 from sglang_jenga.layers.base import Address
 from sglang_jenga.memory.buffer import HeadShape
 from sglang_jenga.plan.spec import LayerGroup
-
-if TYPE_CHECKING:
-    from sglang_jenga.boot.geometry import ServedLayers
 
 _logger = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
         seen = known.row.window.seen(known.read)
         _note_width(groups, known.row.window.stored(known.read))
     found = differences(layers, groups, geometry.heads, seen)
+    found = _stage_differences(configurator) + found
     _note_unread(layers, groups)
     if not found:
         return None
@@ -143,6 +144,20 @@ def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
         f"--memory-backend jenga: SGLang built {known.architecture} otherwise than planned: "
         f"{found[0]}{more}; drop --memory-backend"
     )
+
+
+def _stage_differences(configurator: Any) -> list[str]:
+    """Say whether this stage of a pipeline was cut otherwise than all stages count with."""
+    stages, rank = stages_of(configurator), get_parallel().pp_rank
+    if len(stages) == 1:
+        return []
+    built, planned = configurator.layer_info, stages[rank]
+    if (built.start_layer, built.end_layer) == (planned.start, planned.stop):
+        return []
+    return [
+        f"stage {rank} has layers {built.start_layer} to {built.end_layer - 1}, "
+        f"not {planned.start} to {planned.stop - 1}"
+    ]
 
 
 def _note_width(groups: Sequence[LayerGroup], stored: int | None) -> None:

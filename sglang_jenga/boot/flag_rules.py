@@ -66,7 +66,6 @@ FLAG_RULES = (
         # Then it names a way to capture hidden states, and no draft model is loaded.
         unless="enable_return_aux_hidden_states",
     ),
-    FlagRule("pp_size", (1,), "pipeline stages would plan different pools"),
     FlagRule("dcp_size", (1,), _SHARD),
     FlagRule("attn_cp_size", (1,), _SHARD),
     FlagRule("enable_kv_cache_sharding", _OFF, _SHARD),

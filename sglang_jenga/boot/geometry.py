@@ -5,9 +5,10 @@ The only reader of SGLang's ModelConfig for the pool; the planner does the arith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from sglang.srt.distributed.utils import get_pp_indices
 from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
 from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 
@@ -42,16 +43,47 @@ class ServedLayers(NamedTuple):
         return self.groups[row_group(self.groups)]
 
 
+def stages_of(configurator: Any) -> list[range]:
+    """Layers that each stage of a pipeline has in its pool; of one stage all, without a pipeline.
+
+    Of models that do not tell it which layers a stage has (Nemotron-H), SGLang builds pools for all
+    layers in each.
+    """
+    count, every = get_parallel().pp_size, configurator.model_config.num_hidden_layers
+    info = configurator.layer_info
+    if count == 1 or (info.start_layer, info.end_layer) == (0, every):
+        return [range(info.start_layer, info.end_layer)]
+    return [range(*get_pp_indices(every, stage, count)) for stage in range(count)]
+
+
 def geometry_of(configurator: Any) -> ServedLayers:
-    """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for."""
+    """Read the layer groups of the model that SGLang's ``KVCacheConfigurator`` builds pools for.
+
+    Entries have room for as many layers as the stage of a pipeline has that has most of a group:
+    all stages then make one plan, and come to the same decisions from it without a word.
+    """
     model, layers = configurator.model_config, configurator.layer_info
     tp = get_parallel().attn_tp_size
     dtype = configurator.kv_cache_dtype
+    stages = stages_of(configurator)
 
-    def group(kind: LayerKind, layer_ids: Sequence[int], heads: HeadShape) -> LayerGroup:
-        entry_bytes = heads.entry_bytes(len(layer_ids), dtype.itemsize) or SLOT_BYTES
+    def most(of_model: Iterable[int]) -> int:
+        every = set(of_model)
+        return max(sum(layer_id in every for layer_id in stage) for stage in stages)
+
+    def group(
+        kind: LayerKind,
+        layer_ids: Sequence[int],
+        heads: HeadShape,
+        of_model: Iterable[int] | None = None,
+    ) -> LayerGroup:
+        """``layer_ids``: those of this rank; ``of_model``: those of all stages."""
+        num_layers = len(layer_ids) if len(stages) == 1 or of_model is None else most(of_model)
+        entry_bytes = heads.entry_bytes(num_layers, dtype.itemsize) or SLOT_BYTES
         page_size = configurator.pool_page_size
-        return LayerGroup(kind, tuple(layer_ids), entry_bytes, page_size, str(dtype))
+        return LayerGroup(
+            kind, tuple(layer_ids), entry_bytes, page_size, str(dtype), num_layers=num_layers
+        )
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
     if model.is_encoder_decoder:
@@ -71,23 +103,32 @@ def geometry_of(configurator: Any) -> ServedLayers:
         # SGLang's window excludes the current token, ours includes it.
         window = configurator.sliding_window_size + 1
         groups = (
-            group(Full(), layers.full_attention_layer_ids, full),
-            group(sliding_kind(row.sliding, window), layers.swa_attention_layer_ids, sliding),
+            group(Full(), layers.full_attention_layer_ids, full, model.full_attention_layer_ids),
+            group(
+                sliding_kind(row.sliding, window),
+                layers.swa_attention_layer_ids,
+                sliding,
+                model.swa_attention_layer_ids,
+            ),
         )
         heads = (full, sliding)
     elif configurator.mambaish_config is not None:
         every = configurator.mambaish_config.full_attention_layer_ids
-        layer_ids = [layer_id for layer_id in every if layer_id < layers.end_layer]
-        groups, heads = (group(Full(), layer_ids, full),), (full,)
+        stage = range(layers.start_layer, layers.end_layer)
+        attention = [layer_id for layer_id in every if layer_id in stage]
+        groups, heads = (group(Full(), attention, full, every),), (full,)
     else:
-        groups, heads = (group(Full(), range(layers.num_effective_layers), full),), (full,)
+        stage = range(layers.start_layer, layers.start_layer + layers.num_effective_layers)
+        groups, heads = (group(Full(), stage, full, range(model.num_hidden_layers)),), (full,)
     if configurator.mambaish_config is None:
         return ServedLayers(groups, heads)
-    state = StateShape.of(
-        configurator.mambaish_config.mamba2_cache_params,
-        tuple(configurator._get_mamba_layer_ids_for_req_pool()),
+    params = configurator.mambaish_config.mamba2_cache_params
+    layer_ids = tuple(configurator._get_mamba_layer_ids_for_req_pool())
+    num_layers = len(layer_ids) if len(stages) == 1 else most(params.layers)
+    state = StateShape.of(params, layer_ids, num_layers)
+    states = LayerGroup(
+        State(), layer_ids, state.entry_bytes, element=state.element, num_layers=num_layers
     )
-    states = LayerGroup(State(), state.layer_ids, state.entry_bytes, element=state.element)
     return ServedLayers((*groups, states), heads, state)
 
 
@@ -100,7 +141,7 @@ def asked_bytes(
     """
     limits = [limit for limit in (get_schedule().max_total_tokens, cap_tokens) if limit is not None]
     # Without attention, tokens say nothing about bytes; states do, if the user gave their number.
-    attention = any(group.layer_ids for group in geometry.groups[: len(geometry.heads)])
+    attention = any(group.num_layers for group in geometry.groups[: len(geometry.heads)])
     counts = attention or get_schedule().max_mamba_cache_size is not None
     if not limits or not counts:
         return None
@@ -124,7 +165,7 @@ def pinned_bytes(geometry: ServedLayers, num_tokens: int, *, stock_is_hybrid: bo
     tokens = num_tokens // page_size * page_size
     total = 0
     for group in geometry.groups[: len(geometry.heads)]:
-        if not group.layer_ids:
+        if not group.num_layers:
             continue
         rows = tokens
         if group.kind.address is Address.MAPPED and stock_is_hybrid:

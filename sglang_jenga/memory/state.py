@@ -44,14 +44,20 @@ class StateShape:
     entry_bytes: int
 
     @classmethod
-    def of(cls, params: Any, layer_ids: tuple[int, ...]) -> StateShape:
-        """From SGLang's ``BaseLinearStateParams``, for the state layers of this rank."""
+    def of(
+        cls, params: Any, layer_ids: tuple[int, ...], num_layers: int | None = None
+    ) -> StateShape:
+        """From SGLang's ``BaseLinearStateParams``, for the state layers of this rank.
+
+        ``num_layers``: for how many there is room, those of this rank if None.
+        """
+        room = len(layer_ids) if num_layers is None else num_layers
         wanted = [(params.shape.temporal, params.dtype.temporal)]
         wanted += [(shape, params.dtype.conv) for shape in params.shape.conv]
         parts, offset = [], 0
         for shape, dtype in wanted:
             parts.append(StatePart(offset, tuple(shape), dtype))
-            offset += -(-parts[-1].layer_bytes * len(layer_ids) // ALIGNMENT) * ALIGNMENT
+            offset += -(-parts[-1].layer_bytes * room // ALIGNMENT) * ALIGNMENT
         return cls(layer_ids, parts[0], tuple(parts[1:]), offset)
 
     @property

@@ -33,6 +33,10 @@ class LayerGroup:
 
     A model of states or windows only has a ``full`` group without layers: its tokens still have
     slots, which rows and trees name them by, and ``entry_bytes`` is what a slot costs.
+
+    ``layer_ids`` are the layers that this rank runs. The stages of a pipeline run different ones
+    and plan alike, since each schedules by itself: ``num_layers``, by which ``entry_bytes`` counts,
+    is that of the stage that has most; as many as there are ids where it is not given.
     """
 
     kind: LayerKind
@@ -40,9 +44,12 @@ class LayerGroup:
     entry_bytes: int
     tokens_per_page: int = 1
     element: str = ""
+    num_layers: int = -1
 
     def __post_init__(self) -> None:
-        if not self.layer_ids and self.kind.address is not Address.ROW:
+        if self.num_layers < 0:
+            object.__setattr__(self, "num_layers", len(self.layer_ids))
+        if not self.num_layers and self.kind.address is not Address.ROW:
             raise ValueError(f"a {self.label} group needs at least one layer, got none")
         if self.entry_bytes <= 0 or self.tokens_per_page <= 0:
             raise ValueError(

@@ -130,7 +130,7 @@ def with_slots(groups: Sequence[LayerGroup], pool_bytes: int) -> tuple[LayerGrou
     """The groups of a pool of so many bytes: where no layer of the full group stores anything, a
     slot costs as much as keeps its number within 32 bits, and beside windows a share of theirs."""
     first, *others = groups
-    if not first.layer_ids:
+    if not first.num_layers:
         windows = sum(item.entry_bytes for item in others if item.kind.address is Address.MAPPED)
         slot_bytes = max(slot_beside(windows), 1 << (pool_bytes >> 31).bit_length())
         first = replace(first, entry_bytes=slot_bytes)

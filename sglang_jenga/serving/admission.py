@@ -61,8 +61,9 @@ class JengaBudget(SharedSWAPrefillBudget):
 
     @property
     def _running(self) -> Sequence[Any]:
-        batch = self.adder.running_batch
-        return () if batch is None else batch.reqs
+        batch, beside = self.adder.running_batch, self.allocator.pressure.beside
+        running = () if batch is None else batch.reqs
+        return [*running, *beside] if beside else running
 
     @property
     def _alone(self) -> bool:

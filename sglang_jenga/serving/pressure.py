@@ -55,7 +55,8 @@ class Pressure:
     """The releases of a server, and the requests that they ask.
 
     ``decoding``: those of the last decode step; some may have finished since. ``prompt_in_flight``:
-    the one whose prompt has been computed in part, if any.
+    the one whose prompt has been computed in part, if any. ``beside``: those of a pipeline's other
+    micro-batches than the one that is asked for.
     """
 
     def __init__(self, core: Allocator) -> None:
@@ -63,6 +64,7 @@ class Pressure:
         self._releases: list[tuple[int, int, Release]] = []
         self.decoding: Sequence[Any] = ()
         self.prompt_in_flight: Any = None
+        self.beside: Sequence[Any] = ()
 
     def add(self, price: int, release: Release) -> None:
         insort(self._releases, (price, len(self._releases), release))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sglang_jenga.pages.tables import StepDemand
+from sglang_jenga.serving import micro_batches
 from sglang_jenga.serving.allocator import is_ours
 from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.host_arrays import host_array
@@ -34,6 +35,7 @@ def next_prefill(
     if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
     rounds = allocator.rounds
+    allocator.pressure.beside = micro_batches.beside(self)
     if allocator.groups.state is not None:
         _spare_states(self, rounds, running_batch)
     if not self.is_hybrid_swa:
@@ -64,14 +66,21 @@ def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
     """Short prompts go without a state to leave while somebody waits for memory, or while all who
     could run would take more states than there are. Who waits for a row of requests does not."""
     rows = scheduler.req_to_token_pool
-    asking = min(len(scheduler.waiting_queue) + len(running_batch.reqs), rows.size)
+    running = len(running_batch.reqs) + len(scheduler.token_to_kv_pool_allocator.pressure.beside)
+    asking = min(len(scheduler.waiting_queue) + running, rows.size)
     too_many = asking * rows.states_per_request > rows.mamba_allocator.size
     rows.tracking.sparing = too_many or rounds.want_memory
 
 
 def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
-    if is_ours(self.token_to_kv_pool_allocator):
-        self.memory_budget.adder = self
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return
+    self.memory_budget.adder = self
+    # SGLang sets nothing aside for what other micro-batches of a pipeline will decode.
+    self.memory_budget.total_offset += sum(
+        map(self._get_running_request_total_token_offset, allocator.pressure.beside)
+    )
 
 
 def ask_for_chunk(original: Callable[..., Any], self: Any, req: Any) -> Any:
@@ -111,7 +120,7 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     batch = plan.batch_to_run
     nothing = batch is None or batch.forward_mode.is_idle()
     stuck = allocator.rounds.note_end(
-        idle=nothing and plan.running_batch.is_empty(),
+        idle=nothing and plan.running_batch.is_empty() and not micro_batches.beside(self),
         waiting=bool(self.waiting_queue or self.chunked_req),
     )
     if stuck is Stuck.BEGIN_ANEW and self.chunked_req is not None:
@@ -242,13 +251,14 @@ def update_running_batch(original: Callable[..., Any], self: Any, batch: Any) ->
     allocator = self.token_to_kv_pool_allocator
     if is_ours(allocator):
         allocator.pressure.prompt_in_flight = self.chunked_req
+        allocator.pressure.beside = micro_batches.beside(self)
     return original(self, batch)
 
 
 def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tuple[Any, ...]:
     """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
-    it is not alone: it waits for that one, and goes on where it was. Else it begins anew, once.
-    Unless it has been aborted before, which stands."""
+    or another micro-batch it is not alone: it waits for that one, and goes on where it was. Else it
+    begins anew, once. Unless it has been aborted before, which stands."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(self)
@@ -256,7 +266,7 @@ def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tup
     retracted, ratio, aborted = original(self)
     if self.reqs:
         return retracted, ratio, aborted
-    alone = allocator.pressure.prompt_in_flight is None
+    alone = allocator.pressure.prompt_in_flight is None and not allocator.pressure.beside
     again = []
     for req in aborted:
         if req in reasons:

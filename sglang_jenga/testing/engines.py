@@ -176,7 +176,7 @@ def _engine_process(
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
-            expected.value = len(wave)
+            expected.value += len(wave)
             answers = server.generate(**_asked(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
@@ -216,18 +216,22 @@ def _sampling(
 
 
 def _admit_together(expected: Any) -> None:
-    """Hold back admission while some of the ``expected`` requests are on their way."""
+    """Hold back admission while some of the ``expected`` requests, counted from the first wave on,
+    are on their way to the scheduler that asks; each of several gets all."""
     from sglang.srt.managers.schedule_batch import NextBatchPlan
     from sglang.srt.managers.scheduler import Scheduler
 
     receive, admit = Scheduler.handle_generate_request, Scheduler.get_new_batch_prefill
 
+    arrived = 0
+
     def received(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal arrived
         receive(self, *args, **kwargs)
-        expected.value -= 1
+        arrived += 1
 
     def admitted(self: Any, running_batch: Any) -> Any:
-        if expected.value > 0:
+        if arrived < expected.value:
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return admit(self, running_batch)
 

@@ -31,7 +31,6 @@ BAD_FLAGS = [
     ("--disaggregation-decode-enable-offload-kvcache", HOST),
     ("--encoder-only", "an encoder has no KV cache, and loads no plugin"),
     ("--speculative-algorithm NGRAM", "the draft model's KV is not part of the pool yet"),
-    ("--pp-size 2", "pipeline stages would plan different pools"),
     ("--dcp-size 2", SHARD),
     ("--attn-cp-size 2", SHARD),
     ("--enable-kv-cache-sharding", SHARD),
@@ -103,7 +102,7 @@ def test_flag_is_served_beside_the_one_that_gives_it_a_meaning(launcher, llama, 
 
 
 def test_two_reasons_are_two_lines(launcher, llama):
-    flags = ("--pp-size", "2", "--enable-lmcache")
+    flags = ("--dcp-size", "2", "--enable-lmcache")
 
     outcome = launcher.command_line("--model-path", llama, "--memory-backend", "jenga", *flags)
 
