@@ -123,7 +123,6 @@ REFUSED = {
     ),
     "enable_int8_mamba_checkpoint": ("mem_cache/mamba_checkpoint_pool.py",),
     "speculative_algorithm": ("mem_cache/draft_kv_budget.py",),
-    "pp_size": ("managers/scheduler_pp_mixin.py",),
     _MODEL: (
         "mem_cache/deepseek_v4_memory_pool.py",
         "mem_cache/deepseek_v4_compress_state.py",
@@ -192,6 +191,9 @@ HONOURED_BY_SGLANG = {
         smg_grpc_mode soft_watchdog_timeout speculative_draft_model_path
         speculative_draft_model_revision stream_interval tokenizer_backend tokenizer_mode
         tokenizer_path tp_size trace_modules trust_remote_code watchdog_timeout weight_version
+    """,
+    "managers/scheduler_pp_mixin.py": """
+        SGLANG_PP_COMM_OVERLAP pp_async_batch_depth pp_size
     """,
     "managers/scheduler_components/batch_result_processor.py": """
         SGLANG_EMBEDDINGS_SPARSE_HEAD SGLANG_PP_SKIP_PURE_CHUNKED_OUTPUT_COMM
