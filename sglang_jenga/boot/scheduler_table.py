@@ -227,6 +227,16 @@ IMAGES = (
         "which images the prompt in flight has rows left of",
         "that every look-up of a step comes after it; `offsets` and `hash` of an item",
     ),
+    Hook(
+        f"{_SCHEDULE}._get_chunked_embedding_full",
+        "around",
+        "(data_embedding_func, embedding_items_per_req, items_offset, extend_prefix_len, "
+        "extend_seq_len, input_ids, device)",
+        f"{_OURS}.serving.image_runs:embedding_of_chunk",
+        "images that are several runs of tokens are looked up one by one",
+        "`_get_chunked_embedding_by_item`, which is called instead, and whether SGLang calls it "
+        "for images of several runs by now; then drop the row",
+    ),
 )
 EMBEDDINGS = (
     Rebinding(

@@ -39,7 +39,8 @@ class PooledEmbeddings(MultimodalCache):
     again by whatever comes later on the forward stream.
 
     ``not_kept``: times that an embedding had no place. SGLang computes with it all the same, and
-    encodes its image again for the next chunk.
+    encodes its image again for the next chunk. ``one_by_one``: images that are several runs of
+    tokens are looked up so (`serving.image_runs`).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PooledEmbeddings(MultimodalCache):
         self._guests, self._strings, self._eviction = guests, strings, eviction
         self._kept: dict[Hashable, _Kept] = {}
         self.not_kept = 0
+        self.one_by_one = True
         self._metric = None
         if metric_labels is not None:
             from prometheus_client import Counter  # after SGLang set its directory

@@ -203,6 +203,81 @@ def test_an_item_without_places_in_its_prompt_is_wanted_by_nobody():
         assert cache._guests.wanted == {2, cache.combine_hashes([1, 2])}
 
 
+class Tower:
+    """Makes rows of an image's own numbers, so many as it has tokens and ``more``; tells whose."""
+
+    def __init__(self, more: int = 0) -> None:
+        self.more = more
+        self.asked: list[int] = []
+
+    def __call__(self, items) -> torch.Tensor:
+        self.asked += [item.hash for item in items]
+        return torch.cat([rows(item.hash, tokens(item) + self.more) for item in items])
+
+
+def rows(key: int, count: int) -> torch.Tensor:
+    return (100 * key + torch.arange(count))[:, None].expand(count, 4).float()
+
+
+def tokens(item) -> int:
+    return sum(end - start + 1 for start, end in item.offsets)
+
+
+def in_runs(key: int, *runs: tuple[int, int], modality: str = "IMAGE"):
+    """An item of a prompt, as SGLang's processors make them."""
+    from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
+
+    return MultimodalDataItem(modality=Modality[modality], hash=key, offsets=list(runs))
+
+
+def look_up(tower: Tower, items, start: int, length: int, original=None):
+    """The rows of a chunk, as SGLang asks for them where an item is several runs."""
+    from sglang_jenga.serving.image_runs import embedding_of_chunk
+
+    runs = [run for item in items for run in item.offsets]
+    device = torch.device("cpu")
+    return embedding_of_chunk(original, tower, items, runs, start, length, torch.zeros(1), device)
+
+
+def test_images_of_several_runs_are_encoded_one_by_one_and_once():
+    with seeing(DENSE) as (_, cache):
+        tower, first, second = Tower(), in_runs(1, (1, 2), (4, 5)), in_runs(2, (7, 8), (10, 11))
+        for start, length, wanted, asked in (
+            (0, 3, rows(1, 2), [1]),
+            (3, 5, torch.cat([rows(1, 4)[2:], rows(2, 4)[:1]]), [1, 2]),
+            (8, 4, rows(2, 4)[1:], [1, 2]),
+        ):
+            found, _ = look_up(tower, [first, second], start, length)
+            assert torch.equal(found, wanted)
+            assert tower.asked == asked
+        # Behind others in the next prompt, and a new one behind it.
+        others = [in_runs(2, (0, 1), (3, 4)), in_runs(3, (6, 7), (9, 10))]
+        found, _ = look_up(tower, others, 0, 11)
+        assert torch.equal(found, torch.cat([rows(2, 4), rows(3, 4)]))
+        assert tower.asked == [1, 2, 3]
+        assert len(cache) == 3
+
+
+@pytest.mark.parametrize("case", ["rows that nobody counted", "a video", "no cache"])
+def test_what_cannot_be_looked_up_one_by_one_is_left_to_sglang(case: str):
+    from sglang.srt.managers import mm_schedule
+
+    with seeing(DENSE) as (_, cache):
+        odd = case == "rows that nobody counted"
+        tower = Tower(more=int(odd))
+        modality = "VIDEO" if case == "a video" else "IMAGE"
+        items = [in_runs(1, (1, 2), (4, 5), modality=modality)]
+        if case == "no cache":
+            mm_schedule.embedding_cache = None
+        asked = []
+        for _ in range(2):
+            found = look_up(tower, items, 0, 6, lambda *given: asked.append(given) or "stock's")
+            assert found == "stock's"
+        assert [given[1:4] for given in asked] == [(items, [(1, 2), (4, 5)], 0)] * 2
+        assert tower.asked == [1] * odd, "an odd tower is tried once"
+        assert len(cache) == 0
+
+
 def load(rig: Rig, seed: int, between) -> list[object]:
     """A random load with aborts and retractions, ``between`` its turns; how all of it ended."""
     draw = random.Random(seed)

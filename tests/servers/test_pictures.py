@@ -72,7 +72,7 @@ def serve(family: str, model: Path, prompts: Prompts, **arguments: Any) -> Run:
     return run_engine(model, prompts.waves, skip_tokenizer_init=False, **arguments)
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", FEW_TOKENS)
 def test_prompts_cut_inside_their_pictures_give_the_tokens_of_stock(prepared, family: str):
     model, prompts, expected = prepared(family)
     red, blue = expected.outputs[0][:2]
@@ -91,7 +91,7 @@ def press() -> None:
     retract_every(7)
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", FEW_TOKENS)
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_a_full_pool_gives_the_tokens_of_stock(prepared, family: str, page_size: int):
     model, prompts, expected = prepared(family)
