@@ -316,3 +316,12 @@ def test_a_slot_beside_windows_alone_costs_a_share_of_their_bytes(window_bytes, 
 
     assert (full.entry_bytes, window.entry_bytes) == (slot_bytes, window_bytes)
     assert plan_pool((full, window), 40 << 30).large_page_bytes % window_bytes == 0
+
+
+def test_a_stage_of_a_pipeline_may_have_a_group_whose_layers_are_all_elsewhere():
+    group = LayerGroup(Window(8), (), 64, num_layers=2)
+
+    assert group.num_layers == 2
+    assert LayerGroup(Full(), (0, 3), 64).num_layers == 2
+    with pytest.raises(ValueError, match="needs at least one layer"):
+        LayerGroup(Window(8), (), 64)
