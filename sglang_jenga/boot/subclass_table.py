@@ -31,6 +31,11 @@ SUBCLASSES = (
         "a request's row and its states",
     ),
     Subclass(
+        "sglang.srt.managers.scheduler_components.pool_stats_observer.PoolStats",
+        f"{_OURS}.serving.usage:JengaPoolStats",
+        "token usage as the share of large pages in use",
+    ),
+    Subclass(
         "sglang.srt.mem_cache.multimodal_cache.MultimodalCache",
         f"{_OURS}.serving.embeddings:PooledEmbeddings",
         "embeddings of images in the same buffer; the parent is an interface",

@@ -45,6 +45,7 @@ from sglang_jenga.serving.state_caching import (
     TrackingSlots,
     UnreachableTokens,
 )
+from sglang_jenga.serving.usage import LargePageGauge
 from sglang_jenga.serving.windows import BehindWindows, Windows
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
         self.misses = MissReport(self.groups.kinds, metric_labels)
+        self.large_pages = LargePageGauge(self.core, metric_labels) if metric_labels else None
 
     def _add_releases(self, pressure: Pressure) -> None:
         """What this server can give up when memory is short; see `Price`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
@@ -305,35 +304,3 @@ def check_page_invariants(original: Callable[[Any], None], self: Any) -> None:
     for req in self._requests_owning_rows():
         assert 0 <= req.kv.kv_committed_len <= req.kv.kv_allocated_len <= row_width, req.rid
     self.tree_cache.sanity_check()
-
-
-def pool_stats(original: Callable[[Any], Any], self: Any) -> Any:
-    """With an encoder's tokens beside those of text the tokens that fit are no fixed number."""
-    stats = original(self)
-    allocator = self.token_to_kv_pool_allocator
-    if not is_ours(allocator) or allocator.groups.encoder is None:
-        return stats
-    capacity = allocator.size
-    used = capacity - stats.full_available_size - stats.full_evictable_size
-    return replace(
-        stats, full_num_used=used, full_token_usage=used / capacity, full_capacity=capacity
-    )
-
-
-def check_full_pool(
-    original: Callable[..., tuple[bool, str]], self: Any, ps: Any, uncached: int = 0
-) -> tuple[bool, str]:
-    """SGLang's search for leaks, against the capacity of now (`pool_stats`)."""
-    allocator = self.token_to_kv_pool_allocator
-    if not is_ours(allocator) or allocator.groups.encoder is None:
-        return original(self, ps, uncached=uncached)
-    held: tuple[bool, str] = self._check_pool_invariant(
-        "full",
-        ps.full_available_size,
-        ps.full_evictable_size,
-        self.tree_cache.protected_size(),
-        self.pool_stats_observer.session_held_tokens(),
-        ps.full_capacity,
-        uncached,
-    )
-    return held

@@ -63,6 +63,30 @@ def test_usage_metrics_stay_fractions_of_a_pool_whose_split_moves(server):
     assert all(0 <= value <= 1 for value in usage.values()), usage
 
 
+def test_load_and_metrics_tell_how_much_of_the_one_pool_is_in_use(server):
+    """What is cached is told apart. Metrics are of the last batch: SGLang's, up to 30 s at idle."""
+    server.generate(first_wave(seed=4), 8)
+
+    metrics = server.metrics()
+    pages = {
+        state: next(
+            value
+            for name, value in metrics.items()
+            if name.startswith("sglang:jenga_large_pages") and f'state="{state}"' in name
+        )
+        for state in ("empty", "cached", "used")
+    }
+    (load,) = server.loads()["loads"]
+
+    (usage,) = (value for name, value in metrics.items() if name.startswith("sglang:token_usage"))
+    assert pages["cached"] > 0
+    assert usage == round(pages["used"] / sum(pages.values()), 2)
+    num_large = int(re.search(r"jenga plan .*num_large=(\d+)", server.log()).group(1))
+    assert 0 <= num_large - sum(pages.values()) <= 2, "but for null pages"
+    assert load["token_usage"] == 0
+    assert "pool usage: 0." in server.log()
+
+
 def test_flush_returns_every_large_page(server):
     server.generate(first_wave(seed=5)[:6], 4)
 
