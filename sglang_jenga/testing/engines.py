@@ -166,8 +166,8 @@ def _engine_process(
     lead_processes(log_path, env)
     try:
         engine = forking_engine()
-        expected = multiprocessing.get_context("fork").Value("i", 0)
-        _admit_together(expected)
+        arrivals = Arrivals()
+        _admit_together(arrivals)
         if prepare is not None:
             prepare()
         server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
@@ -176,7 +176,7 @@ def _engine_process(
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
-            expected.value = len(wave)
+            arrivals.expect(len(wave))
             answers = server.generate(**_asked(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
@@ -215,8 +215,40 @@ def _sampling(
     ]
 
 
-def _admit_together(expected: Any) -> None:
-    """Hold back admission while some of the ``expected`` requests are on their way."""
+MOST_RANKS = 64
+
+
+class Arrivals:
+    """How many requests have arrived so far of those that the test sends, shared by all ranks.
+
+    Ranks of one tensor parallel group receive the same ones, and look at their own count alone: so
+    they decide alike. Those of a data parallel group receive a part each.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._expected = context.Value("i", 0)
+        self._received = context.Array("i", MOST_RANKS, lock=False)  # one writer each
+
+    def expect(self, count: int) -> None:
+        self._expected.value += count
+
+    def note(self) -> None:
+        from sglang.srt.runtime_context import get_device
+
+        self._received[get_device().gpu_id] += 1
+
+    def complete(self) -> bool:
+        from sglang.srt.runtime_context import get_device, get_parallel
+
+        parallel = get_parallel()
+        if parallel.dp_size * parallel.attn_dp_size == 1:
+            return self._received[get_device().gpu_id] >= self._expected.value
+        return sum(self._received) >= self._expected.value * parallel.attn_tp_size
+
+
+def _admit_together(arrivals: Arrivals) -> None:
+    """Hold back admission while some of the expected requests are on their way."""
     from sglang.srt.managers.schedule_batch import NextBatchPlan
     from sglang.srt.managers.scheduler import Scheduler
 
@@ -224,10 +256,10 @@ def _admit_together(expected: Any) -> None:
 
     def received(self: Any, *args: Any, **kwargs: Any) -> None:
         receive(self, *args, **kwargs)
-        expected.value -= 1
+        arrivals.note()
 
     def admitted(self: Any, running_batch: Any) -> Any:
-        if expected.value > 0:
+        if not arrivals.complete():
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return admit(self, running_batch)
 
