@@ -60,8 +60,10 @@ class Run(NamedTuple):
 
     @property
     def retractions(self) -> int:
-        """Requests that were retracted for want of memory or on demand of a test."""
-        return sum(map(int, re.findall(r"#retracted_reqs: (\d+)", self.log)))
+        """Requests that were retracted for want of memory or on demand of a test. All ranks of a
+        pool say so; those of the first are counted."""
+        said = r"^(?!\[\S+ \S+ TP[1-9]).*#retracted_reqs: (\d+)"
+        return sum(map(int, re.findall(said, self.log, re.M)))
 
     @property
     def hit_tokens(self) -> int:
