@@ -80,10 +80,7 @@ def _is_on(row: Rebinding) -> bool:
 def _mismatch(row: Rebinding) -> str | None:
     try:
         owner, name = _owner(row.target)
-        if row.expected == UNBOUND:
-            found = _unbound(owner, name)
-        else:
-            found = describe(row.target)
+        found = _unbound(owner, name) if row.expected == UNBOUND else describe(row.target)
     except (ImportError, AttributeError) as error:
         found = f"no such name ({error})"
     if found == row.expected:

@@ -58,9 +58,7 @@ def prepare(family: str, folder: Path) -> Path:
 
 def go_on(answers: list[list[list[int]]]) -> list[list[int]]:
     """The conversations go on from what was answered."""
-    return [
-        [*prompt, *answer, 7, 8, 9] for prompt, answer in zip(FIRST, answers[0], strict=True)
-    ]
+    return [[*prompt, *answer, 7, 8, 9] for prompt, answer in zip(FIRST, answers[0], strict=True)]
 
 
 def serve(model: Path, **arguments: Any) -> Run:
