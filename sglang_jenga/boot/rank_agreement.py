@@ -17,18 +17,18 @@ from sglang_jenga import __version__
 from sglang_jenga.boot import refusal
 from sglang_jenga.plan.spec import PoolPlan
 from sglang_jenga.serving import ablation
-from sglang_jenga.serving.ranks import differences, peers_of_pool
+from sglang_jenga.serving.ranks import differences, peers_of_rank
 
 
 def require(plan: PoolPlan, max_requests: int) -> None:
     """End this scheduler, and its peers, if one of them would run its pool otherwise."""
-    peers = peers_of_pool()
+    peers = peers_of_rank()
     if peers is None:
         return
     difference = differences(peers.everybody(digest(plan, max_requests)))
     if difference:
         refusal.leave(
-            f"--memory-backend jenga: the ranks of one pool must be alike, and differ in "
+            f"--memory-backend jenga: ranks with the same requests must be alike, and differ in "
             f"{difference}: start them with the same packages, variables, arguments and memory"
         )
 

@@ -1,4 +1,4 @@
-"""A debug mode: do all ranks of a pool hand out, and evict, the same pages? Not for serving.
+"""A debug mode: do ranks with the same requests hand out, and evict, the same pages? Not for serving.
 
 SGLANG_JENGA_COMPARE_RANKS=1    after every round of scheduling
 SGLANG_JENGA_COMPARE_RANKS=50   after every 50th
@@ -21,7 +21,7 @@ import numpy as np
 from sglang_jenga.pages.allocator import Allocator, Order
 from sglang_jenga.pages.extent import Extent
 from sglang_jenga.plan.spec import PoolPlan
-from sglang_jenga.serving.ranks import Peers, differences, peers_of_pool
+from sglang_jenga.serving.ranks import Peers, differences, peers_of_rank
 
 ENV = "SGLANG_JENGA_COMPARE_RANKS"
 
@@ -103,7 +103,7 @@ class RankTrace:
             difference = differences(self._peers.everybody(self._core.findings()))
             if difference:
                 raise RanksDiffer(
-                    f"the ranks of one pool differ in round {self._rounds} in {difference}"
+                    f"ranks with the same requests differ in round {self._rounds} in {difference}"
                 )
         if idle:
             self._log()
@@ -121,7 +121,7 @@ def trace_of(core: Allocator) -> RankTrace | None:
     """What compares this rank's pages with its peers'; None unless it was asked for."""
     if not isinstance(core, TracedAllocator):
         return None
-    return RankTrace(core, peers_of_pool(), rounds_from_environment())
+    return RankTrace(core, peers_of_rank(), rounds_from_environment())
 
 
 def build_core(plan: PoolPlan, order: Order) -> Allocator:

@@ -1,4 +1,4 @@
-"""The ranks that run one pool together: they tell each other nothing, and must decide alike.
+"""A rank's peers: those that get the same requests, tell each other nothing, and must decide alike.
 
 Each rank of a tensor parallel group has a scheduler, trees and an allocator of its own, gets the
 same requests, and hands out the same pages because it does the same arithmetic. With DP attention
@@ -16,7 +16,7 @@ Findings = Mapping[str, Hashable]
 
 
 class Peers:
-    """The ranks of one pool, this one among them; ``ranks`` numbers them as SGLang's log does."""
+    """The ranks with the same requests, this one among them, numbered as in SGLang's log."""
 
     def __init__(self, group: Any) -> None:
         """``group``: SGLang's ``GroupCoordinator``. What is compared travels over its CPU group."""
@@ -32,7 +32,7 @@ class Peers:
         return dict(zip(self.ranks, found, strict=True))
 
 
-def peers_of_pool() -> Peers | None:
+def peers_of_rank() -> Peers | None:
     """The ranks that must hand out the same pages as this one; None if it is alone."""
     from sglang.srt.runtime_context import get_parallel
 

@@ -21,6 +21,7 @@ from sglang_jenga.testing.families import EXACT, STOCK_STATES
 from sglang_jenga.testing.pressure import admit_too_many
 from sglang_jenga.testing.servers import CPU_FLAGS, Server, with_defaults
 from sglang_jenga.testing.tiny_mllama import write_tiny_mllama
+from sglang_jenga.testing.warm import shared_warm_launcher
 from tests.servers.parity import first_wave, model_of
 from tests.servers.ranks import (
     UNTAKEN,
@@ -117,12 +118,12 @@ def test_two_ranks_do_under_pressure_what_one_does_and_answer_as_stocks_do(prepa
     [
         (
             one_large_page_fewer,
-            r"Refused: --memory-backend jenga: the ranks of one pool must be alike, and differ in "
+            r"Refused: --memory-backend jenga: ranks with the same requests must be alike, and differ in "
             r"number of large pages \(641 on rank 0; 640 on rank 1\): start them with ",
         ),
         (
             hits_refresh_nothing,
-            r"RanksDiffer: the ranks of one pool differ in round \d+ in "
+            r"RanksDiffer: ranks with the same requests differ in round \d+ in "
             r"(allocations|evictions) \(.* on rank 0; .* on rank 1\)",
         ),
     ],
@@ -212,18 +213,27 @@ def test_a_row_of_padding_that_touches_a_page_would_be_seen(prepared):
 # ---- the ordinary way -----------------------------------------------------------------------
 
 
-def test_a_server_of_two_ranks_started_by_the_command_line(prepared):
-    flags = ("--tp", "2", "--memory-backend", "jenga", "--max-total-tokens", "1000")
-    env = {"SGLANG_JENGA_COMPARE_RANKS": "3"}
+def test_the_ranks_of_each_group_of_dp_attention_do_the_same(prepared):
+    """Four ranks in two groups, and each group does something else."""
+    model = prepared("qwen3")
+    expected = serve(model, waves=[FIRST], memory_backend="jenga").outputs[0]
+    flags = ("--tp", "4", "--dp", "2", "--enable-dp-attention", "--memory-backend", "jenga")
 
-    with Server(prepared("gemma3_text"), *flags, env=env) as server:
-        first = server.generate(FIRST[4:8], NEW_TOKENS)
-        again = server.generate(FIRST[4:8], NEW_TOKENS)
+    flags += ("--max-total-tokens", "700")
+    with Server(model, *flags, env=COMPARED, launcher=shared_warm_launcher()) as server:
+        answers = [server.generate(FIRST, NEW_TOKENS) for _ in range(2)]
+        server.flush_cache()  # everybody is idle by then
         log = server.log()
 
-    assert [answer.output_ids for answer in again] == [answer.output_ids for answer in first]
-    assert min(answer.cached_tokens for answer in again) > 0
-    assert "local_omp_cpuid=" in log
+    for wave in answers:
+        assert [answer.output_ids for answer in wave] == expected
+    assert sum(answer.cached_tokens for answer in answers[1]) > 0
+    said = {
+        (int(group), int(rank)): trace
+        for group, rank, trace in re.findall(r" DP(\d) TP(\d)\] jenga rank trace: (.*)$", log, re.M)
+    }
+    assert set(said) == {(0, 0), (0, 1), (1, 2), (1, 3)}
+    assert said[0, 0] == said[0, 1] != said[1, 2] == said[1, 3]
 
 
 BEGIN = """
@@ -253,7 +263,7 @@ def test_a_rank_with_another_plan_is_refused_with_one_line(prepared, tmp_path):
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "sglang-jenga: --memory-backend jenga: the ranks of one pool must be alike, and differ in "
-        "number of large pages (4097 on rank 0; 4096 on rank 1): start them with the same "
+        "sglang-jenga: --memory-backend jenga: ranks with the same requests must be alike, and "
+        "differ in number of large pages (4097 on rank 0; 4096 on rank 1): start them with the same "
         "packages, variables, arguments and memory"
     )
