@@ -1,4 +1,4 @@
-"""A debug mode: do ranks with the same requests hand out, and evict, the same pages? Not for serving.
+"""A debug mode: do a rank's peers hand out, and evict, the same pages as it? Not for serving.
 
 SGLANG_JENGA_COMPARE_RANKS=1    after every round of scheduling
 SGLANG_JENGA_COMPARE_RANKS=50   after every 50th

@@ -118,8 +118,8 @@ def test_two_ranks_do_under_pressure_what_one_does_and_answer_as_stocks_do(prepa
     [
         (
             one_large_page_fewer,
-            r"Refused: --memory-backend jenga: ranks with the same requests must be alike, and differ in "
-            r"number of large pages \(641 on rank 0; 640 on rank 1\): start them with ",
+            r"Refused: --memory-backend jenga: ranks with the same requests must be alike, and "
+            r"differ in number of large pages \(641 on rank 0; 640 on rank 1\): start them with ",
         ),
         (
             hits_refresh_nothing,
@@ -264,6 +264,6 @@ def test_a_rank_with_another_plan_is_refused_with_one_line(prepared, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "sglang-jenga: --memory-backend jenga: ranks with the same requests must be alike, and "
-        "differ in number of large pages (4097 on rank 0; 4096 on rank 1): start them with the same "
-        "packages, variables, arguments and memory"
+        "differ in number of large pages (4097 on rank 0; 4096 on rank 1): start them with the "
+        "same packages, variables, arguments and memory"
     )

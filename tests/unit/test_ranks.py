@@ -114,7 +114,8 @@ def test_another_order_of_evictions_is_noticed_by_all_at_the_next_comparison(
     assert first == second
     assert first[: noticed - 1] == (noticed - 1) * [""]
     assert first[noticed - 1].startswith(
-        f"ranks with the same requests differ in round {noticed} in evictions ({2 * noticed} with checksum"
+        f"ranks with the same requests differ in round {noticed} in evictions "
+        f"({2 * noticed} with checksum "
     )
 
 
