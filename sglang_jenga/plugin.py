@@ -33,7 +33,7 @@ from sglang_jenga.boot import (
     validate,
     window_models,
 )
-from sglang_jenga.cpu import sgl_kernel
+from sglang_jenga.cpu import ranks, sgl_kernel
 from sglang_jenga.layers import registry
 
 CHECKED_SGLANG = "0.5.23"
@@ -149,6 +149,7 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "scheduler" and sgl_kernel.cpu_engine_requested():
         # With the flag or without: stock SGLang needs them as well.
         rebinding.rebind(hook_table.CPU_SCHEDULER)
+        ranks.prepare(server_args)
     if role == "scheduler" and LOAD_ERROR is None:
         own_models.register_config()
         own_models.await_lookup()

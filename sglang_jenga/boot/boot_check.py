@@ -29,15 +29,17 @@ from sglang_jenga.boot import window_models
 from sglang_jenga.boot.flags import Refused
 from sglang_jenga.boot.geometry import asked_bytes, geometry_of, plan_for
 from sglang_jenga.plan.planner import PoolTooSmallError
-from sglang_jenga.serving import ablation
+from sglang_jenga.serving import ablation, rank_trace
 
 _logger = logging.getLogger(__name__)
 
 
 def require_known_parts() -> None:
-    """Raise `Refused` if a part of the policy is switched off that does not exist."""
+    """Raise `Refused` if a variable of ours names a part of the policy that does not exist, or no
+    number where there should be one."""
     try:
         ablation.from_environment()
+        rank_trace.rounds_from_environment()
     except ValueError as error:
         raise Refused(str(error)) from None
 

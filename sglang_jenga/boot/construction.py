@@ -19,7 +19,15 @@ from sglang.srt.runtime_context import (
     mamba_track_grid,
 )
 
-from sglang_jenga.boot import built_layers, flags, hook_table, hooks, known_model, refusal
+from sglang_jenga.boot import (
+    built_layers,
+    flags,
+    hook_table,
+    hooks,
+    known_model,
+    rank_agreement,
+    refusal,
+)
 from sglang_jenga.boot.geometry import (
     ServedLayers,
     asked_bytes,
@@ -34,7 +42,6 @@ from sglang_jenga.boot.rebinding import rebind
 from sglang_jenga.memory.buffer import PoolBuffer
 from sglang_jenga.memory.kv import JengaCrossPool, JengaMHAPool, JengaSWAPool
 from sglang_jenga.memory.state import JengaStatePool
-from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables
 from sglang_jenga.plan.planner import PoolTooSmallError
 from sglang_jenga.plan.report import capacity_rows, format_plan
@@ -46,6 +53,7 @@ from sglang_jenga.serving.allocator import (
     is_ours,
 )
 from sglang_jenga.serving.groups import ServedGroups
+from sglang_jenga.serving.rank_trace import build_core
 from sglang_jenga.serving.state_rows import JengaStateRows, StateSlots
 from sglang_jenga.serving.tracking import least_worth
 
@@ -134,6 +142,7 @@ def init_pools(
 
     geometry = geometry_of(self)
     plan = plan_for(geometry, sizes.unified_total_bytes)
+    rank_agreement.require(plan, sizes.max_running_requests)
     _log_plan(plan, longest_text(plan, states_per_request(geometry)), self.model_config)
     buffer = PoolBuffer(
         plan, self.device, enable_memory_saver=get_exec().features.enable_memory_saver
@@ -148,7 +157,7 @@ def init_pools(
     kvcache = _build_kv_pool(self, buffer, geometry, states)
     allocator_class = JengaSWAAllocator if self.is_hybrid_swa else JengaTokenAllocator
     allocator = allocator_class(
-        Allocator(plan, order="packed" if ablation.from_environment().affinity else "fullest"),
+        build_core(plan, "packed" if ablation.from_environment().affinity else "fullest"),
         tables,
         kvcache,
         buffer=buffer,

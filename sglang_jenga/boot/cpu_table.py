@@ -180,6 +180,14 @@ CPU_SCHEDULER = (
         "SGLang stops at a model without attention heads",
         "whether it still does; then drop the row",
     ),
+    Rebinding(
+        f"{_TORCH_NATIVE}.get_cpu_graph_seq_len_fill_value",
+        "replace",
+        UNBOUND,
+        f"{_CPU}.repairs:length_of_padding",
+        "DP attention pads steps, and asks the backend how long a row of padding is",
+        "whether the backend answers by now; then drop the row",
+    ),
     *CPU_DEVICE,
 )
 CPU_ATTENTION = (

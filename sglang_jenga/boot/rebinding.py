@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from sglang_jenga.boot.hooks import HookError, describe, sglang_version
 
 UNBOUND = "unbound"
-"""What is expected of a name that a module's code uses and binds on other devices only."""
+"""What is expected of a name that a module's code uses and binds on other devices only, or of a
+class's method that it lacks while its neighbours have it."""
 
 _ours: dict[str, Any] = {}
 
@@ -79,10 +80,7 @@ def _is_on(row: Rebinding) -> bool:
 def _mismatch(row: Rebinding) -> str | None:
     try:
         owner, name = _owner(row.target)
-        if row.expected == UNBOUND:
-            found = UNBOUND if _is_used(owner, name) else "no such name"
-        else:
-            found = describe(row.target)
+        found = _unbound(owner, name) if row.expected == UNBOUND else describe(row.target)
     except (ImportError, AttributeError) as error:
         found = f"no such name ({error})"
     if found == row.expected:
@@ -90,8 +88,15 @@ def _mismatch(row: Rebinding) -> str | None:
     return f"{row.target}: written for {row.expected}, SGLang {sglang_version} has {found}"
 
 
-def _is_used(module: ModuleType, name: str) -> bool:
-    return bool(re.search(rf"\b{name}\b", Path(module.__file__).read_text(encoding="utf-8")))
+def _unbound(owner: Any, name: str) -> str:
+    """`UNBOUND` if the code of a module uses the name, or if a class lacks it and a file beside
+    its own has it; otherwise what is wrong."""
+    if inspect.isclass(owner) and hasattr(owner, name):
+        return "bound by now"
+    path = Path(inspect.getfile(owner))
+    files = path.parent.glob("*.py") if inspect.isclass(owner) else [path]
+    used = any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
+    return UNBOUND if used else "no such name"
 
 
 def _bind(row: Rebinding) -> None:

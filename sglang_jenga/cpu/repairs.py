@@ -36,3 +36,9 @@ def align_no_heads(
     if model_config.num_attention_heads is None:
         return model_config
     return original(model_config, load_config, tp_size)
+
+
+def length_of_padding(backend: Any) -> int:
+    """Tokens that a row of padding has, at least one: `torch_native` attention over none is NaN.
+    They are read where every row of padding is, in the null page."""
+    return 1

@@ -118,4 +118,8 @@ class PoolBuffer:
 
     def zero_null_pages(self) -> None:
         """Clear what only padding reads and writes, on the current stream."""
-        self.bytes[: self.plan.null_bytes].zero_()
+        if self._planes is None:
+            self.bytes[: self.plan.null_bytes].zero_()
+            return
+        for view in self.larges:  # of a lone group a large page is one small page
+            view[: self.plan.null_larges].zero_()

@@ -23,6 +23,7 @@ from sglang_jenga.serving.capacity import Capacity
 from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.groups import ServedGroups
 from sglang_jenga.serving.pressure import Pressure
+from sglang_jenga.serving.rank_trace import trace_of
 from sglang_jenga.serving.rounds import Rounds
 from sglang_jenga.serving.slot_map import SlotMap
 
@@ -70,6 +71,7 @@ class _JengaAllocator:
             for group_id in self.groups.mapped
         }
         self.embeddings: Any = None  # of images, where the model makes any
+        self.rank_trace = trace_of(core)
         self.asked_by: Any = None  # the request whose answer's length is being settled
         # Says how many states a decode step takes; None where it never takes any.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None

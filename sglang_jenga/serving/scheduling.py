@@ -118,6 +118,8 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     # With DP attention a rank runs an idle batch while others run theirs.
     batch = plan.batch_to_run
     nothing = batch is None or batch.forward_mode.is_idle()
+    if allocator.rank_trace is not None:
+        allocator.rank_trace.note_round(idle=nothing)
     stuck = allocator.rounds.note_end(
         idle=nothing and plan.running_batch.is_empty() and not micro_batches.beside(self),
         waiting=bool(self.waiting_queue or self.chunked_req),

@@ -40,11 +40,10 @@ CPU_ARGUMENTS: dict[str, Any] = {
 
 
 class Pictured(NamedTuple):
-    """A prompt in text, with the images and videos that stand in it."""
+    """A prompt in text, with the images that stand in it."""
 
     text: str
     images: Sequence[Any]
-    videos: Sequence[Any] = ()
 
 
 Prompt = list[int] | Pictured
@@ -61,8 +60,10 @@ class Run(NamedTuple):
 
     @property
     def retractions(self) -> int:
-        """Requests that were retracted for want of memory or on demand of a test."""
-        return sum(map(int, re.findall(r"#retracted_reqs: (\d+)", self.log)))
+        """Requests that were retracted for want of memory or on demand of a test. All ranks of a
+        pool say so; those of the first are counted."""
+        said = r"^(?!\[\S+ \S+(?: \w+)* [TP]P[1-9]).*#retracted_reqs: (\d+)"
+        return sum(map(int, re.findall(said, self.log, re.M)))
 
     @property
     def hit_tokens(self) -> int:
@@ -167,8 +168,8 @@ def _engine_process(
     lead_processes(log_path, env)
     try:
         engine = forking_engine()
-        expected = multiprocessing.get_context("fork").Value("i", 0)
-        _admit_together(expected)
+        arrivals = Arrivals()
+        _admit_together(arrivals)
         if prepare is not None:
             prepare()
         server = engine.Engine(model_path=model, **(CPU_ARGUMENTS | arguments))
@@ -177,7 +178,7 @@ def _engine_process(
             if callable(wave):
                 wave = wave(outputs)
             start = time.perf_counter()
-            expected.value += len(wave)
+            arrivals.expect(len(wave))
             answers = server.generate(**_asked(wave), sampling_params=sampling)
             outputs.append([answer["output_ids"] for answer in answers])
             cached.append([answer["meta_info"]["cached_tokens"] for answer in answers])
@@ -194,13 +195,8 @@ def _asked(wave: Sequence[Prompt]) -> dict[str, Any]:
     if not all(isinstance(prompt, Pictured) for prompt in wave):
         return {"input_ids": list(wave)}
     # With None for the first prompt SGLang would take the lists of the others for one image each.
-    asked = {
-        "prompt": [prompt.text for prompt in wave],
-        "image_data": [list(prompt.images) for prompt in wave],
-    }
-    if any(prompt.videos for prompt in wave):
-        asked["video_data"] = [list(prompt.videos) for prompt in wave]
-    return asked
+    images = [list(prompt.images) for prompt in wave]
+    return {"prompt": [prompt.text for prompt in wave], "image_data": images}
 
 
 def _sampling(
@@ -221,23 +217,52 @@ def _sampling(
     ]
 
 
-def _admit_together(expected: Any) -> None:
-    """Hold back admission while some of the ``expected`` requests, counted from the first wave on,
-    are on their way to the scheduler that asks; each of several gets all."""
+MOST_RANKS = 64
+
+
+class Arrivals:
+    """How many requests have arrived so far of those that the test sends, shared by all ranks.
+
+    Ranks of one tensor parallel group, and stages of a pipeline, receive the same ones, and look at their own count alone: so
+    they decide alike. Those of a data parallel group receive a part each.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._expected = context.Value("i", 0)
+        self._received = context.Array("i", MOST_RANKS, lock=False)  # one writer each
+
+    def expect(self, count: int) -> None:
+        self._expected.value += count
+
+    def note(self) -> None:
+        from sglang.srt.runtime_context import get_device
+
+        self._received[get_device().gpu_id] += 1
+
+    def complete(self) -> bool:
+        from sglang.srt.runtime_context import get_device, get_parallel
+
+        parallel = get_parallel()
+        if parallel.dp_size * parallel.attn_dp_size == 1:
+            return self._received[get_device().gpu_id] >= self._expected.value
+        ranks = parallel.attn_tp_size * parallel.pp_size  # that receive the same ones
+        return sum(self._received) >= self._expected.value * ranks
+
+
+def _admit_together(arrivals: Arrivals) -> None:
+    """Hold back admission while some of the expected requests are on their way."""
     from sglang.srt.managers.schedule_batch import NextBatchPlan
     from sglang.srt.managers.scheduler import Scheduler
 
     receive, admit = Scheduler.handle_generate_request, Scheduler.get_new_batch_prefill
 
-    arrived = 0
-
     def received(self: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal arrived
         receive(self, *args, **kwargs)
-        arrived += 1
+        arrivals.note()
 
     def admitted(self: Any, running_batch: Any) -> Any:
-        if arrived < expected.value:
+        if not arrivals.complete():
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return admit(self, running_batch)
 

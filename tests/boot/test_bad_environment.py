@@ -97,6 +97,16 @@ def test_no_variable_matters_without_the_flag(launcher, llama, setting, _):
     assert outcome.end == "resolved", outcome.text
 
 
+def test_rounds_that_are_no_number_are_one_line(launcher, llama):
+    outcome = launcher.command_line(*JENGA, llama, SGLANG_JENGA_COMPARE_RANKS="often")
+
+    assert outcome.end == "SystemExit"
+    assert outcome.text == (
+        "sglang-jenga: SGLANG_JENGA_COMPARE_RANKS: a number of rounds is needed, 0 for never, "
+        "got 'often'"
+    )
+
+
 def test_unknown_part_to_switch_off_is_one_line(launcher, llama):
     outcome = launcher.command_line(*JENGA, llama, SGLANG_JENGA_ABLATE="balanced,luck")
 

@@ -21,6 +21,7 @@ from tests.servers.parity import WINDOW, first_wave, model_of, next_wave
 
 pytestmark = pytest.mark.slow
 CHECKED = EXACT | {
+    "SGLANG_JENGA_COMPARE_RANKS": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
 }

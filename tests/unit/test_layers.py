@@ -56,8 +56,10 @@ LAYERS = {
     "boot.geometry": layer("torch sglang", "boot plan layers memory"),
     "boot.boot_check": layer("sglang", "boot boot.geometry plan serving"),
     "boot.built_layers": layer("sglang", "boot boot.geometry plan layers memory"),
+    "boot.rank_agreement": layer("sglang", "boot plan serving"),
     "boot.construction": layer(
-        "torch sglang", "boot boot.built_layers boot.geometry plan pages memory serving"
+        "torch sglang",
+        "boot boot.built_layers boot.geometry boot.rank_agreement plan pages memory serving",
     ),
     "boot.image_cache": layer("sglang", "boot pages memory memory.byte_strings serving"),
     "boot.own_models": layer("sglang transformers", "boot models"),

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_jenga.layers.full import Full
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.pages.allocator import Allocator
-from sglang_jenga.plan.spec import STATE_SINK
+from sglang_jenga.plan.planner import plan_pool
+from sglang_jenga.plan.spec import STATE_SINK, LayerGroup
 from tests.unit.test_state_pool import FULL, HEADS, STATE, pool_of, tensors
 
 SIZES = {"many states a large page": (4, 8, 6), "one state a large page": (64, 64, 64)}
@@ -87,3 +90,20 @@ def test_with_keys_and_values_alone_one_page_is_lost():
 
     assert plan.null_bytes == max(item.small_page_bytes for item in plan.groups)
     assert plan.null_larges == 1
+
+
+@pytest.mark.parametrize("value_width", [16, 8])
+def test_of_a_lone_group_the_null_page_of_every_layer_reads_as_zeros_and_no_other(value_width):
+    """Its layers lie apart."""
+    heads = HeadShape(2, 16, value_width)
+    group = LayerGroup(Full(), (0, 1, 2), heads.entry_bytes(3, 4), 4)
+    buffer = PoolBuffer(plan_pool([group], 1 << 16), "cpu", enable_memory_saver=False)
+    keys, values = buffer.layer_views(0, heads, torch.float32)
+    for view in (*keys, *values):
+        view.fill_(torch.inf)
+
+    buffer.zero_null_pages()
+
+    for view in (*keys, *values):
+        assert not view[:4].any()
+        assert view[4:].isinf().all()

@@ -96,6 +96,23 @@ def test_an_unbound_name_is_bound_if_the_modules_code_uses_it(there):
         rebinding.rebind([row("never_heard_of", UNBOUND, f"{__name__}:ours")])
 
 
+def test_a_method_that_a_class_lacks_is_bound_if_a_neighbour_has_it(there, monkeypatch, tmp_path):
+    there.Engine.__module__ = THERE  # a class is found in its module's file
+    (tmp_path / "neighbour.py").write_text("class Other:\n    def length(self): ...\n")
+
+    rebinding.rebind([row("Engine.length", UNBOUND, f"{__name__}:length")])
+
+    assert there.Engine().length() == 1
+    with pytest.raises(HookError, match="no such name"):
+        rebinding.rebind([row("Engine.never_heard_of", UNBOUND, f"{__name__}:length")])
+    with pytest.raises(HookError, match="bound by now"):
+        rebinding.rebind([row("Engine.made", UNBOUND, f"{__name__}:length")])
+
+
+def length(self):
+    return 1
+
+
 def test_applying_twice_wraps_once(there):
     rows = [row("compute", "(x, scale)", f"{__name__}:around", "around")]
 

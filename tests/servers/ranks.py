@@ -1,0 +1,107 @@
+"""What is planted in one rank of an engine of several, and what ranks are made to tell."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sglang_jenga.testing.engines import Run
+
+
+def this_rank() -> int:
+    from sglang.srt.runtime_context import get_parallel
+
+    return get_parallel().tp_rank
+
+
+def one_large_page_fewer() -> None:
+    """Rank 1 plans a pool that is a large page smaller."""
+    from sglang_jenga.boot import construction
+
+    plan_for = construction.plan_for
+
+    def planned(geometry: Any, pool_bytes: int) -> Any:
+        plan = plan_for(geometry, pool_bytes)
+        fewer = this_rank() == 1
+        return plan_for(geometry, pool_bytes - plan.large_page_bytes) if fewer else plan
+
+    construction.plan_for = planned
+
+
+def hits_refresh_nothing() -> None:
+    """On rank 1 a hit leaves all pages as old as they were: others go first."""
+    from sglang_jenga.radix.ageing import Ageing
+
+    touch = Ageing.touch
+
+    def touched(self: Any, node: Any, *, hit: bool) -> None:
+        if not (hit and this_rank() == 1):
+            touch(self, node, hit=hit)
+
+    Ageing.touch = touched
+
+
+def traces(run: Run, rank: int) -> list[str]:
+    """What a rank with SGLANG_JENGA_COMPARE_RANKS has said at idle, one line each time."""
+    prefix = rf"^\[\S+ \S+ TP{rank}\]" if " TP0]" in run.log else r"^\[\S+ \S+\]"
+    return re.findall(rf"{prefix} jenga rank trace: (.*)$", run.log, re.M)
+
+
+_PATTERN = 0x3F  # 0.7475 as float32: nothing that is computed becomes NaN by it
+UNTAKEN = re.compile(r"test: rank (\d) took (\d+) large pages and wrote (\d+) others of (\d+)")
+
+
+def tell_of_untaken_pages() -> None:
+    """At idle each rank prints how many large pages it has written that no request ever took; null
+    pages do not count."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from sglang_jenga.pages.allocator import Allocator
+    from sglang_jenga.serving.allocator import _JengaAllocator
+
+    set_up, alloc, on_idle = _JengaAllocator._setup, Allocator.alloc, Scheduler.on_idle
+    taken: set[int] = set()
+    said = None
+
+    def filled(self: Any, *args: Any, buffer: Any, **kwargs: Any) -> None:
+        set_up(self, *args, buffer=buffer, **kwargs)
+        buffer.bytes.fill_(_PATTERN)
+
+    def allocated(self: Any, requests: Any, need: Any) -> Any:
+        found = alloc(self, requests, need)
+        for group_id, ids in enumerate(found or ()):
+            taken.update((ids // self.plan.groups[group_id].smalls_per_large).tolist())
+        return found
+
+    def idle(self: Any) -> Any:
+        nonlocal said
+        buffer = self.token_to_kv_pool_allocator.buffer
+        plan, written = buffer.plan, set()
+        for view in buffer.larges:
+            unwritten = int.from_bytes(bytes([_PATTERN]) * view.element_size(), "little")
+            written.update((view != unwritten).any(dim=2).any(dim=1).nonzero().flatten().tolist())
+        others = [large for large in written if large >= plan.null_larges and large not in taken]
+        line = (
+            f"test: rank {this_rank()} took {len(taken)} large pages and wrote {len(others)} others"
+            f" of {plan.num_large}"
+        )
+        if line != said:
+            print(line, flush=True)
+            said = line
+        return on_idle(self)
+
+    _JengaAllocator._setup, Allocator.alloc, Scheduler.on_idle = filled, allocated, idle
+
+
+def padding_lies_in_a_page() -> None:
+    """The slot of rows of padding is one that belongs to nobody."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    pad = ForwardBatch._pad_inputs_to_size
+
+    def padded(self: Any, model_runner: Any, num_tokens: int, bs: int) -> None:
+        rows = len(self.out_cache_loc)
+        pad(self, model_runner, num_tokens, bs)
+        self.out_cache_loc[rows:] = 1000
+
+    ForwardBatch._pad_inputs_to_size = padded
