@@ -5,7 +5,8 @@ SGLANG_JENGA_COMPARE_RANKS=50   after every 50th
 
 Each rank keeps a checksum of all small ids that it has handed out, and of all that it has evicted,
 in their order. The ranks compare them before the step that the round has chosen runs, and the
-server ends where they differ. At idle each rank logs its own, a rank without peers too.
+server ends where they differ. At idle each rank logs its own, a rank without peers too. The stages
+of a pipeline do not compare theirs, only log them: none of them waits for another in a round.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from sglang_jenga.pages.allocator import Allocator, Order
 from sglang_jenga.pages.extent import Extent
 from sglang_jenga.plan.spec import PoolPlan
-from sglang_jenga.serving.ranks import Peers, differences, peers_of_rank
+from sglang_jenga.serving.ranks import Peers, differences, peers_in_step
 
 ENV = "SGLANG_JENGA_COMPARE_RANKS"
 
@@ -121,7 +122,7 @@ def trace_of(core: Allocator) -> RankTrace | None:
     """What compares this rank's pages with its peers'; None unless it was asked for."""
     if not isinstance(core, TracedAllocator):
         return None
-    return RankTrace(core, peers_of_rank(), rounds_from_environment())
+    return RankTrace(core, peers_in_step(), rounds_from_environment())
 
 
 def build_core(plan: PoolPlan, order: Order) -> Allocator:

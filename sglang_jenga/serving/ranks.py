@@ -19,7 +19,7 @@ class Peers:
     """The ranks with the same requests, this one among them, by their numbers among all ranks."""
 
     def __init__(self, *groups: Any) -> None:
-        """``groups``: SGLang's ``GroupCoordinator``s: ranks of one stage, stages of one rank. What is
+        """``groups``: SGLang's ``GroupCoordinator``s, ranks of one stage, then the stages. What is
         compared travels over their CPU groups."""
         self._groups = [group for group in groups if len(group.ranks) > 1]
 
@@ -43,6 +43,15 @@ def peers_of_rank() -> Peers | None:
     if parallel.attn_tp_size * parallel.pp_size == 1:
         return None
     return Peers(parallel.attn_tp_group, parallel.pp_group)
+
+
+def peers_in_step() -> Peers | None:
+    """Those of them that can be asked in any round: the stages of a pipeline are rounds apart, and
+    the first would wait for a later one that waits for it."""
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    return Peers(parallel.attn_tp_group) if parallel.attn_tp_size > 1 else None
 
 
 def differences(findings: Mapping[int, Findings]) -> str:

@@ -223,8 +223,8 @@ MOST_RANKS = 64
 class Arrivals:
     """How many requests have arrived so far of those that the test sends, shared by all ranks.
 
-    Ranks of one tensor parallel group, and stages of a pipeline, receive the same ones, and look at their own count alone: so
-    they decide alike. Those of a data parallel group receive a part each.
+    Ranks of one tensor parallel group, and stages of a pipeline, receive the same ones, and look at
+    their own count alone: so they decide alike. Those of a data parallel group receive a part each.
     """
 
     def __init__(self) -> None:

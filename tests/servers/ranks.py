@@ -41,9 +41,10 @@ def hits_refresh_nothing() -> None:
     Ageing.touch = touched
 
 
-def traces(run: Run, rank: int) -> list[str]:
-    """What a rank with SGLANG_JENGA_COMPARE_RANKS has said at idle, one line each time."""
-    prefix = rf"^\[\S+ \S+ TP{rank}\]" if " TP0]" in run.log else r"^\[\S+ \S+\]"
+def traces(run: Run, rank: int, *, named: str = "TP") -> list[str]:
+    """What a rank, or the stage ``named`` PP, with SGLANG_JENGA_COMPARE_RANKS has said at idle, one
+    line each time."""
+    prefix = rf"^\[\S+ \S+ {named}{rank}\]" if f" {named}0]" in run.log else r"^\[\S+ \S+\]"
     return re.findall(rf"{prefix} jenga rank trace: (.*)$", run.log, re.M)
 
 

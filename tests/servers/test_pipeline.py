@@ -18,6 +18,7 @@ from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, FULL_KV
 from sglang_jenga.testing.pressure import admit_too_many
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
 from tests.servers.parity import WINDOW, first_wave, model_of, next_wave
+from tests.servers.ranks import traces
 
 pytestmark = pytest.mark.slow
 CHECKED = EXACT | {
@@ -76,6 +77,9 @@ def test_two_stages_answer_as_one_rank_does_when_memory_is_short(tmp_path, famil
     assert run.hit_tokens > 0
     assert len(plans(run)) == 2
     assert len(set(plans(run))) == 1
+    first, second = (traces(run, stage, named="PP") for stage in (0, 1))
+    assert len(first) >= 1
+    assert first[-1] == second[-1], "pages handed out and evicted by either stage"
 
 
 def test_a_pool_that_holds_little_more_than_one_request_answers_everybody(tmp_path):
