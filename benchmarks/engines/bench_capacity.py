@@ -63,7 +63,7 @@ MIXES = {
     # attention does not serve gpt-oss itself.
     "gpt-oss-20b": Mix("gemma4", 24, 16, 1024, 16, GPT_OSS),
     # Its window, 32,768 tokens, and prompts of 80k and 8k tokens, over 128.
-    "ministral-8b, 80k": Mix("ministral", 36, 256, 640, 6, HEADS),
+    "ministral-8b, 80k": Mix("ministral", 36, 256, 640, 18, HEADS),
     "ministral-8b, 8k": Mix("ministral", 36, 256, 64, 16, HEADS),
     "llama (dense)": Mix("llama", 8, 0, 512, 24, HEADS),
     "llama-3.2-11b-vision": Mix("mllama", 40, 0, 11, 8, VISION, new_tokens=50, image=4 * 401),
