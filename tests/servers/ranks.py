@@ -1,4 +1,4 @@
-"""What is planted in one rank of an engine of several, and what ranks are made to tell."""
+"""What engines of several ranks are asked, what is planted in one rank, and what they tell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import re
 from typing import Any
 
 from sglang_jenga.testing.engines import Run
+from tests.servers.parity import first_wave
+
+FIRST = first_wave()[:16]
+
+
+def go_on(answers: list[list[list[int]]]) -> list[list[int]]:
+    """The conversations go on from what was answered."""
+    return [[*prompt, *answer, 7, 8, 9] for prompt, answer in zip(FIRST, answers[0], strict=True)]
 
 
 def this_rank() -> int:

@@ -22,9 +22,11 @@ from sglang_jenga.testing.pressure import admit_too_many
 from sglang_jenga.testing.servers import CPU_FLAGS, Server, with_defaults
 from sglang_jenga.testing.tiny_mllama import write_tiny_mllama
 from sglang_jenga.testing.warm import shared_warm_launcher
-from tests.servers.parity import first_wave, model_of
+from tests.servers.parity import model_of
 from tests.servers.ranks import (
+    FIRST,
     UNTAKEN,
+    go_on,
     hits_refresh_nothing,
     one_large_page_fewer,
     padding_lies_in_a_page,
@@ -36,7 +38,6 @@ from tests.servers.test_mllama import PROMPTS as PICTURED
 pytestmark = pytest.mark.slow
 
 COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
-FIRST = first_wave()[:16]
 PRESSED: dict[str, dict[str, Any]] = {
     "llama": {"max_total_tokens": 640},
     "gemma3_text": {"max_total_tokens": 300},
@@ -55,11 +56,6 @@ def prepare(family: str, folder: Path) -> Path:
     if family == "mllama":
         return write_tiny_mllama(folder / family)
     return model_of(family, folder)
-
-
-def go_on(answers: list[list[list[int]]]) -> list[list[int]]:
-    """The conversations go on from what was answered."""
-    return [[*prompt, *answer, 7, 8, 9] for prompt, answer in zip(FIRST, answers[0], strict=True)]
 
 
 def serve(model: Path, **arguments: Any) -> Run:
