@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_
 from sglang.srt.runtime_context import (
     get_disagg,
     get_exec,
+    get_parallel,
     get_schedule,
     mamba_track_grid,
 )
@@ -161,8 +162,7 @@ def init_pools(
         tables,
         kvcache,
         buffer=buffer,
-        # Without overlap SGLang's forwards run on the current stream, and so must zeroing.
-        forward_stream=None if get_schedule().disable_overlap_schedule else self.forward_stream,
+        forward_stream=self.forward_stream if _has_forward_stream() else None,
         dtype=self.kv_cache_dtype,
         device=self.device,
         max_tokens=sizes.max_total_num_tokens,
@@ -178,6 +178,12 @@ def init_pools(
         token_to_kv_pool_allocator=allocator,
         unified_memory_pool=buffer,  # SGLang keeps this alive with the model runner
     )
+
+
+def _has_forward_stream() -> bool:
+    """Without overlap SGLang's forwards run on the current stream, and so must zeroing; in a
+    pipeline they have a stream of their own."""
+    return not get_schedule().disable_overlap_schedule or get_parallel().pp_size > 1
 
 
 def _build_state_rows(

@@ -60,6 +60,11 @@ ENVIRONMENT_RULES = (
         lambda value: value is None,
         "the one buffer comes from torch's own allocator",
     ),
+    EnvironmentRule(
+        "SGLANG_PP_COMM_OVERLAP",
+        _off,
+        "a stage would change the map of windows while a step reads it",
+    ),
     EnvironmentRule("SGLANG_DEBUG_MEMORY_POOL", _off, _CHECKS),
     EnvironmentRule("SGLANG_MAMBA_DEBUG_ASSERTS", lambda value: value != "1", _CHECKS),
     EnvironmentRule(

@@ -44,6 +44,7 @@ _SESSION = "a session keeps pages that no running request holds"
 _SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
 _SHARD = "one rank would hold only a part of a page's tokens"
 _BEHIND = "its kernels read the KV pool without the attention backend"
+_AHEAD = "the last stage would change the map of windows while a step reads it"
 _ORDER = "jenga evicts by its own balanced order"
 FLAG_RULES = (
     FlagRule("enable_unified_memory", _OFF, "both would own the one buffer"),
@@ -66,6 +67,8 @@ FLAG_RULES = (
         # Then it names a way to capture hidden states, and no draft model is loaded.
         unless="enable_return_aux_hidden_states",
     ),
+    FlagRule("pp_async_batch_depth", (0, None), _AHEAD),
+    FlagRule("enable_dynamic_chunking", _OFF, "it tries prompts out on the first stage alone"),
     FlagRule("dcp_size", (1,), _SHARD),
     FlagRule("attn_cp_size", (1,), _SHARD),
     FlagRule("enable_kv_cache_sharding", _OFF, _SHARD),

@@ -67,22 +67,24 @@ def geometry_of(configurator: Any) -> ServedLayers:
     dtype = configurator.kv_cache_dtype
     stages = stages_of(configurator)
 
-    def most(of_model: Iterable[int]) -> int:
+    def elsewhere(here: Sequence[int], of_model: Iterable[int]) -> int:
+        """Layers that the stage which has most of these has more than this one."""
         every = set(of_model)
-        return max(sum(layer_id in every for layer_id in stage) for stage in stages)
+        most = max(sum(layer_id in every for layer_id in stage) for stage in stages)
+        return 0 if len(stages) == 1 else most - len(here)
 
     def group(
         kind: LayerKind,
         layer_ids: Sequence[int],
         heads: HeadShape,
-        of_model: Iterable[int] | None = None,
+        of_model: Iterable[int] = (),
     ) -> LayerGroup:
         """``layer_ids``: those of this rank; ``of_model``: those of all stages."""
-        num_layers = len(layer_ids) if len(stages) == 1 or of_model is None else most(of_model)
-        entry_bytes = heads.entry_bytes(num_layers, dtype.itemsize) or SLOT_BYTES
+        more = elsewhere(layer_ids, of_model)
+        entry_bytes = heads.entry_bytes(len(layer_ids) + more, dtype.itemsize) or SLOT_BYTES
         page_size = configurator.pool_page_size
         return LayerGroup(
-            kind, tuple(layer_ids), entry_bytes, page_size, str(dtype), num_layers=num_layers
+            kind, tuple(layer_ids), entry_bytes, page_size, str(dtype), elsewhere=more
         )
 
     full = HeadShape(model.get_num_kv_heads(tp), model.head_dim, model.v_head_dim)
@@ -124,10 +126,10 @@ def geometry_of(configurator: Any) -> ServedLayers:
         return ServedLayers(groups, heads)
     params = configurator.mambaish_config.mamba2_cache_params
     layer_ids = tuple(configurator._get_mamba_layer_ids_for_req_pool())
-    num_layers = len(layer_ids) if len(stages) == 1 else most(params.layers)
-    state = StateShape.of(params, layer_ids, num_layers)
+    more = elsewhere(layer_ids, params.layers)
+    state = StateShape.of(params, layer_ids, len(layer_ids) + more)
     states = LayerGroup(
-        State(), layer_ids, state.entry_bytes, element=state.element, num_layers=num_layers
+        State(), layer_ids, state.entry_bytes, element=state.element, elsewhere=more
     )
     return ServedLayers((*groups, states), heads, state)
 
@@ -156,7 +158,8 @@ def _stock_is_hybrid(configurator: Any) -> bool:
 
 
 def pinned_bytes(geometry: ServedLayers, num_tokens: int, *, stock_is_hybrid: bool) -> int:
-    """Bytes that ``--max-total-tokens num_tokens`` takes in stock SGLang for this model.
+    """Bytes that ``--max-total-tokens num_tokens`` takes in stock SGLang for this model; in a
+    pipeline, in a stage that has of each group as many layers as any.
 
     Its padding page included. Stock sizes a window pool by a fixed ratio, or, for the models it
     stores as full KV, gives every layer a row for every token.

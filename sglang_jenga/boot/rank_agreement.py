@@ -16,7 +16,7 @@ from sglang.version import __version__ as sglang_version
 from sglang_jenga import __version__
 from sglang_jenga.boot import refusal
 from sglang_jenga.plan.spec import PoolPlan
-from sglang_jenga.serving import ablation
+from sglang_jenga.serving import ablation, rank_trace
 from sglang_jenga.serving.ranks import differences, peers_of_rank
 
 
@@ -35,7 +35,9 @@ def require(plan: PoolPlan, max_requests: int) -> None:
 
 def digest(plan: PoolPlan, max_requests: int) -> dict[str, Hashable]:
     """What decides which pages a rank hands out and which prefixes it hits, but for the requests
-    themselves; a rank's own share of heads is in the bytes of entries."""
+    themselves and SGLang's own finer settings; a rank's own share of heads is in the bytes of
+    entries."""
+    schedule = get_schedule()
     return {
         "version of sglang-jenga": __version__,
         "version of SGLang": sglang_version,
@@ -46,7 +48,12 @@ def digest(plan: PoolPlan, max_requests: int) -> dict[str, Hashable]:
         "layer types": _listed(_kind(item.group.kind) for item in plan.groups),
         "layers": _listed(item.group.num_layers for item in plan.groups),
         "running requests": max_requests,
-        "tokens of a chunk": get_schedule().chunked_prefill_size,
+        "tokens of a chunk": schedule.chunked_prefill_size,
+        "tokens of a step of prompts": schedule.max_prefill_tokens,
+        "mixed chunks": "on" if schedule.enable_mixed_chunk else "off",
+        "schedule policy": schedule.schedule_policy,
+        "schedule conservativeness": schedule.schedule_conservativeness,
+        "rounds between comparisons": rank_trace.rounds_from_environment(),
         "radix cache": "off" if get_memory().disable_radix_cache else "on",
         "parts switched off": _listed(_off(ablation.from_environment())) or "none",
     }

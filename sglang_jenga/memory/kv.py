@@ -164,7 +164,7 @@ class JengaSWAPool(SWAKVPool):
         self.device = buffer.device
         self.full_layer_nums, self.swa_layer_nums = len(full.layer_ids), len(window.layer_ids)
         self.layer_num = self.full_layer_nums + self.swa_layer_nums
-        self.start_layer = 0
+        self.start_layer = min(self.layers_mapping)  # backends ask for a layer of this rank by it
         self.layer_transfer_counter = None
         self.enable_custom_mem_pool, self.custom_mem_pool = False, None
         self.dsa_kv_cache_store_fp8 = False

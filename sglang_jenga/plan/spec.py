@@ -35,8 +35,8 @@ class LayerGroup:
     slots, which rows and trees name them by, and ``entry_bytes`` is what a slot costs.
 
     ``layer_ids`` are the layers that this rank runs. The stages of a pipeline run different ones
-    and plan alike, since each schedules by itself: ``num_layers``, by which ``entry_bytes`` counts,
-    is that of the stage that has most; as many as there are ids where it is not given.
+    and plan alike, since each schedules by itself: ``entry_bytes`` counts as many layers as the
+    stage has that has most, which are so many ``elsewhere`` more than here.
     """
 
     kind: LayerKind
@@ -44,11 +44,9 @@ class LayerGroup:
     entry_bytes: int
     tokens_per_page: int = 1
     element: str = ""
-    num_layers: int = -1
+    elsewhere: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_layers < 0:
-            object.__setattr__(self, "num_layers", len(self.layer_ids))
         if not self.num_layers and self.kind.address is not Address.ROW:
             raise ValueError(f"a {self.label} group needs at least one layer, got none")
         if self.entry_bytes <= 0 or self.tokens_per_page <= 0:
@@ -58,6 +56,11 @@ class LayerGroup:
             )
         if self.kind.address is Address.REQUEST and self.tokens_per_page != 1:
             raise ValueError(f"a {self.label} group has one entry per small page")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that an entry has room for."""
+        return len(self.layer_ids) + self.elsewhere
 
     @property
     def label(self) -> str:

@@ -104,7 +104,10 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             self.init_metrics_collector()
         metric_labels = self.metrics_collector.labels if self.metrics_collector else None
         self.misses = MissReport(self.groups.kinds, metric_labels)
-        self.large_pages = LargePageGauge(self.core, metric_labels) if metric_labels else None
+        several = len(self.core.plan.groups) > 1
+        self.large_pages = (
+            LargePageGauge(self.core, metric_labels) if metric_labels and several else None
+        )
 
     def _add_releases(self, pressure: Pressure) -> None:
         """What this server can give up when memory is short; see `Price`."""

@@ -8,6 +8,7 @@ images too: each is looked up by its own hash, and those that are missing are en
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ def embedding_of_chunk(
     ):
         return original(data_embedding_func, items, *rest)
 
+    @functools.wraps(data_embedding_func)
     def counted(missing: list[Any]) -> Any:
         made = data_embedding_func(missing)
         wanted = [sum(end - start + 1 for start, end in item.offsets) for item in missing]
@@ -52,6 +54,8 @@ def embedding_of_chunk(
             raise _OtherRows(f"{_rows(made)} rows for images of {wanted} tokens")
         return made
 
+    # By its name and its model SGLang knows who moves the pixels to the device.
+    counted.__self__ = getattr(data_embedding_func, "__self__", None)  # type: ignore[attr-defined]
     try:
         parts = mm_schedule._get_chunked_embedding_by_item(
             counted, items, extend_prefix_len, extend_seq_len, device

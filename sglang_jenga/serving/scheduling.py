@@ -34,7 +34,9 @@ def next_prefill(
     if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
     rounds = allocator.rounds
-    allocator.pressure.beside = micro_batches.beside(self)
+    # Of a prompt in flight the chunk before is in another micro-batch, and is no neighbour of it.
+    neighbours = [req for req in micro_batches.beside(self) if req is not self.chunked_req]
+    allocator.pressure.beside = neighbours
     if allocator.groups.state is not None:
         _spare_states(self, rounds, running_batch)
     if not self.is_hybrid_swa:

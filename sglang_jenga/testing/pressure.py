@@ -17,6 +17,20 @@ def admit_too_many() -> None:
     schedule_policy.CLIP_MAX_NEW_TOKENS = 1
 
 
+def recount_every_round() -> None:
+    """Before each round pool and trees are recounted: SGLang's check while it is busy is not
+    in a pipeline's loop."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    ingest = Scheduler.ingest_requests
+
+    def recounted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.tree_cache.sanity_check()
+        return ingest(self, *args, **kwargs)
+
+    Scheduler.ingest_requests = recounted
+
+
 def retract_every(steps: int) -> None:
     """In each ``steps``-th step a request is retracted, if that is a decode step of two or more:
     SGLang's SGLANG_TEST_RETRACT, which it reads when it is imported."""

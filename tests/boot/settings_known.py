@@ -174,7 +174,7 @@ HONOURED_BY_SGLANG = {
         disaggregation_decode_enable_radix_cache disaggregation_decode_host_receive_threshold
         disaggregation_enable_kv_checksum disaggregation_transfer_backend elastic_ep_backend
         enable_broadcast_mm_inputs_process enable_deterministic_inference
-        enable_dynamic_chunking enable_lora enable_lora_overlap_loading enable_memory_saver
+        enable_lora enable_lora_overlap_loading enable_memory_saver
         enable_metrics enable_metrics_for_all_schedulers enable_mixed_chunk
         enable_pd_role_switch enable_prefill_delayer enable_priority_scheduling enable_trace
         encoder_transfer_backend ep_join_mode ep_size grpc_mode grpc_port
@@ -193,7 +193,7 @@ HONOURED_BY_SGLANG = {
         tokenizer_path tp_size trace_modules trust_remote_code watchdog_timeout weight_version
     """,
     "managers/scheduler_pp_mixin.py": """
-        SGLANG_PP_COMM_OVERLAP pp_async_batch_depth pp_size
+        pp_size
     """,
     "managers/scheduler_components/batch_result_processor.py": """
         SGLANG_EMBEDDINGS_SPARSE_HEAD SGLANG_PP_SKIP_PURE_CHUNKED_OUTPUT_COMM

@@ -16,6 +16,10 @@ REFUSED = [
     ("SGLANG_USE_HND_KVCACHE=true", LAYOUT),
     ("SGLANG_AITER_KV_CACHE_LAYOUT=vectorized_5d", LAYOUT),
     ("SGLANG_MOONCAKE_CUSTOM_MEM_POOL=True", "the one buffer comes from torch's own allocator"),
+    (
+        "SGLANG_PP_COMM_OVERLAP=1",
+        "a stage would change the map of windows while a step reads it",
+    ),
     ("SGLANG_DEBUG_MEMORY_POOL=1", CHECKS),
     ("SGLANG_MAMBA_DEBUG_ASSERTS=1", CHECKS),
 ]

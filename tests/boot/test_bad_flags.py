@@ -31,6 +31,11 @@ BAD_FLAGS = [
     ("--disaggregation-decode-enable-offload-kvcache", HOST),
     ("--encoder-only", "an encoder has no KV cache, and loads no plugin"),
     ("--speculative-algorithm NGRAM", "the draft model's KV is not part of the pool yet"),
+    (
+        "--pp-async-batch-depth 1",
+        "the last stage would change the map of windows while a step reads it",
+    ),
+    ("--enable-dynamic-chunking", "it tries prompts out on the first stage alone"),
     ("--dcp-size 2", SHARD),
     ("--attn-cp-size 2", SHARD),
     ("--enable-kv-cache-sharding", SHARD),

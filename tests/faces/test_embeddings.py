@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.environ import envs
 
 from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
@@ -62,6 +63,22 @@ def empty(rig: Rig) -> int:
 def step_through(cache, image: Image, computed: int, chunk: int) -> None:
     """SGLang is about to compute a chunk of the image's prompt, its only one."""
     cache.note_chunk([image], [0, 1], [computed], [chunk])
+
+
+def test_in_a_pipeline_sglang_keeps_embeddings_its_own_way(monkeypatch):
+    """Its first stage alone has any: its pool would evict what the others' still hit."""
+    from sglang_jenga.boot import image_cache
+
+    monkeypatch.setattr(image_cache, "get_parallel", lambda: SimpleNamespace(pp_size=2))
+    made = []
+    with seeing(WINDOWS) as (rig, cache):
+        image_cache.init_cache(made.append, 100)
+
+        assert cache is None
+        assert rig.pools.allocator.embeddings is None
+        assert made == [100]
+        asked = image_cache.reservation(lambda: envs.SGLANG_VLM_CACHE_SIZE_MB.get())
+        assert asked == envs.SGLANG_VLM_CACHE_SIZE_MB.get() > 0
 
 
 @BOTH

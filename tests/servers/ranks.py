@@ -17,9 +17,11 @@ def go_on(answers: list[list[list[int]]]) -> list[list[int]]:
 
 
 def this_rank() -> int:
+    """Of --tp, or of --pp-size where there is one rank to a stage."""
     from sglang.srt.runtime_context import get_parallel
 
-    return get_parallel().tp_rank
+    parallel = get_parallel()
+    return parallel.tp_rank if parallel.tp_size > 1 else parallel.pp_rank
 
 
 def one_large_page_fewer() -> None:
@@ -50,10 +52,18 @@ def hits_refresh_nothing() -> None:
 
 
 def traces(run: Run, rank: int, *, named: str = "TP") -> list[str]:
-    """What a rank, or the stage ``named`` PP, with SGLANG_JENGA_COMPARE_RANKS has said at idle, one
-    line each time."""
+    """What a rank, or a stage (``named`` PP), with SGLANG_JENGA_COMPARE_RANKS has said at idle, one
+    line each time. "PP1 TP" names the ranks of a stage."""
     prefix = rf"^\[\S+ \S+ {named}{rank}\]" if f" {named}0]" in run.log else r"^\[\S+ \S+\]"
     return re.findall(rf"{prefix} jenga rank trace: (.*)$", run.log, re.M)
+
+
+def same(*told: list[str]) -> bool:
+    """Whether ranks have told the same of what they handed out and evicted, and it was some. The
+    last line of each may be lost as the engine ends."""
+    common = [line[: min(map(len, told))] for line in told]
+    some = bool(common[0]) and not re.search("(allocations|evictions) 0 ", common[0][-1])
+    return some and all(line == common[0] for line in common)
 
 
 _PATTERN = 0x3F  # 0.7475 as float32: nothing that is computed becomes NaN by it

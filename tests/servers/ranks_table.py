@@ -5,8 +5,8 @@
 
 Engines as in `test_ranks` and `test_pipeline`: 16 prompts, then their conversations go on; pools in
 which admission of too many makes requests come again. Tokens are held against stock's with memory
-to spare: with --tp those of as many ranks, since sums of parts are rounded otherwise than sums of
-all, else those of one.
+to spare: with --tp alone, or in stages, those of as many ranks, since sums of parts are rounded
+otherwise than sums of all, else those of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sglang_jenga.testing.engines import Run, run_engine
 from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, FULL_KV
 from sglang_jenga.testing.pressure import admit_too_many
 from tests.servers.parity import model_of
-from tests.servers.ranks import FIRST, go_on, traces
+from tests.servers.ranks import FIRST, go_on, same, traces
 
 COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
 
@@ -39,15 +39,20 @@ class Kind(NamedTuple):
     pool: dict[str, Any]
 
 
-TP = Feature("--tp 2", {"tp_size": 2}, {"tp_size": 2}, ("TP",))
+TP = Feature("--tp 2", {"tp_size": 2}, {"tp_size": 2}, ("TP0", "TP1"))
 DP = Feature("--dp 2", {"dp_size": 2}, {})
 GROUPS = Feature(
     "--tp 2 --dp 2 --enable-dp-attention",
     {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True},
     {},
 )
-PP = Feature("--pp-size 2", {"pp_size": 2}, {}, ("PP",))
-BOTH = Feature("--pp-size 2 --tp 2", {"pp_size": 2, "tp_size": 2}, {"tp_size": 2})
+PP = Feature("--pp-size 2", {"pp_size": 2}, {}, ("PP0", "PP1"))
+BOTH = Feature(
+    "--pp-size 2 --tp 2",
+    {"pp_size": 2, "tp_size": 2},
+    {"tp_size": 2},
+    ("PP0 TP0", "PP0 TP1", "PP1 TP0", "PP1 TP1"),
+)
 STATES = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
 KINDS = {
     "llama": Kind("full", {"max_total_tokens": 640}),
@@ -91,14 +96,12 @@ def measure(feature: Feature, family: str, folder: Path) -> str:
     one = serve(family, folder, **pressed)
     several = serve(family, folder, **pressed, **feature.arguments)
     asked = list(zip(_flat(stock), _flat(several), strict=True))
-    same = "-"
-    for name in feature.names:
-        first, second = (traces(several, rank, named=name)[-1] for rank in (0, 1))
-        same = "the same" if first == second else "**others**"
+    told = [traces(several, int(name[-1]), named=name[:-1]) for name in feature.names]
+    pages = ("the same" if same(*told) else "**others**") if told else "-"
     return (
         f"| `{feature.flags}` | {family}: {kind.layers} | {sum(a == b for a, b in asked)} of "
         f"{len(asked)} | {one.retractions} / {_retractions(several)} | {_hits(one):,} / "
-        f"{_hits(several):,} | {same} |"
+        f"{_hits(several):,} | {pages} |"
     )
 
 

@@ -13,19 +13,15 @@ from typing import Any
 
 import pytest
 
-from sglang_jenga.testing.engines import Run, run_engine
+from sglang_jenga.testing.engines import EngineFailed, Run, run_engine
 from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, FULL_KV
-from sglang_jenga.testing.pressure import admit_too_many
+from sglang_jenga.testing.pressure import admit_too_many, recount_every_round
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
 from tests.servers.parity import WINDOW, first_wave, model_of, next_wave
-from tests.servers.ranks import traces
+from tests.servers.ranks import one_large_page_fewer, same, traces
 
 pytestmark = pytest.mark.slow
-CHECKED = EXACT | {
-    "SGLANG_JENGA_COMPARE_RANKS": "1",
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-}
+COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
 # Of full attention, of windows beside it, and of states. Llama's stages have two layers and three,
 # and Qwen3.5's first has no full attention. Of Gemma-4 and Nemotron-H SGLang builds pools for all
 # layers in each stage, since they do not tell it which ones a stage has.
@@ -45,9 +41,14 @@ def chats(family: str, folder: Path, **arguments: Any) -> Run:
         of_uneven_stages(family, folder),
         [first, lambda answers: next_wave(first, answers[0], seed=1)],
         max_new_tokens=24,
-        env=CHECKED,
+        env=COMPARED,
         **(FAMILY_ARGUMENTS.get(family, {}) | arguments),
     )
+
+
+def pressed() -> None:
+    admit_too_many()
+    recount_every_round()
 
 
 def plans(run: Run) -> list[str]:
@@ -68,7 +69,7 @@ def test_two_stages_answer_as_one_rank_does_when_memory_is_short(tmp_path, famil
         pp_size=2,
         max_total_tokens=TOKENS[family],
         chunked_prefill_size=64,
-        prepare=admit_too_many,
+        prepare=pressed,
         **states,
     )
 
@@ -77,9 +78,7 @@ def test_two_stages_answer_as_one_rank_does_when_memory_is_short(tmp_path, famil
     assert run.hit_tokens > 0
     assert len(plans(run)) == 2
     assert len(set(plans(run))) == 1
-    first, second = (traces(run, stage, named="PP") for stage in (0, 1))
-    assert len(first) >= 1
-    assert first[-1] == second[-1], "pages handed out and evicted by either stage"
+    assert same(*(traces(run, stage, named="PP") for stage in (0, 1)))
 
 
 def test_a_pool_that_holds_little_more_than_one_request_answers_everybody(tmp_path):
@@ -89,22 +88,68 @@ def test_a_pool_that_holds_little_more_than_one_request_answers_everybody(tmp_pa
 
     def answered(**arguments: Any) -> Run:
         model = model_of("llama", tmp_path)
-        return run_engine(model, [prompts], max_new_tokens=100, env=CHECKED, **arguments)
+        return run_engine(model, [prompts], max_new_tokens=100, env=COMPARED, **arguments)
 
     stock = answered(max_total_tokens=4096)
 
-    run = answered(memory_backend="jenga", pp_size=2, max_total_tokens=160, prepare=admit_too_many)
+    run = answered(memory_backend="jenga", pp_size=2, max_total_tokens=160, prepare=pressed)
 
     assert run.outputs == stock.outputs
     assert run.retractions > 0
 
 
-def test_stages_of_several_ranks_answer_as_one_rank_does(tmp_path):
-    stock = chats("llama", tmp_path, max_total_tokens=16384)
+def test_stages_of_several_ranks_answer_as_these_do_without_stages(tmp_path):
+    stock = chats("llama", tmp_path, max_total_tokens=16384, tp_size=2)
 
     run = chats(
-        "llama", tmp_path, memory_backend="jenga", pp_size=2, tp_size=2, max_total_tokens=640
+        "llama",
+        tmp_path,
+        memory_backend="jenga",
+        pp_size=2,
+        tp_size=2,
+        max_total_tokens=640,
+        chunked_prefill_size=64,
+        prepare=pressed,
     )
 
     assert run.outputs == stock.outputs
-    assert len(set(plans(run))) == 1
+    assert run.retractions > 0
+    assert len(plans(run)) == 4
+    assert same(*(traces(run, rank, named=f"PP{stage} TP") for stage in (0, 1) for rank in (0, 1)))
+
+
+def test_a_stage_with_another_plan_ends_the_server(tmp_path):
+    with pytest.raises(
+        EngineFailed, match=r"differ in number of large pages \(\d+ on rank 0; \d+ on rank 1\)"
+    ):
+        chats(
+            "llama",
+            tmp_path,
+            memory_backend="jenga",
+            pp_size=2,
+            max_total_tokens=640,
+            prepare=one_large_page_fewer,
+        )
+
+
+def test_a_long_prompt_alone_runs_in_chunks(tmp_path):
+    """The chunk before is in another micro-batch, and stands in the way of none."""
+    prompt = [list(range(3, 203))]
+
+    def answered(**arguments: Any) -> Run:
+        model = of_uneven_stages("llama", tmp_path)
+        return run_engine(model, [prompt, prompt], env=COMPARED, **arguments)
+
+    stock = answered(max_total_tokens=4096)
+
+    run = answered(
+        memory_backend="jenga",
+        pp_size=2,
+        max_total_tokens=240,
+        chunked_prefill_size=32,
+        prepare=pressed,
+    )
+
+    assert run.outputs == stock.outputs
+    assert run.retractions == 0
+    assert run.cached == [[0], [199]]

@@ -319,7 +319,7 @@ def test_a_slot_beside_windows_alone_costs_a_share_of_their_bytes(window_bytes, 
 
 
 def test_a_stage_of_a_pipeline_may_have_a_group_whose_layers_are_all_elsewhere():
-    group = LayerGroup(Window(8), (), 64, num_layers=2)
+    group = LayerGroup(Window(8), (), 64, elsewhere=2)
 
     assert group.num_layers == 2
     assert LayerGroup(Full(), (0, 3), 64).num_layers == 2

@@ -148,6 +148,23 @@ def test_after_a_flush_the_pool_still_knows_what_format_bytes_have():
         assert torch.isfinite(view[torch.from_numpy(ids)]).all()
 
 
+def test_backends_find_a_layer_by_the_number_that_the_pool_begins_with():
+    """Triton's asks for it; on the second stage of a pipeline that is not 0."""
+    from sglang_jenga.memory.kv import JengaSWAPool
+
+    dtype = torch.float32
+    groups = [
+        LayerGroup(kind, layer_ids, heads.entry_bytes(len(layer_ids), 4), 1, str(dtype))
+        for kind, layer_ids, heads in ((Full(), (7,), FULL), (Window(8), (4, 5, 6), WINDOW))
+    ]
+    buffer = PoolBuffer(plan_pool(groups, 1 << 20), "cpu", enable_memory_saver=False)
+
+    pool = JengaSWAPool(buffer, (FULL, WINDOW), dtype)
+
+    assert pool.start_layer == 4
+    assert pool.get_value_buffer(pool.start_layer).shape[1:] == (WINDOW.num_heads, WINDOW.v_dim)
+
+
 def test_pools_have_all_that_backends_may_ask_of_sglangs_own():
     """SGLang's constructors of buffers, or of a pool as a whole, do not run for ours."""
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
