@@ -60,6 +60,9 @@ ENVIRONMENT_RULES = (
         lambda value: value is None,
         "the one buffer comes from torch's own allocator",
     ),
+    EnvironmentRule(
+        "SGLANG_DISAGG_STAGING_BUFFER", _off, "it gathers heads out of layers that lie apart"
+    ),
     EnvironmentRule("SGLANG_DEBUG_MEMORY_POOL", _off, _CHECKS),
     EnvironmentRule("SGLANG_MAMBA_DEBUG_ASSERTS", lambda value: value != "1", _CHECKS),
     EnvironmentRule(
