@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
-from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext, register_radix_cache_backend
 from sglang.srt.runtime_context import (
     get_disagg,
@@ -41,7 +40,7 @@ from sglang_jenga.boot.geometry import (
 from sglang_jenga.boot.hooks import HookError
 from sglang_jenga.boot.rebinding import rebind
 from sglang_jenga.memory.buffer import PoolBuffer
-from sglang_jenga.memory.kv import JengaCrossPool, JengaMHAPool, JengaSWAPool
+from sglang_jenga.memory.kv import JengaCrossPool, JengaHybridPool, JengaMHAPool, JengaSWAPool
 from sglang_jenga.memory.state import JengaStatePool
 from sglang_jenga.pages.tables import PageTables
 from sglang_jenga.plan.planner import PoolTooSmallError
@@ -144,6 +143,8 @@ def init_pools(
     geometry = geometry_of(self)
     plan = plan_for(geometry, sizes.unified_total_bytes)
     rank_agreement.require(plan, sizes.max_running_requests)
+    if get_disagg().disaggregation_mode != "null":
+        _join_transfers(plan)
     _log_plan(plan, longest_text(plan, states_per_request(geometry)), self.model_config)
     buffer = PoolBuffer(
         plan, self.device, enable_memory_saver=get_exec().features.enable_memory_saver
@@ -186,6 +187,22 @@ def _has_forward_stream() -> bool:
     return not get_schedule().disable_overlap_schedule or get_parallel().pp_size > 1
 
 
+def _join_transfers(plan: PoolPlan) -> None:
+    """Prepare for another server to read these pages, or to write them."""
+    kinds = [item.group.kind for item in plan.groups]
+    try:
+        if len(ServedGroups(plan).mapped) > 1 or any(kind.sinks for kind in kinds):
+            labels = ", ".join(kind.label for kind in kinds)
+            raise HookError(
+                "--memory-backend jenga does not work with --disaggregation-mode: SGLang sends the "
+                f"last tokens of one window, and the model has {labels}; "
+                "drop --disaggregation-mode or --memory-backend"
+            )
+        hooks.apply(hook_table.TRANSFERS)
+    except HookError as error:
+        refusal.leave(error)
+
+
 def _build_state_rows(
     configurator: Any, plan: PoolPlan, states: JengaStatePool, max_num_reqs: int
 ) -> Any:
@@ -202,6 +219,8 @@ def _build_state_rows(
         mamba_track_grid(configurator.pool_page_size) if tracked else 0,
         least_tracked=least_worth(plan),
         size=max_num_reqs,
+        # As SGLang's decode servers: rows of requests whose prompts are on their way.
+        extra_rows=get_disagg().disaggregation_decode_extra_slots or 0,
         mamba_spec_state_size=max_num_reqs,
         max_context_len=context_len + get_req_to_token_extra_context_len(),
         device=configurator.device,
@@ -233,7 +252,7 @@ def _build_kv_pool(
     full, heads = geometry.row, geometry.heads[row]
     if states is not None:
         pool = JengaMHAPool(buffer, row, heads, dtype, enable_alt_stream=alt_stream)
-        return HybridLinearKVPool(
+        return JengaHybridPool(
             size=pool.size,
             dtype=dtype,
             page_size=pool.page_size,

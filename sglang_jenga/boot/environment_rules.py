@@ -65,6 +65,9 @@ ENVIRONMENT_RULES = (
         _off,
         "a stage would change the map of windows while a step reads it",
     ),
+    EnvironmentRule(
+        "SGLANG_DISAGG_STAGING_BUFFER", _off, "it gathers heads out of layers that lie apart"
+    ),
     EnvironmentRule("SGLANG_DEBUG_MEMORY_POOL", _off, _CHECKS),
     EnvironmentRule("SGLANG_MAMBA_DEBUG_ASSERTS", lambda value: value != "1", _CHECKS),
     EnvironmentRule(

@@ -56,9 +56,13 @@ FLAG_RULES = (
     FlagRule("enable_flexkv", _OFF, _HOST),
     FlagRule("enable_unified_cache_external_linker", _OFF, _HOST),
     FlagRule("enable_hisparse", _OFF, _HOST),
-    FlagRule("disaggregation_mode", ("null",), "the transfer engines expect SGLang's own pools"),
-    FlagRule("disaggregation_decode_retraction_backup", (None,), _HOST),
+    FlagRule(
+        "disaggregation_decode_retraction_backup",
+        (None, "cpu_tensor"),
+        "a retracted request's KV waits in tensors on the host",
+    ),
     FlagRule("disaggregation_decode_enable_offload_kvcache", _OFF, _HOST),
+    FlagRule("disaggregation_decode_host_receive_threshold", (None, 1), _HOST),
     FlagRule("encoder_only", _OFF, "an encoder has no KV cache, and loads no plugin"),
     FlagRule(
         "speculative_algorithm",
@@ -119,6 +123,30 @@ FLAG_RULES = (
     ),
     FlagRule("device", (None, *DEVICES), "only CUDA and the CPU engine are known to work"),
 )
+_MOONCAKE = ("mooncake", "mooncake_tcp")
+TRANSFER_RULES = (
+    FlagRule(
+        "disaggregation_transfer_backend",
+        _MOONCAKE,
+        "only Mooncake's part of SGLang is known to send whole small pages",
+    ),
+    FlagRule("pp_size", (1,), "a stage would send the layers of its own plan"),
+    FlagRule("enable_pd_role_switch", _OFF, "a server keeps the side that it was started on"),
+    FlagRule(
+        "disaggregation_decode_enable_radix_cache",
+        _OFF,
+        "jenga's decode servers keep no prefixes",
+    ),
+    FlagRule(
+        "disaggregation_enable_kv_checksum", _OFF, "its checksums take the layers to lie apart"
+    ),
+    FlagRule(
+        "disaggregation_decode_allocation_policy",
+        ("early",),
+        "pages are allocated before a prompt is computed",
+    ),
+)
+"""Asked of prefill and decode servers."""
 COUNTS = ("page_size", "max_total_tokens", "max_mamba_cache_size")
 """Arguments that count something; SGLang computes with whatever they are."""
 _APART = "its kernels take the states to lie side by side"
@@ -133,7 +161,17 @@ def broken_lines(config: Any, rules: tuple[FlagRule, ...]) -> list[str]:
 
 def typed_lines(config: Any) -> list[str]:
     """Lines about what the user typed."""
-    return [*broken_lines(config, FLAG_RULES), *_count_lines(config)]
+    return [
+        *broken_lines(config, FLAG_RULES),
+        *transfer_lines(config),
+        *_count_lines(config),
+    ]
+
+
+def transfer_lines(config: Any) -> list[str]:
+    """Lines about what the two servers of a disaggregated pair do not do."""
+    disaggregated = config.disaggregation_mode != "null"
+    return broken_lines(config, TRANSFER_RULES) if disaggregated else []
 
 
 def _count_lines(config: Any) -> list[str]:

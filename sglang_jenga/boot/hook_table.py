@@ -1,8 +1,8 @@
 """Every name of SGLang that this package touches, by the moment at which it does.
 
-`TABLE` lists the moments; the rows of a serving scheduler stand in `scheduler_table`, those for the
-CPU engine in `cpu_table`. Functions of ours are
-named, not imported: most processes need few of them, and no torch.
+`TABLE` lists the moments; the rows of a serving scheduler stand in `scheduler_table`, those of
+prefill and decode servers in `transfer_table`, those for the CPU engine in `cpu_table`. Functions
+of ours are named, not imported: most processes need few of them, and no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sglang_jenga.boot.scheduler_table import (
     STATES,
     WEIGHTS,
 )
+from sglang_jenga.boot.transfer_table import TRANSFERS
 
 _OURS = "sglang_jenga"
 _SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
@@ -312,6 +313,7 @@ TABLE = (
     Moment("under the flag, with --jenga-true-windows, by schedulers", TRUE_WINDOWS),
     Moment("under the flag, where a model has an encoder", ENCODERS),
     Moment("under the flag, where a model sees images", EMBEDDINGS),
+    Moment("under the flag, by prefill and decode servers", TRANSFERS),
     Moment("on the CPU engine, by every process that resolves a configuration", CPU_RESOLUTION),
     Moment("on the CPU engine, by schedulers", CPU_SCHEDULER),
 )

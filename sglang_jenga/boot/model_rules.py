@@ -127,6 +127,14 @@ def page_lines(page_size: int | None, model: Any) -> list[str]:
     return [layer_rules.flag_refusal("--page-size", layer_rules.ENCODER_PAGES, value=page_size)]
 
 
+def transfer_lines(model: Any) -> list[str]:
+    """A line for a model that no prefill server can send to a decode server."""
+    if not model.is_encoder_decoder:
+        return []
+    why = "SGLang sends the tokens of a row, and those of an encoder lie in other pages"
+    return [layer_rules.flag_refusal("--disaggregation-mode", why)]
+
+
 def _backends_of(model: Any) -> tuple[tuple[str, ...], str]:
     if model.is_encoder_decoder:
         return Cross.backends, "its kernels have no cross attention"

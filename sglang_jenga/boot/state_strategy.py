@@ -44,11 +44,17 @@ def _page_lines(config: Any, model: Any) -> list[str]:
 
 def hold_back_steps(server_args: Any) -> None:
     """Without tracking no step may run ahead: it would change the state of a request that has
-    ended. SGLang stops with a trace where the user does not say so."""
+    ended. SGLang stops with a trace where the user does not say so.
+
+    Nor on a decode server: a request that is retracted takes its state along, which would be one
+    token ahead of its answer. In stock SGLang it is, and the answer goes on with other tokens."""
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     config = resolving_view(server_args)
-    if config.mamba_radix_cache_strategy == "no_buffer" and not config.disable_radix_cache:
+    if config.disaggregation_mode == "decode":
+        _logger.info("jenga copies states of retracted requests: overlap schedule off")
+        declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
+    elif config.mamba_radix_cache_strategy == "no_buffer" and not config.disable_radix_cache:
         _logger.info("jenga caches states without tracking: overlap schedule off")
         declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
 

@@ -21,6 +21,11 @@ SUBCLASSES = (
         constructs=False,
     ),
     Subclass(
+        f"{_POOL}.HybridLinearKVPool",
+        f"{_OURS}.memory.kv:JengaHybridPool",
+        "full attention and states in one buffer; to transfers each is one region",
+    ),
+    Subclass(
         f"{_POOL}.MHATokenToKVPool",
         f"{_OURS}.memory.kv:JengaMHAPool",
         "KV of one attention group; `_create_buffers` returns views",

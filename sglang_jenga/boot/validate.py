@@ -25,6 +25,11 @@ def before_resolution(server_args: Any) -> None:
     for line in ignored:
         _logger.warning(line)
     declare_resolution(server_args, "sglang-jenga", radix_cache_backend="jenga")
+    if resolving_view(server_args).disaggregation_mode == "decode":
+        # SGLang would choose its pool on the host, by the class of our pool.
+        declare_resolution(
+            server_args, "sglang-jenga", disaggregation_decode_retraction_backup="cpu_tensor"
+        )
 
 
 def register_model_check() -> None:
@@ -38,6 +43,8 @@ def register_model_check() -> None:
         if is_on(server_args):
             model = model_config_of(server_args)
             _require(model_rules.refused_lines(model))
+            if resolving_view(server_args).disaggregation_mode != "null":
+                _require(model_rules.transfer_lines(model))
             if wants_true_windows(server_args):
                 in_full = resolving_view(server_args).disable_hybrid_swa_memory
                 _require(model_rules.true_windows_lines(model, stored_in_full=in_full))

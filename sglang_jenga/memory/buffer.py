@@ -18,6 +18,9 @@ from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
 from sglang_jenga.memory.ops import ops_of, words
 from sglang_jenga.plan.spec import PoolPlan
 
+Regions = tuple[list[int], list[int], list[int]]
+"""Where regions begin, their lengths, and the lengths of their items, in bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
@@ -43,14 +46,20 @@ class PoolBuffer:
             self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
         # Of a lone group: its layers, and the bytes of one slot's K and V in a layer.
         self._planes: tuple[int, int, int] | None = None
+        self._zeroing = False  # zeroes may still be on their way
+
+    @property
+    def lies_by_layers(self) -> bool:
+        """A lone group shares its bytes with nobody: each layer's rows lie together."""
+        return len(self.plan.groups) == 1
 
     def layer_views(
         self, group_id: int, heads: HeadShape, dtype: torch.dtype
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """K and V of every layer of a group, ``[num_slots, num_heads, dim]``.
 
-        Row stride: an entry. A lone group shares its bytes with nobody, so there each layer's rows
-        lie together, exactly as in stock SGLang, and a dense model runs at stock's speed.
+        Row stride: an entry. Those of a lone group lie exactly as in stock SGLang, and a dense
+        model runs at stock's speed.
         """
         group = self.plan.groups[group_id]
         stride, rest = divmod(group.padded_entry_bytes, dtype.itemsize)
@@ -61,7 +70,7 @@ class PoolBuffer:
         typed = self.bytes.view(dtype)
         num_slots = self.plan.num_slots(group_id)
         k_row, v_row = heads.num_heads * heads.k_dim, heads.num_heads * heads.v_dim
-        alone = len(self.plan.groups) == 1
+        alone = self.lies_by_layers
         if alone:
             row_bytes = k_row * dtype.itemsize, v_row * dtype.itemsize
             self._planes = len(group.group.layer_ids), *row_bytes
@@ -107,6 +116,7 @@ class PoolBuffer:
         in flight may still write there for the old owner."""
         if not large_ids:
             return
+        self._zeroing = True
         size = self.plan.large_page_bytes
         ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
         with self.ops.behind(stream, ids):
@@ -115,6 +125,19 @@ class PoolBuffer:
                 return
             for view in self.larges:
                 view.index_fill_(0, ids, 0)
+
+    def settle(self, stream: Any) -> None:
+        """Wait until large pages are zeroed that have been since the last call. For whoever hands
+        small pages to a writer that follows no stream: another server."""
+        if self._zeroing:
+            self._zeroing = False
+            self.ops.wait(stream)
+
+    def region(self, group_id: int) -> Regions:
+        """A group's bytes to the transfer engines, which know of items: item ``i`` of the one
+        region is the group's small page ``i``, with all its layers."""
+        item = self.plan.groups[group_id].small_page_bytes
+        return [self.bytes.data_ptr()], [self.plan.pool_bytes], [item]
 
     def zero_null_pages(self) -> None:
         """Clear what only padding reads and writes, on the current stream."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from sglang_jenga.layers.base import Address, Storage
-from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
+from sglang_jenga.memory.buffer import HeadShape, PoolBuffer, Regions
 
 
 class JengaMHAPool(MHATokenToKVPool):
@@ -64,6 +64,14 @@ class JengaMHAPool(MHATokenToKVPool):
 
     def _clear_buffers(self) -> None:
         """The views live as long as the buffer."""
+
+    def get_contiguous_buf_infos(self) -> Regions:
+        """For transfers to another server. A lone group lies as in stock SGLang, in as many
+        regions; of others a small page is one item, with all layers of its group."""
+        if self._buffer.lies_by_layers:
+            regions: Regions = super().get_contiguous_buf_infos()
+            return regions
+        return self._buffer.region(self._group_id)
 
     def get_kv_size_bytes(self) -> tuple[int, int]:
         """The row's group answers for the whole pool, since all groups share its bytes."""
@@ -171,3 +179,17 @@ class JengaSWAPool(SWAKVPool):
         self.kv_cache_dim = self.index_head_dim = None
         self.full_to_swa_index_mapping: torch.Tensor | None = None
         self.mem_usage = buffer.plan.pool_bytes / (1 << 30)
+
+    def get_kv_layer_ids(self) -> list[int]:
+        """A layer for each region of full KV, by which the two sides of a transfer pair them: the
+        one region goes by its first layer's number. Where SGLang finds none it takes the first half
+        of the regions for keys, which of one region is nothing."""
+        return list(self.full_kv_pool.model_layer_ids[:1])
+
+
+class JengaHybridPool(HybridLinearKVPool):
+    """SGLang's pool of a model with full attention and states, on the shared bytes."""
+
+    def get_kv_layer_ids(self) -> list[int]:
+        """As `JengaSWAPool.get_kv_layer_ids`."""
+        return list(self.full_attention_layer_id_mapping)[:1]

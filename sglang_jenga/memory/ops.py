@@ -4,7 +4,7 @@
     InterpretedOps  the same kernels in Triton's interpreter, where TRITON_INTERPRET=1
     HostOps         the same in plain torch, on words
 
-None of them makes the host wait for the device. What a buffer is cut in: run i is bytes
+None but `wait` makes the host wait for the device. What a buffer is cut in: run i is bytes
 ``[i * stride, i * stride + size)``.
 """
 
@@ -38,6 +38,9 @@ class HostOps:
         """Inside, work is queued on ``stream``, behind what is on it and behind what the current
         stream has queued so far, the making of the ``used`` tensors too; None: the current one."""
         yield
+
+    def wait(self, stream: Any) -> None:
+        """Return when all is done that ``stream`` has been given; None: the current one."""
 
     def zero(self, pool: torch.Tensor, ids: torch.Tensor, size: int, stride: int) -> None:
         """Fill the runs ``ids``, ``[count]`` integers beside the bytes, with zero bytes."""
@@ -85,6 +88,9 @@ class CudaOps(InterpretedOps):
             yield
         for tensor in used:
             tensor.record_stream(stream)
+
+    def wait(self, stream: Any) -> None:
+        (self._streams.current_stream() if stream is None else stream).synchronize()
 
 
 def ops_of(device: str) -> HostOps:

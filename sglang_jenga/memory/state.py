@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.memory_pool import MambaPool
 
-from sglang_jenga.memory.buffer import PoolBuffer
+from sglang_jenga.memory.buffer import PoolBuffer, Regions
 
 ALIGNMENT = 16
 """Bytes that each part of an entry starts at a multiple of."""
@@ -121,3 +121,33 @@ class JengaStatePool(MambaPool):
         """Copy whole states; on the stream of the caller."""
         src, dst = map(self.to_device, (src_indices, dst_indices))
         self._buffer.ops.copy(self._buffer.bytes, src, dst, *self._entry)
+
+    # ---- what a retracted request of a decode server takes along ----------------------------
+
+    def get_cpu_copy(self, indices: torch.Tensor) -> Any:
+        """States on the host. Of one number SGLang takes a view, which a pool that lies on the host
+        itself would go on writing to; of a list it takes a copy."""
+        return super().get_cpu_copy(indices.view(-1))
+
+    def load_cpu_copy(self, copy: Any, indices: torch.Tensor) -> None:
+        super().load_cpu_copy(copy, indices.view(-1))
+
+    # ---- for transfers to another server ----------------------------------------------------
+
+    def get_contiguous_buf_infos(self) -> Regions:
+        """One region: a request's state, with all layers, is one item."""
+        return self._buffer.region(self.group_id)
+
+    def get_state_layer_ids(self) -> list[int]:
+        """By which layer the two sides of a transfer pair the region."""
+        return self.mamba_layer_ids[:1]
+
+    def get_state_dim_per_tensor(self) -> list[int]:
+        """Nothing: an item cannot be cut for other numbers of ranks."""
+        return []
+
+    def get_state_slice_outer_counts(self) -> list[int]:
+        return []
+
+    def get_state_conv_shard_groups(self) -> list[Any]:
+        return []

@@ -68,7 +68,8 @@ class JengaBudget(SharedSWAPrefillBudget):
     @property
     def _alone(self) -> bool:
         """Whether the request asked for would have the server to itself."""
-        return not self._running and not self.adder.can_run_list
+        others = self._running or self.adder.can_run_list or self.allocator.sending
+        return not others
 
     # ---- what is left -----------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class _JengaAllocator:
         self.embeddings: Any = None  # of images, where the model makes any
         self.rank_trace = trace_of(core)
         self.asked_by: Any = None  # the request whose answer's length is being settled
+        self.sending: Sequence[Any] = ()  # a prefill server's requests whose pages are being sent
         # Says how many states a decode step takes; None where it never takes any.
         self.states_of_step: Callable[[Sequence[Any]], int] | None = None
 
@@ -269,6 +270,24 @@ class _JengaAllocator:
     def get_all_free_pages(self) -> None:
         return None
 
+    # ---- prefill and decode servers ---------------------------------------------------------
+
+    def prealloc_ceiling_fits(self, full_tokens: int, swa_tokens: int) -> bool:
+        return True  # intake has refused whoever does not fit an empty pool
+
+    def get_cpu_copy(self, indices: torch.Tensor, **slots: Any) -> Any:
+        """What lies in these slots, on the host: a decode server's request that is retracted."""
+        self._upload_maps()
+        return self._kvcache.get_cpu_copy(indices, **slots)
+
+    def load_cpu_copy(self, copy: Any, indices: torch.Tensor, **slots: Any) -> None:
+        self._kvcache.load_cpu_copy(copy, indices, **slots)
+
+    def _upload_maps(self) -> None:
+        """For whoever reads them between two steps."""
+        for slot_map in self.slot_maps.values():
+            slot_map.upload()
+
     def debug_print(self) -> str:
         large = self.core.large
         groups = ", ".join(
@@ -308,6 +327,11 @@ class JengaSWAAllocator(_JengaAllocator, SWATokenToKVPoolAllocator):
         first = next(iter(self.slot_maps.values()))
         self.full_to_swa_index_mapping = first.tensor
         kvcache.register_mapping(first.tensor)
+
+    def translate_swa_indices_for_transfer(self, kv_indices: torch.Tensor) -> torch.Tensor:
+        self._upload_maps()
+        indices: torch.Tensor = super().translate_swa_indices_for_transfer(kv_indices)
+        return indices
 
     def full_available_size(self) -> int:
         return self.capacity.group_available(self.groups.row)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.runtime_context import get_disagg
 
 from sglang_jenga.pages.tables import StepDemand
 from sglang_jenga.serving import micro_batches
@@ -37,6 +40,8 @@ def next_prefill(
     # Of a prompt in flight the chunk before is in another micro-batch, and is no neighbour of it.
     neighbours = [req for req in micro_batches.beside(self) if req is not self.chunked_req]
     allocator.pressure.beside = neighbours
+    if self.disaggregation_mode is DisaggregationMode.PREFILL:
+        allocator.sending = self.disagg_prefill_inflight_queue
     if allocator.groups.state is not None:
         _spare_states(self, rounds, running_batch)
     if not self.is_hybrid_swa:
@@ -266,7 +271,8 @@ def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tup
     if not is_ours(allocator):
         return original(self)
     reasons = {req: req.to_finish for req in self.reqs if req.to_finish is not None}
-    retracted, ratio, aborted = original(self)
+    with _all_kept(self):
+        retracted, ratio, aborted = original(self)
     if self.reqs:
         return retracted, ratio, aborted
     alone = allocator.pressure.prompt_in_flight is None and not allocator.pressure.beside
@@ -277,7 +283,26 @@ def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tup
         elif not alone or self.tree_cache.begin_anew(req):
             req.to_finish = None
             again.append(req)
+        else:
+            req.kv.retraction_backup = None
     return [*retracted, *again], ratio, [req for req in aborted if req not in again]
+
+
+@contextmanager
+def _all_kept(batch: Any) -> Iterator[None]:
+    """A decode server cannot compute a prompt again: what SGLang takes from the last request it
+    copies to the host as well, as what it takes from others."""
+    if get_disagg().disaggregation_mode == "decode":
+
+        def release_req(idx: int, remaining: int, offload_kv: bool = True) -> bool:
+            kept: bool = type(batch).release_req(batch, idx, remaining)
+            return kept
+
+        batch.release_req = release_req
+    try:
+        yield
+    finally:
+        vars(batch).pop("release_req", None)
 
 
 # ---- a request comes in -------------------------------------------------------------------------

@@ -73,12 +73,15 @@ class JengaStateRows(HybridReqToTokenPool):
         track_grid: int,
         *,
         least_tracked: int = 0,
+        size: int,
+        extra_rows: int = 0,
         **kwargs: Any,
     ) -> None:
         self._state_pool = state_pool
         self._to_device = state_pool.to_device
         self._track_grid = track_grid  # tokens between two track boundaries
-        super().__init__(mamba_size=state_pool.size, **kwargs)
+        super().__init__(size=size + extra_rows, mamba_size=state_pool.size, **kwargs)
+        self.size, self.pre_alloc_size = size, extra_rows
         # SGLang's other ways to track swap two slots in every forward.
         least = least_tracked if self.enable_mamba_extra_buffer_lazy else 0
         self.tracking = Tracking(least, self.mamba_initial_tracking_slots)

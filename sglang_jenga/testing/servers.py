@@ -82,7 +82,7 @@ class Server:
         launcher: WarmLauncher | None = None,
         boot_seconds: float = BOOT_SECONDS,
     ):
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.boot_seconds = boot_seconds
         self.arguments = [
@@ -225,7 +225,7 @@ class Server:
         raise ServerFailed(f"not healthy in {self.boot_seconds:.0f} s\n{self.log(60)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -159,7 +159,7 @@ HONOURED_BY_SGLANG = {
         SGLANG_RADIX_FORCE_MISS SGLANG_ROUTING_KEY_POLICY_DEBUG_LOG schedule_policy
     """,
     "managers/scheduler.py": """
-        SGLANG_DISABLE_CONSECUTIVE_PREFILL_OVERLAP SGLANG_DISAGG_STAGING_BUFFER SGLANG_DP_RANK
+        SGLANG_DISABLE_CONSECUTIVE_PREFILL_OVERLAP SGLANG_DP_RANK
         SGLANG_ENABLE_COLOCATED_BATCH_GEN SGLANG_ENABLE_DP_SPEC_PREFILL_COORDINATION
         SGLANG_ENABLE_PP_SPEC SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY
         SGLANG_ENABLE_WAR_BARRIER SGLANG_FLASHINFER_PREFILL_SPLIT_TILE_SIZE
@@ -171,7 +171,7 @@ HONOURED_BY_SGLANG = {
         SGLANG_TEST_RETRACT_NO_PREFILL_BS SGLANG_TEST_SCRIPTED_RUNTIME
         SGLANG_TEST_STUCK_SCHEDULER_INIT abort_on_priority_when_disabled allow_auto_truncate
         attn_dp_size disable_priority_preemption disaggregation_bootstrap_port
-        disaggregation_decode_enable_radix_cache disaggregation_decode_host_receive_threshold
+        disaggregation_decode_enable_radix_cache disaggregation_mode
         disaggregation_enable_kv_checksum disaggregation_transfer_backend elastic_ep_backend
         enable_broadcast_mm_inputs_process enable_deterministic_inference
         enable_lora enable_lora_overlap_loading enable_memory_saver

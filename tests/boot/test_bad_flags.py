@@ -11,6 +11,7 @@ SHARD = "one rank would hold only a part of a page's tokens"
 SIDE = "its side tensor is sized by tokens, and jenga slot ids run over the whole pool"
 SESSION = "a session keeps pages that no running request holds"
 DTYPE = "entries with block scales are not laid out yet"
+BACKUP = "a retracted request's KV waits in tensors on the host"
 ORDER = "jenga evicts by its own balanced order"
 BEHIND = "its kernels read the KV pool without the attention backend"
 BYTES = "(with --max-total-tokens it gives the bytes of both)"
@@ -25,9 +26,9 @@ BAD_FLAGS = [
     ("--enable-flexkv", HOST),
     ("--enable-unified-cache-external-linker", HOST),
     ("--enable-hisparse", HOST),
-    ("--disaggregation-mode prefill", "the transfer engines expect SGLang's own pools"),
-    ("--disaggregation-mode decode", "the transfer engines expect SGLang's own pools"),
-    ("--disaggregation-decode-retraction-backup host_pool", HOST),
+    ("--disaggregation-decode-retraction-backup host_pool", BACKUP),
+    ("--disaggregation-decode-retraction-backup none", BACKUP),
+    ("--disaggregation-decode-host-receive-threshold 0.5", HOST),
     ("--disaggregation-decode-enable-offload-kvcache", HOST),
     ("--encoder-only", "an encoder has no KV cache, and loads no plugin"),
     ("--speculative-algorithm NGRAM", "the draft model's KV is not part of the pool yet"),
@@ -69,6 +70,53 @@ BAD_FLAGS = [
     ("--page-size -1", "it must be above 0"),
     ("--device xpu", "only CUDA and the CPU engine are known to work"),
 ]
+
+
+ENGINES = "only Mooncake's part of SGLang is known to send whole small pages"
+BAD_FOR_TRANSFERS = [
+    ("--disaggregation-transfer-backend nixl", ENGINES),
+    ("--disaggregation-transfer-backend mori", ENGINES),
+    ("--disaggregation-transfer-backend fake", ENGINES),
+    ("--enable-pd-role-switch", "a server keeps the side that it was started on"),
+    ("--disaggregation-decode-enable-radix-cache", "jenga's decode servers keep no prefixes"),
+    ("--disaggregation-enable-kv-checksum", "its checksums take the layers to lie apart"),
+    (
+        "--disaggregation-decode-allocation-policy prefill_complete",
+        "pages are allocated before a prompt is computed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flag", "why"), BAD_FOR_TRANSFERS)
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_what_two_servers_cannot_do_together_is_refused_in_one_line(
+    launcher, llama, side, flag, why
+):
+    argv = ("--model-path", llama, "--memory-backend", "jenga", "--disaggregation-mode", side)
+
+    outcome = launcher.command_line(*argv, *flag.split())
+
+    name = flag.split()[0]
+    line = f"{WITH}{flag}: {why}; drop {name} or --memory-backend"
+    assert outcome[:2] == ("SystemExit", line)
+
+
+def test_another_transfer_engine_is_no_matter_to_a_server_that_sends_nothing(launcher, llama):
+    argv = ("--model-path", llama, "--memory-backend", "jenga")
+
+    outcome = launcher.command_line(*argv, "--disaggregation-transfer-backend", "nixl")
+
+    assert outcome.end == "resolved", outcome.text
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("engine", ["mooncake", "mooncake_tcp"])
+def test_two_servers_are_served(launcher, llama, side, engine):
+    argv = ("--model-path", llama, "--memory-backend", "jenga", "--disaggregation-mode", side)
+
+    outcome = launcher.command_line(*argv, "--disaggregation-transfer-backend", engine)
+
+    assert outcome.end == "resolved", outcome.text
 
 
 @pytest.mark.parametrize(("flag", "why"), BAD_FLAGS)

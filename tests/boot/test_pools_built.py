@@ -38,9 +38,9 @@ def build(launcher, tmp_path_factory):
 OURS = {
     "llama": ("JengaTokenAllocator", "JengaMHAPool", "ReqToTokenPool"),
     "gemma3_text": ("JengaSWAAllocator", "JengaSWAPool", "ReqToTokenPool"),
-    "qwen3_next": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
+    "qwen3_next": ("JengaTokenAllocator", "JengaHybridPool", "JengaStateRows"),
     "jet_nemotron": ("JengaSWAAllocator", "JengaSWAPool", "JengaStateRows"),
-    "mamba": ("JengaTokenAllocator", "HybridLinearKVPool", "JengaStateRows"),
+    "mamba": ("JengaTokenAllocator", "JengaHybridPool", "JengaStateRows"),
     "ministral_windows": ("JengaSWAAllocator", "JengaSWAPool", "ReqToTokenPool"),
 }
 

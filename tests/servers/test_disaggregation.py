@@ -1,0 +1,186 @@
+"""A prefill server and a decode server under the flag, with real bytes between two processes."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sglang_jenga.testing.families import EXACT
+from sglang_jenga.testing.servers import Server
+from sglang_jenga.testing.tiny_models import VOCAB_SIZE
+from tests.servers.pair import Pair, launcher_with_stand_ins
+from tests.servers.parity import model_of
+
+pytestmark = pytest.mark.slow
+
+NEW_TOKENS = 60
+LENGTHS = (220, 40, 130, 220, 75, 220, 16, 33, 1)
+SLOW = 0.3
+"""Seconds of a transfer during which something happens."""
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with launcher_with_stand_ins() as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, warm):
+    """Of a family: its model, prompts, and what one stock server answers."""
+    known: dict[str, tuple[Path, list[list[int]], list[list[int]]]] = {}
+
+    def of(family: str) -> tuple[Path, list[list[int]], list[list[int]]]:
+        if family not in known:
+            model = model_of(family, tmp_path_factory.mktemp(family))
+            rng = random.Random(0)
+            prompts = [[rng.randrange(3, VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
+            with Server(model, env=EXACT, launcher=warm) as server:
+                answers = [answer.output_ids for answer in server.generate(prompts, NEW_TOKENS)]
+            known[family] = model, prompts, answers
+        return known[family]
+
+    return of
+
+
+def retractions(log: str) -> int:
+    return sum(map(int, re.findall(r"KV cache pool is full.*#retracted_reqs: (\d+)", log)))
+
+
+@pytest.mark.parametrize(
+    ("family", "page_size"),
+    [("llama", 1), ("gemma3_text", 1), ("gemma3_text", 16), ("nemotron_h", 1), ("qwen3_next", 16)],
+)
+def test_two_servers_answer_as_one_stock_server(warm, made, family, page_size):
+    """With room, and the same prompts again: the prefill server has them cached then."""
+    model, prompts, expected = made(family)
+
+    with Pair(model, "--page-size", str(page_size), launcher=warm) as pair:
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        first = pair.sent()
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        assert pair.sent() == 2 * first  # the decode server keeps nothing
+        pair.require_all_back()
+
+
+@pytest.mark.parametrize(
+    ("family", "page_size", "tokens"),
+    [("llama", 16, 640), ("gemma3_text", 1, 320), ("gemma3_text", 16, 224), ("nemotron_h", 1, 420)],
+)
+def test_a_decode_server_that_is_short_of_memory_retracts_and_goes_on(
+    warm, made, family, page_size, tokens
+):
+    model, prompts, expected = made(family)
+    # Few tokens are kept for answers, so that too many prompts come.
+    short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
+
+    with Pair(model, "--page-size", str(page_size), decode_flags=short, launcher=warm) as pair:
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        assert retractions(pair.decode.log()) > 0
+        pair.require_all_back()
+
+
+@pytest.mark.parametrize(
+    ("family", "page_size"), [("llama", 16), ("gemma3_text", 1), ("nemotron_h", 1)]
+)
+def test_a_prefill_server_that_is_short_of_memory_waits_for_its_transfers(
+    warm, made, family, page_size
+):
+    """Prompts come in chunks, and pages that are being sent belong to nobody else."""
+    model, prompts, expected = made(family)
+    short = ("--max-total-tokens", "320", "--chunked-prefill-size", "64")
+
+    with Pair(
+        model,
+        *("--page-size", str(page_size)),
+        prefill_flags=short,
+        seconds=0.05,
+        launcher=warm,
+    ) as pair:
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        pair.require_all_back()
+
+
+def test_of_windows_only_what_the_next_step_reads_is_sent(warm, made):
+    """Stock stores windows of these models in full, and sends them so."""
+    model, prompts, expected = made("gemma3_text")
+    sent = {}
+    for backend in ("default", "jenga"):
+        with Pair(model, backend=backend, launcher=warm) as pair:
+            assert pair.generate(prompts[:1], NEW_TOKENS) == expected[:1]
+            sent[backend] = pair.sent()
+
+    print(f"bytes of a prompt of {LENGTHS[0]} tokens: {sent}")
+    assert sent["jenga"] < 0.5 * sent["default"]
+
+
+def test_requests_that_are_aborted_on_their_way_lose_nothing(warm, made):
+    model, prompts, expected = made("gemma3_text")
+
+    with Pair(model, seconds=SLOW, launcher=warm) as pair, ThreadPoolExecutor(9) as threads:
+        replies = [
+            threads.submit(pair.ask, prompt, NEW_TOKENS, f"r{at}")
+            for at, prompt in enumerate(prompts)
+        ]
+        time.sleep(SLOW / 2)
+        for at in range(0, len(prompts), 2):
+            for server in (pair.decode, pair.prefill):
+                server.post("/abort_request", {"rid": f"r{at}"})
+        answers = [reply.result() for reply in replies]
+        for at, answer in enumerate(answers):
+            if at % 2:
+                assert answer.json()["output_ids"] == expected[at]
+        assert sum(
+            not answer.ok or answer.json()["meta_info"]["finish_reason"]["type"] == "abort"
+            for answer in answers
+        )
+        pair.require_all_back()
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+
+
+def test_a_prefill_server_that_dies_and_comes_back_loses_nothing(warm, made):
+    model, prompts, expected = made("gemma3_text")
+
+    with Pair(model, seconds=SLOW, launcher=warm) as pair:
+        killer = threading.Timer(SLOW, pair.prefill.__exit__)
+        killer.start()
+        with ThreadPoolExecutor(9) as threads:
+            replies = list(threads.map(lambda prompt: pair.ask(prompt, NEW_TOKENS), prompts))
+        killer.join()
+        assert sum(not reply.ok for reply in replies) > 0
+        for reply, answer in zip(replies, expected, strict=True):
+            assert not reply.ok or reply.json()["output_ids"] == answer
+        pair.prefill.__enter__()
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        pair.require_all_back()
+
+
+@pytest.mark.parametrize(
+    ("prefill_flags", "said"),
+    [
+        (("--page-size", "16"), "Page size mismatch"),
+        (("--memory-backend", "default"), "its pool is not of --memory-backend jenga"),
+    ],
+)
+def test_nothing_is_taken_from_a_server_whose_pages_lie_in_another_way(
+    warm, made, prefill_flags, said
+):
+    model, prompts, _ = made("gemma3_text")
+
+    with Pair(model, prefill_flags=prefill_flags, launcher=warm) as pair:
+        reply = pair.ask(prompts[0], 4)
+
+        assert not reply.ok
+        assert f"jenga takes nothing from the prefill server 127.0.0.1:{pair.bootstrap_port}" in (
+            log := pair.decode.log()
+        )
+        assert said in log
+        assert log.count("jenga takes nothing") == 1  # though SGLang tries again and again
+        assert pair.decode.alive()
+        assert pair.sent() == 0
