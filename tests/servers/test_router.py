@@ -49,10 +49,12 @@ def workers(prepared) -> Iterator[list[Server]]:
     model = prepared("gemma3_text")
     with ExitStack() as stack:
         first, second, _ = commands("Behind a router")
-        yield [
+        servers = [
             stack.enter_context(worker(command, model, *POOL, "--weight-version", name))
             for command, name in ((first, "0"), (second, "1"))
         ]
+        assert {server.server_info()["memory_backend"] for server in servers} == {"jenga"}
+        yield servers
 
 
 @pytest.fixture(scope="module")
