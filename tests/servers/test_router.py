@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -153,8 +153,8 @@ def test_the_token_usage_of_a_busy_worker_is_above_that_of_an_idle_one(workers, 
         becomes_idle(server)
 
 
-def ask(router: Router, prompt: list[int]) -> requests.Response:
-    params = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
+def ask(router: Router, prompt: list[int], new_tokens: int) -> requests.Response:
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
     body = {"input_ids": prompt, "sampling_params": params}
     return requests.post(f"{router.url}/generate", json=body, timeout=120)
 
@@ -163,7 +163,9 @@ def test_a_worker_that_is_killed_under_load_costs_nobody_a_right_answer(workers,
     """Not even the tenants that the router had sent to it."""
     flags = (*POOL, "--weight-version", "2")
     prompts = [chat for chats in CHATS[:3] for chat in chats]
-    right = outputs(workers[0].generate(prompts, 200))
+    lengths = [20 * (2 + number) for number in range(len(prompts))]
+    longest = outputs(workers[0].generate(prompts, max(lengths)))
+    right = [answer[:length] for answer, length in zip(longest, lengths, strict=True)]
     _, command, router_command = commands("Behind a router")
 
     with worker(command, prepared("gemma3_text"), *flags) as victim:
@@ -172,17 +174,23 @@ def test_a_worker_that_is_killed_under_load_costs_nobody_a_right_answer(workers,
             Router(router_command, pair) as router,
             ThreadPoolExecutor(len(prompts)) as threads,
         ):
-            asked = [threads.submit(ask, router, prompt) for prompt in prompts]
-            while not usage(victim)[0]:
-                assert not all(reply.done() for reply in asked), "the victim got nothing"
+            asked = [
+                threads.submit(ask, router, *one) for one in zip(prompts, lengths, strict=True)
+            ]
+            while not (any(map(answered_by_victim, asked)) and usage(victim)[0]):
+                assert not all(reply.done() for reply in asked), "the victim was done too early"
             os.killpg(victim.process.pid, signal.SIGKILL)
             replies = [reply.result() for reply in asked]
-            later = [ask(router, prompt) for prompt in prompts[:4]]
+            later = [ask(router, *one) for one in zip(prompts[:4], lengths, strict=False)]
 
     assert {reply.status_code for reply in replies + later} == {200}
     answered = [reply.json() for reply in replies + later]
     assert [reply["output_ids"] for reply in answered] == right + right[:4]
     assert {reply["meta_info"]["weight_version"] for reply in answered[-4:]} == {"0"}
+
+
+def answered_by_victim(asked: Future[requests.Response]) -> bool:
+    return asked.done() and asked.result().json()["meta_info"]["weight_version"] == "2"
 
 
 def test_the_router_tells_replicas_of_one_server_apart(prepared, expected):
