@@ -130,12 +130,63 @@ def go_on(scheduler: Any) -> None:
     scheduler.continue_generation(ContinueGenerationReqInput(torch_empty_cache=False))
 
 
-def exchange_weights(scheduler: Any, model: Path) -> None:
-    """What /update_weights_from_disk with flush_cache=false does."""
+def stop_in_place(scheduler: Any) -> None:
+    """What /pause_generation with mode=in_place does."""
+    from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+    scheduler.pause_generation(PauseGenerationReqInput(mode="in_place"))
+
+
+def abort_all(scheduler: Any) -> None:
+    """What a scheduler hears of /pause_generation with mode=abort."""
+    from sglang.srt.managers.io_struct import AbortReq
+
+    scheduler.abort_request(AbortReq(abort_all=True))
+
+
+def exchange_weights(scheduler: Any, model: Path, *, flush: bool = False) -> None:
+    """What /update_weights_from_disk with flush_cache=false, or true, does."""
     from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
 
     request = UpdateWeightFromDiskReqInput(
-        model_path=str(model), load_format="auto", flush_cache=False
+        model_path=str(model), load_format="auto", flush_cache=flush
     )
     outcome = scheduler.weight_updater.update_weights_from_disk(request)
     assert outcome.success, outcome.message
+
+
+class ForgetfulSaver:
+    """A memory saver where there is none: what it takes away, and what it brings again, is NaN in
+    every format, or -1."""
+
+    def __init__(self, scheduler: Any) -> None:
+        pools = scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool
+        self._regions = {
+            "kv_cache": [pools[0].buffer.bytes, pools[1].req_to_token],
+            "weights": [
+                weight.data for weight in scheduler.tp_worker.model_runner.model.parameters()
+            ],
+            "cuda_graph": [],
+        }
+
+    def pause(self, tag: str) -> None:
+        import torch
+
+        for tensor in self._regions[tag]:
+            tensor.view(torch.uint8).fill_(0xFF)
+
+    resume = pause
+
+
+def give_memory_back_and_take_it(scheduler: Any) -> None:
+    """What /release_memory_occupation and then /resume_memory_occupation do, of all memory, as if
+    a memory saver were at work: weights have to be exchanged next."""
+    from sglang.srt.managers.io_struct import (
+        ReleaseMemoryOccupationReqInput,
+        ResumeMemoryOccupationReqInput,
+    )
+
+    updater = scheduler.weight_updater
+    updater.memory_saver_adapter = ForgetfulSaver(scheduler)
+    updater.release_memory_occupation(ReleaseMemoryOccupationReqInput())
+    updater.resume_memory_occupation(ResumeMemoryOccupationReqInput())

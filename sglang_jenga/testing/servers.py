@@ -73,6 +73,9 @@ class Server:
     `launcher` forks the server from a process that has its imports done.
     """
 
+    module = "sglang.launch_server"
+    ready_path = "/health"
+
     def __init__(
         self,
         model: str | Path,
@@ -114,7 +117,7 @@ class Server:
     def _spawn(self) -> subprocess.Popen:
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "sglang.launch_server", *self.arguments],
+                [sys.executable, "-m", self.module, *self.arguments],
                 env=os.environ | self.env,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -217,7 +220,7 @@ class Server:
                 code = self.process.returncode
                 raise ServerFailed(f"the server exited with {code}\n{self.log(60)}")
             try:
-                if requests.get(self.url + "/health", timeout=5).status_code == 200:
+                if requests.get(self.url + self.ready_path, timeout=5).status_code == 200:
                     return
             except requests.RequestException:
                 pass

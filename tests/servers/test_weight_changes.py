@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 
@@ -32,26 +33,37 @@ ANSWERED = 20
 NEW_TOKENS = 60
 
 
+def write_models(family: str, folder: Path) -> list[Path]:
+    """A family's model twice, with different weights."""
+    layers = 6 if family in WINDOW_FAMILIES else None if family in STATE_FAMILIES else 3
+    return [
+        write_tiny_model(
+            family, folder / f"{family}{seed}", num_layers=layers, window=WINDOW, seed=seed
+        )
+        for seed in (0, 1)
+    ]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Makes a family's model twice, with different weights."""
     folder = tmp_path_factory.mktemp("models")
-
-    def get(family: str):
-        layers = 6 if family in WINDOW_FAMILIES else None if family in STATE_FAMILIES else 3
-        return [
-            write_tiny_model(
-                family, folder / f"{family}{seed}", num_layers=layers, window=WINDOW, seed=seed
-            )
-            for seed in (0, 1)
-        ]
-
-    return get
+    return lambda family: write_models(family, folder)
 
 
 def prompts(count: int, length: int = 70) -> list[list[int]]:
     rng = random.Random(2)
     return [[rng.randrange(3, VOCAB_SIZE) for _ in range(length)] for _ in range(count)]
+
+
+def tell_who_waits(scheduler) -> None:
+    """Print each waiting request's prompt and what is answered of it."""
+    for req in scheduler.waiting_queue:
+        print("WAITS", json.dumps([list(req.origin_input_ids), list(req.output_ids)]), flush=True)
+
+
+def who_waited(run: Run) -> list[tuple[list[int], list[int]]]:
+    """What `tell_who_waits` told of."""
+    return [json.loads(line) for line in re.findall(r"^WAITS (.*)$", run.log, flags=re.M)]
 
 
 def served(family: str, models, backend: str, *, exchanged: bool = True) -> Run:
@@ -104,8 +116,7 @@ def test_who_was_retracted_before_does_not_resume_from_old_weights_either(models
 
     def act(scheduler) -> None:
         pause(scheduler)
-        for req in scheduler.waiting_queue:
-            print("WAITS", json.dumps([list(req.origin_input_ids), list(req.output_ids)]))
+        tell_who_waits(scheduler)
         exchange_weights(scheduler, other)
         go_on(scheduler)
 
@@ -120,8 +131,7 @@ def test_who_was_retracted_before_does_not_resume_from_old_weights_either(models
         max_total_tokens=8192,
     )
 
-    waited = [json.loads(line) for line in re.findall(r"^WAITS (.*)$", run.log, flags=re.M)]
-    begun = [(prompt, answer) for prompt, answer in waited if answer]
+    begun = [(prompt, answer) for prompt, answer in who_waited(run) if answer]
     assert len(begun) == len(asked)
     rest = run_engine(
         other,
