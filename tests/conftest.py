@@ -48,6 +48,17 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--wide", action="store_true", help="cells of tables that CI leaves out, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.wide:
+        left_out = [item for item in items if item.get_closest_marker("wide")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("wide")]
+
+
 def pytest_collection_finish(session):
     """Start the process that resolves configurations at once: it imports SGLang while the tests
     before those that ask it run."""

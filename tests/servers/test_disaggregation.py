@@ -55,7 +55,13 @@ def retractions(log: str) -> int:
 
 @pytest.mark.parametrize(
     ("family", "page_size"),
-    [("llama", 1), ("gemma3_text", 1), ("gemma3_text", 16), ("nemotron_h", 1), ("qwen3_next", 16)],
+    [
+        ("llama", 1),
+        pytest.param("gemma3_text", 1, marks=pytest.mark.wide),
+        ("gemma3_text", 16),
+        pytest.param("nemotron_h", 1, marks=pytest.mark.wide),
+        ("qwen3_next", 16),
+    ],
 )
 def test_two_servers_answer_as_one_stock_server(warm, made, family, page_size):
     """With room, and the same prompts again: the prefill server has them cached then."""
@@ -71,7 +77,12 @@ def test_two_servers_answer_as_one_stock_server(warm, made, family, page_size):
 
 @pytest.mark.parametrize(
     ("family", "page_size", "tokens"),
-    [("llama", 16, 640), ("gemma3_text", 1, 320), ("gemma3_text", 16, 224), ("nemotron_h", 1, 420)],
+    [
+        pytest.param("llama", 16, 640, marks=pytest.mark.wide),
+        ("gemma3_text", 1, 320),
+        pytest.param("gemma3_text", 16, 224, marks=pytest.mark.wide),
+        ("nemotron_h", 1, 420),
+    ],
 )
 def test_a_decode_server_that_is_short_of_memory_retracts_and_goes_on(
     warm, made, family, page_size, tokens
@@ -87,7 +98,12 @@ def test_a_decode_server_that_is_short_of_memory_retracts_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("family", "page_size"), [("llama", 16), ("gemma3_text", 1), ("nemotron_h", 1)]
+    ("family", "page_size"),
+    [
+        pytest.param("llama", 16, marks=pytest.mark.wide),
+        ("gemma3_text", 1),
+        pytest.param("nemotron_h", 1, marks=pytest.mark.wide),
+    ],
 )
 def test_a_prefill_server_that_is_short_of_memory_waits_for_its_transfers(
     warm, made, family, page_size
