@@ -181,6 +181,12 @@ def init_pools(
     )
 
 
+def _extra_rows() -> int:
+    if get_disagg().disaggregation_mode != "decode":
+        return 0
+    return get_disagg().disaggregation_decode_extra_slots or 0
+
+
 def _has_forward_stream() -> bool:
     """Without overlap SGLang's forwards run on the current stream, and so must zeroing; in a
     pipeline they have a stream of their own."""
@@ -220,7 +226,7 @@ def _build_state_rows(
         least_tracked=least_worth(plan),
         size=max_num_reqs,
         # As SGLang's decode servers: rows of requests whose prompts are on their way.
-        extra_rows=get_disagg().disaggregation_decode_extra_slots or 0,
+        extra_rows=_extra_rows(),
         mamba_spec_state_size=max_num_reqs,
         max_context_len=context_len + get_req_to_token_extra_context_len(),
         device=configurator.device,

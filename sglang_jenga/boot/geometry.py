@@ -6,11 +6,12 @@ The only reader of SGLang's ModelConfig for the pool; the planner does the arith
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sglang.srt.distributed.utils import get_pp_indices
 from sglang.srt.mem_cache.allocation_sizing import get_mamba_tracking_slots
-from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
+from sglang.srt.runtime_context import get_disagg, get_exec, get_parallel, get_schedule
 
 from sglang_jenga.boot import known_model, window_models
 from sglang_jenga.layers.base import Address, LayerKind, Load
@@ -25,6 +26,8 @@ from sglang_jenga.plan.request_need import RequestNeed
 from sglang_jenga.plan.spec import LayerGroup, PoolPlan, format_bytes, row_group
 from sglang_jenga.plan.state_sizes import SLOT_BYTES, with_slots
 
+TRANSFERS_PLAN_BYTES = 16 << 30
+"""Pools of this size and more are planned alike where servers send each other pages."""
 SMALLEST_REQUEST = 16
 """Tokens, prompt and answer together, of a request that any pool must be able to hold."""
 
@@ -203,7 +206,8 @@ def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
     groups = with_slots(geometry.groups, pool_bytes)
     states = states_per_request(geometry)
     try:
-        plan = plan_pool(groups, pool_bytes, largest=Load(smallest, states))
+        plan = plan_pool(groups, _planned_bytes(pool_bytes), largest=Load(smallest, states))
+        plan = replace(plan, num_large=pool_bytes // plan.large_page_bytes)
         if not RequestNeed(plan, states).fits(smallest):
             raise PoolTooSmallError(
                 f"pool of {format_bytes(pool_bytes)} holds {plan.num_large} large pages of "
@@ -215,6 +219,14 @@ def plan_for(geometry: ServedLayers, pool_bytes: int) -> PoolPlan:
             "beside a free page: raise --mem-fraction-static or --max-total-tokens"
         ) from error
     return plan
+
+
+def _planned_bytes(pool_bytes: int) -> int:
+    """Bytes by which the plan weighs paddings against each other. Servers that send each other
+    pages must come to the same ones, and their pools are seldom of one size."""
+    if get_disagg().disaggregation_mode == "null":
+        return pool_bytes
+    return min(1 << (pool_bytes.bit_length() - 1), TRANSFERS_PLAN_BYTES)
 
 
 def longest_text(plan: PoolPlan, states: int = 1) -> int:

@@ -35,6 +35,23 @@ TRANSFERS = (
         "`prefill_info_table`",
     ),
     Hook(
+        "sglang.srt.disaggregation.mooncake.conn.MooncakeKVManager._validate_peer_state_layout",
+        "around",
+        "(self, registration_info)",
+        f"{_OURS}:check_peer",
+        "nothing is sent to a server whose pages lie in another way",
+        "that a reason rejects the peer before anything is written; the fields of "
+        "`KVArgsRegisterInfo`",
+    ),
+    Hook(
+        "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin.process_decode_queue",
+        "after",
+        "(self)",
+        f"{_OURS}:take_what_has_come",
+        "transfers end while a retracted request waits for their pages",
+        "whether it returns early while somebody is retracted",
+    ),
+    Hook(
         f"{_QUEUE}._uses_swa_tail_prealloc",
         "after",
         "(self)",

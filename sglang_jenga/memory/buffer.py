@@ -46,7 +46,6 @@ class PoolBuffer:
             self.bytes = torch.zeros(plan.pool_bytes, dtype=torch.uint8, device=device)
         # Of a lone group: its layers, and the bytes of one slot's K and V in a layer.
         self._planes: tuple[int, int, int] | None = None
-        self._zeroing = False  # zeroes may still be on their way
 
     @property
     def lies_by_layers(self) -> bool:
@@ -116,7 +115,6 @@ class PoolBuffer:
         in flight may still write there for the old owner."""
         if not large_ids:
             return
-        self._zeroing = True
         size = self.plan.large_page_bytes
         ids = self.ops.upload(torch.tensor(large_ids, dtype=torch.int64))
         with self.ops.behind(stream, ids):
@@ -127,11 +125,10 @@ class PoolBuffer:
                 view.index_fill_(0, ids, 0)
 
     def settle(self, stream: Any) -> None:
-        """Wait until large pages are zeroed that have been since the last call. For whoever hands
-        small pages to a writer that follows no stream: another server."""
-        if self._zeroing:
-            self._zeroing = False
-            self.ops.wait(stream)
+        """Wait until whatever may still write into pages that were given back has: zeroing, and the
+        step in flight of a request that ended in the one before. For whoever hands small pages to a
+        writer that follows no stream: another server."""
+        self.ops.wait(stream)
 
     def region(self, group_id: int) -> Regions:
         """A group's bytes to the transfer engines, which know of items: item ``i`` of the one

@@ -260,13 +260,20 @@ def update_running_batch(original: Callable[..., Any], self: Any, batch: Any) ->
     if is_ours(allocator):
         allocator.pressure.prompt_in_flight = self.chunked_req
         allocator.pressure.beside = micro_batches.beside(self)
+        if self.disaggregation_mode is DisaggregationMode.DECODE:
+            # Requests whose pages another server is writing, and those that have not run yet.
+            allocator.pressure.beside += [
+                *(coming.req for coming in self.disagg_decode_transfer_queue.queue),
+                *self.waiting_queue,
+            ]
     return original(self, batch)
 
 
 def retract_decode(original: Callable[[Any], tuple[Any, ...]], self: Any) -> tuple[Any, ...]:
-    """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in flight
-    or another micro-batch it is not alone: it waits for that one, and goes on where it was. Else it
-    begins anew, once. Unless it has been aborted before, which stands."""
+    """SGLang aborts the last request that decodes if it does not fit alone. With a prompt in
+    flight, another micro-batch, or prompts on their way from another server it is not alone: it
+    waits for those, and goes on where it was. Else it begins anew, once. Unless it has been aborted
+    before, which stands."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(self)

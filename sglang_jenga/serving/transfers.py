@@ -7,7 +7,7 @@ allocates here, for a prompt that another server has computed, and keeps no cach
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from sglang.srt.disaggregation.common.conn import CommonKVManager
 from sglang.srt.runtime_context import get_parallel
 
+from sglang_jenga.layers.base import Load
 from sglang_jenga.memory.kv import JengaSWAPool
 from sglang_jenga.memory.layout import PREFIX, layout_name
 from sglang_jenga.pages.tables import StepDemand
@@ -69,6 +70,35 @@ def meet(original: Callable[..., bool], self: CommonKVManager, bootstrap_addr: s
     return False
 
 
+def check_peer(
+    original: Callable[..., tuple[bool, str | None]], self: CommonKVManager, registration_info: Any
+) -> tuple[bool, str | None]:
+    """A decode server registers with a prefill server. SGLang compares layouts where the decode
+    side asks; stock's does not, and would be written to by our pages' lengths."""
+    own, found = self.kv_args, registration_info
+    if self.kv_layout is None or not self.kv_layout.startswith(PREFIX):
+        return original(self, registration_info)
+    pairs = {
+        "regions": (len(own.kv_data_ptrs), len(found.dst_kv_ptrs)),
+        "layers": (list(own.kv_layer_ids), list(found.dst_kv_layer_ids)),
+        "bytes of items": (_first(own.kv_item_lens), found.dst_kv_item_len),
+        "bytes of windows or states": (_lists(own.state_item_lens), found.dst_state_item_lens),
+        "ranks": (self.attn_tp_size, found.dst_attn_tp_size),
+    }
+    wrong = [name for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if wrong:
+        return False, f"jenga sends nothing to a decode server of other {', '.join(wrong)}"
+    return original(self, registration_info)
+
+
+def _first(lengths: Sequence[int]) -> int:
+    return lengths[0] if lengths else 0
+
+
+def _lists(lengths: Any) -> list[list[int]]:
+    return [list(of_one) for of_one in lengths]
+
+
 # ---- room on the decode server --------------------------------------------------------------
 
 
@@ -105,18 +135,23 @@ def reservation_fits(
     set_aside = max(0, allocator.available_size() - full_allocatable_tokens)
     # No request grows longer, though SGLang may keep more for it.
     tokens = min(full_tokens, allocator.max_tokens)
-    return reservation(allocator, tokens, set_aside, self._active_req_count())
+    rows = self.req_to_token_pool
+    in_rows = rows.size + getattr(rows, "pre_alloc_size", 0) - rows.available_size()
+    return reservation(allocator, tokens, set_aside, in_rows)
 
 
 def reservation(allocator: Any, tokens: int, set_aside: int, num_active: int) -> bool:
-    """Whether a request of so many tokens fits beside ``set_aside`` tokens more of ``num_active``
-    others."""
+    """Whether a request of so many tokens, or of fewer, fits beside ``set_aside`` tokens more of
+    ``num_active`` others: it is allocated shorter than it is asked for, and of a sliding group a
+    shorter one may touch a page more."""
     groups, core, size = allocator.groups, allocator.core, allocator.page_size
+    plans = core.plan.groups
     mapped = []
     for group_id in groups.mapped:
-        alive = groups.kinds[group_id].alive_pages
-        unfilled = num_active * alive(allocator.max_tokens, size) - core.num_used[group_id]
-        mapped.append(alive(tokens, size) * size + min(set_aside, max(0, unfilled) * size))
+        group = plans[group_id].group
+        most = group.held(Load(allocator.max_tokens))
+        unfilled = num_active * most - core.num_used[group_id]
+        mapped.append(group.held(Load(tokens)) * size + min(set_aside, max(0, unfilled) * size))
     states = allocator.capacity.states_per_request
     return core.fits_now(groups.need(tokens + set_aside, mapped, states=states))
 
@@ -165,3 +200,10 @@ def preallocate(allocator: Any, req: Any, end: int) -> torch.Tensor | None:
         slot_map.pair(full[full.size - own.size :], own)
         slot_map.upload()
     return allocator.to_device(tables.enter(groups.row, steps[groups.row], ids[groups.row]))
+
+
+def take_what_has_come(result: None, self: Any) -> None:
+    """While a retracted request waits SGLang looks at no transfer. Those that have ended hold the
+    pages that it waits for."""
+    if self.disagg_decode_prealloc_queue.retracted_queue:
+        self.waiting_queue.extend(self.disagg_decode_transfer_queue.pop_transferred())

@@ -200,3 +200,12 @@ def test_nothing_is_taken_from_a_server_whose_pages_lie_in_another_way(
         assert log.count("jenga takes nothing") == 1  # though SGLang tries again and again
         assert pair.decode.alive()
         assert pair.sent() == 0
+
+
+def test_nothing_is_sent_to_a_decode_server_without_the_flag(warm, made):
+    """Stock compares no layout: its pages would be overwritten by ours, which are longer."""
+    model, prompts, _ = made("gemma3_text")
+
+    with Pair(model, decode_flags=("--memory-backend", "default"), launcher=warm) as pair:
+        assert not pair.ask(prompts[0], 4).ok
+        assert "jenga sends nothing to a decode server of other" in pair.prefill.log()

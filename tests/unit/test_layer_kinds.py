@@ -85,3 +85,14 @@ def test_a_plan_of_any_kinds_answers_what_a_request_needs():
 
     assert need.pages(30) == [30, 8, 8, 2]
     assert need.longest(1000) == 100 - 2 - 8 - 8 - 2  # two are null pages
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("width", [1, 5, 16, 33])
+def test_a_request_never_holds_more_of_a_window_than_is_counted_for_it(width: int, page_size: int):
+    """A shorter one may touch a page more than a longer one: what is counted holds for both."""
+    window = Window(width)
+    for tokens in range(1, 4 * page_size + 2 * width):
+        counted = window.held(Load(tokens), page_size)
+        for length in range(1, tokens + 1):
+            assert window.alive_pages(length, page_size) <= counted
