@@ -209,3 +209,28 @@ def test_nothing_is_sent_to_a_decode_server_without_the_flag(warm, made):
     with Pair(model, decode_flags=("--memory-backend", "default"), launcher=warm) as pair:
         assert not pair.ask(prompts[0], 4).ok
         assert "jenga sends nothing to a decode server of other" in pair.prefill.log()
+
+
+@pytest.mark.wide  # the answer has to outgrow the pool while the other prompt is on its way
+def test_transfers_end_while_the_only_request_waits_for_their_pages(warm, made):
+    """SGLang looks at no transfer while somebody is retracted: both would wait for ever."""
+    model, prompts, _ = made("llama")
+    first, second = (prompt[:60] for prompt in sorted(prompts, key=len)[-2:])
+    with Server(model, env=EXACT, launcher=warm) as server:
+        expected = [server.generate([first], 120)[0], server.generate([second], 20)[0]]
+    short = ("--max-total-tokens", "200", "--num-reserved-decode-tokens", "2")
+
+    with (
+        Pair(model, decode_flags=short, seconds=8.0, launcher=warm) as pair,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        long_answer = threads.submit(pair.ask, first, 120, "long")
+        time.sleep(7.5)
+        short_answer = threads.submit(pair.ask, second, 20, "short")
+        answers = [long_answer.result(), short_answer.result()]
+
+        assert [answer.json()["output_ids"] for answer in answers] == [
+            answer.output_ids for answer in expected
+        ]
+        assert retractions(pair.decode.log()) > 0
+        pair.require_all_back()
