@@ -40,10 +40,11 @@ CPU_ARGUMENTS: dict[str, Any] = {
 
 
 class Pictured(NamedTuple):
-    """A prompt in text, with the images that stand in it."""
+    """A prompt in text, with the images and videos that stand in it."""
 
     text: str
     images: Sequence[Any]
+    videos: Sequence[Any] = ()
 
 
 Prompt = list[int] | Pictured
@@ -195,8 +196,13 @@ def _asked(wave: Sequence[Prompt]) -> dict[str, Any]:
     if not all(isinstance(prompt, Pictured) for prompt in wave):
         return {"input_ids": list(wave)}
     # With None for the first prompt SGLang would take the lists of the others for one image each.
-    images = [list(prompt.images) for prompt in wave]
-    return {"prompt": [prompt.text for prompt in wave], "image_data": images}
+    asked = {
+        "prompt": [prompt.text for prompt in wave],
+        "image_data": [list(prompt.images) for prompt in wave],
+    }
+    if any(prompt.videos for prompt in wave):
+        asked["video_data"] = [list(prompt.videos) for prompt in wave]
+    return asked
 
 
 def _sampling(
