@@ -37,10 +37,10 @@ class JengaPoolStats(PoolStats):
         return self.pool_usage
 
     def get_prefill_usage_msg_parts(self) -> list[str]:
-        return [f"pool usage: {self.pool_usage:.2f}", *super().get_prefill_usage_msg_parts()]
+        return [*super().get_prefill_usage_msg_parts(), f"pool usage: {self.pool_usage:.2f}"]
 
     def get_decode_usage_msg_parts(self) -> list[str]:
-        return [f"pool usage: {self.pool_usage:.2f}", *super().get_decode_usage_msg_parts()]
+        return [*super().get_decode_usage_msg_parts(), f"pool usage: {self.pool_usage:.2f}"]
 
     def update_scheduler_stats(self, stats: Any) -> None:
         super().update_scheduler_stats(stats)
