@@ -134,8 +134,8 @@ def refusal(configurator: Any, geometry: ServedLayers) -> str | None:
     if known.listed:
         seen = known.row.window.seen(known.read)
         _note_width(groups, known.row.window.stored(known.read))
-    found = differences(layers, groups, geometry.heads, seen)
-    found = _stage_differences(configurator) + found
+    found = _stage_differences(configurator)
+    found += differences(layers, groups, geometry.heads, seen)
     _note_unread(layers, groups)
     if not found:
         return None

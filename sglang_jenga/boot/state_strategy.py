@@ -52,11 +52,13 @@ def hold_back_steps(server_args: Any) -> None:
 
     config = resolving_view(server_args)
     if config.disaggregation_mode == "decode":
-        _logger.info("jenga copies states of retracted requests: overlap schedule off")
-        declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
+        why = "jenga copies states of retracted requests"
     elif config.mamba_radix_cache_strategy == "no_buffer" and not config.disable_radix_cache:
-        _logger.info("jenga caches states without tracking: overlap schedule off")
-        declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
+        why = "jenga caches states without tracking"
+    else:
+        return
+    _logger.info("%s: overlap schedule off", why)
+    declare_resolution(server_args, "sglang-jenga", disable_overlap_schedule=True)
 
 
 def settle(server_args: Any, asked: str) -> None:

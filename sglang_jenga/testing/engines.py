@@ -61,9 +61,11 @@ class Run(NamedTuple):
 
     @property
     def retractions(self) -> int:
-        """Requests that were retracted for want of memory or on demand of a test. All ranks of a
-        pool say so; those of the first are counted."""
-        said = r"^(?!\[\S+ \S+(?: \w+)* [TP]P[1-9]).*#retracted_reqs: (\d+)"
+        """Requests that were retracted for want of memory or on demand of a test. All ranks with
+        the same requests, and all stages, say so: the first are counted. With DP attention each
+        rank of --tp is the first of a group of its own."""
+        others = r"PP[1-9]|(?<!DP[1-9] )TP[1-9]"
+        said = rf"^(?!\[[^\]]*(?:{others})).*#retracted_reqs: (\d+)"
         return sum(map(int, re.findall(said, self.log, re.M)))
 
     @property

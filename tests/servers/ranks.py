@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
-from sglang_jenga.testing.engines import Run
+from sglang_jenga.testing.engines import Run, run_engine
+from sglang_jenga.testing.families import EXACT
 from tests.servers.parity import first_wave
 
+COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
 FIRST = first_wave()[:16]
+NEW_TOKENS = 24
+_UNTRACKED = {
+    "max_total_tokens": 480,
+    "max_mamba_cache_size": 12,
+    "mamba_radix_cache_strategy": "no_buffer",
+    "disable_overlap_schedule": True,
+}
+PRESSED: dict[str, dict[str, Any]] = {
+    "llama": {"max_total_tokens": 640},
+    "qwen3": {"max_total_tokens": 640},
+    "gemma3_text": {"max_total_tokens": 300},
+    "gemma4": {"max_total_tokens": 300},
+    "qwen3_next": {
+        "max_total_tokens": 400,
+        "max_mamba_cache_size": 14,
+        "mamba_radix_cache_strategy": "extra_buffer",
+    },
+    "qwen3_5": _UNTRACKED,
+    "nemotron_h": _UNTRACKED,
+    "mllama": {"max_total_tokens": 260, "skip_tokenizer_init": False},
+}
+"""By family a pool in which requests are retracted."""
 
 
 def go_on(answers: list[list[list[int]]]) -> list[list[int]]:
     """The conversations go on from what was answered."""
     return [[*prompt, *answer, 7, 8, 9] for prompt, answer in zip(FIRST, answers[0], strict=True)]
+
+
+def serve(model: Path, **arguments: Any) -> Run:
+    given = {
+        "waves": [FIRST, go_on],
+        "max_new_tokens": NEW_TOKENS,
+        "chunked_prefill_size": 64,  # where a prompt is cut decides how sums are rounded
+        "env": EXACT,
+    }
+    return run_engine(model, **(given | arguments))
 
 
 def this_rank() -> int:

@@ -12,19 +12,16 @@ otherwise than sums of all, else those of one.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sglang_jenga.testing.engines import Run, run_engine
-from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, FULL_KV
+from sglang_jenga.testing.engines import Run
+from sglang_jenga.testing.families import FAMILY_ARGUMENTS, FULL_KV
 from sglang_jenga.testing.pressure import admit_too_many
 from tests.servers.parity import model_of
-from tests.servers.ranks import FIRST, go_on, same, traces
-
-COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
+from tests.servers.ranks import COMPARED, PRESSED, same, serve, traces
 
 
 class Feature(NamedTuple):
@@ -32,11 +29,6 @@ class Feature(NamedTuple):
     arguments: dict[str, Any]
     reference: dict[str, Any]  # of stock
     names: tuple[str, ...] = ()  # of ranks in the log, whose pages must be the same
-
-
-class Kind(NamedTuple):
-    layers: str
-    pool: dict[str, Any]
 
 
 TP = Feature("--tp 2", {"tp_size": 2}, {"tp_size": 2}, ("TP0", "TP1"))
@@ -53,26 +45,14 @@ BOTH = Feature(
     {"tp_size": 2},
     ("PP0 TP0", "PP0 TP1", "PP1 TP0", "PP1 TP1"),
 )
-STATES = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
-KINDS = {
-    "llama": Kind("full", {"max_total_tokens": 640}),
-    "qwen3": Kind("full", {"max_total_tokens": 640}),
-    "gemma3_text": Kind("full, window", {"max_total_tokens": 300}),
-    "gemma4": Kind("full, window", {"max_total_tokens": 300}),
-    "qwen3_next": Kind(
-        "full, state (GDN)",
-        {
-            "max_total_tokens": 400,
-            "max_mamba_cache_size": 14,
-            "mamba_radix_cache_strategy": "extra_buffer",
-        },
-    ),
-    "qwen3_5": Kind(
-        "full, state (GDN)", STATES | {"max_total_tokens": 480, "max_mamba_cache_size": 12}
-    ),
-    "nemotron_h": Kind(
-        "full, state (Mamba-2)", STATES | {"max_total_tokens": 480, "max_mamba_cache_size": 12}
-    ),
+LAYERS = {
+    "llama": "full",
+    "qwen3": "full",
+    "gemma3_text": "full, window",
+    "gemma4": "full, window",
+    "qwen3_next": "full, state (GDN)",
+    "qwen3_5": "full, state (GDN)",
+    "nemotron_h": "full, state (Mamba-2)",
 }
 ROWS: dict[str, list[tuple[Feature, str]]] = {
     "tp": [(TP, family) for family in ("llama", "gemma3_text", "qwen3_next")],
@@ -82,25 +62,21 @@ ROWS: dict[str, list[tuple[Feature, str]]] = {
 }
 
 
-def serve(family: str, folder: Path, **arguments: Any) -> Run:
-    given = {"max_new_tokens": 24, "chunked_prefill_size": 64, "env": COMPARED}
-    given |= FAMILY_ARGUMENTS.get(family, {})
-    return run_engine(model_of(family, folder), [FIRST, go_on], **(given | arguments))
-
-
 def measure(feature: Feature, family: str, folder: Path) -> str:
-    kind = KINDS[family]
+    def served(**arguments: Any) -> Run:
+        common = FAMILY_ARGUMENTS.get(family, {})
+        return serve(model_of(family, folder), env=COMPARED, **(common | arguments))
+
     spare = {"max_total_tokens": 8192} | FULL_KV.get(family, {}) | feature.reference
-    pressed = kind.pool | {"memory_backend": "jenga", "prepare": admit_too_many}
-    stock = serve(family, folder, **spare)
-    one = serve(family, folder, **pressed)
-    several = serve(family, folder, **pressed, **feature.arguments)
+    pressed = PRESSED[family] | {"memory_backend": "jenga", "prepare": admit_too_many}
+    stock, one = served(**spare), served(**pressed)
+    several = served(**pressed, **feature.arguments)
     asked = list(zip(_flat(stock), _flat(several), strict=True))
     told = [traces(several, int(name[-1]), named=name[:-1]) for name in feature.names]
     pages = ("the same" if same(*told) else "**others**") if told else "-"
     return (
-        f"| `{feature.flags}` | {family}: {kind.layers} | {sum(a == b for a, b in asked)} of "
-        f"{len(asked)} | {one.retractions} / {_retractions(several)} | {_hits(one):,} / "
+        f"| `{feature.flags}` | {family}: {LAYERS[family]} | {sum(a == b for a, b in asked)} of "
+        f"{len(asked)} | {one.retractions} / {several.retractions} | {_hits(one):,} / "
         f"{_hits(several):,} | {pages} |"
     )
 
@@ -111,14 +87,6 @@ def _flat(run: Run) -> list[list[int]]:
 
 def _hits(run: Run) -> int:
     return sum(map(sum, run.cached))
-
-
-def _retractions(run: Run) -> int:
-    """Of all groups of ranks with requests of their own. Each rank and stage tells; of a group the
-    first is counted, which with DP attention has a number of its own for --tp."""
-    found = re.findall(r"^\[\S+ \S+(.*?)\].*#retracted_reqs: (\d+)", run.log, re.M)
-    others = r"PP[1-9]|(?<!DP[1-9] )TP[1-9]"
-    return sum(int(count) for ranks, count in found if not re.search(others, ranks))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from sglang_jenga.testing.engines import EngineFailed, Run, run_engine
-from sglang_jenga.testing.families import EXACT, FAMILY_ARGUMENTS, FULL_KV
+from sglang_jenga.testing.families import FAMILY_ARGUMENTS, FULL_KV
 from sglang_jenga.testing.pressure import admit_too_many, recount_every_round
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES, VOCAB_SIZE, write_tiny_model
-from tests.servers.parity import WINDOW, first_wave, model_of, next_wave
-from tests.servers.ranks import one_large_page_fewer, same, traces
+from tests.servers.parity import TOKENS_PER_STATE, WINDOW, first_wave, model_of, next_wave
+from tests.servers.ranks import COMPARED, one_large_page_fewer, same, traces
 
 pytestmark = pytest.mark.slow
-COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
 # Of full attention, of windows beside it, and of states. Llama's stages have two layers and three,
 # and Qwen3.5's first has no full attention. Of Gemma-4 and Nemotron-H SGLang builds pools for all
 # layers in each stage, since they do not tell it which ones a stage has.
@@ -60,7 +59,7 @@ def test_two_stages_answer_as_one_rank_does_when_memory_is_short(tmp_path, famil
     stock = chats(family, tmp_path, max_total_tokens=16384, **FULL_KV.get(family, {}))
     states: dict[str, Any] = {}
     if family in STATE_FAMILIES:
-        states = FULL_KV[family] | {"max_mamba_cache_size": TOKENS[family] // 40}
+        states = FULL_KV[family] | {"max_mamba_cache_size": TOKENS[family] // TOKENS_PER_STATE}
 
     run = chats(
         family,

@@ -16,21 +16,25 @@ from typing import Any
 import pytest
 
 from sglang_jenga.testing.cpu_engine import CPU_ENV, ROOT
-from sglang_jenga.testing.engines import EngineFailed, Run, run_engine
-from sglang_jenga.testing.families import EXACT, STOCK_STATES
+from sglang_jenga.testing.engines import EngineFailed
+from sglang_jenga.testing.families import STOCK_STATES
 from sglang_jenga.testing.pressure import admit_too_many
 from sglang_jenga.testing.servers import CPU_FLAGS, Server, with_defaults
 from sglang_jenga.testing.tiny_mllama import write_tiny_mllama
 from sglang_jenga.testing.warm import shared_warm_launcher
 from tests.servers.parity import model_of
 from tests.servers.ranks import (
+    COMPARED,
     FIRST,
+    NEW_TOKENS,
+    PRESSED,
     UNTAKEN,
     go_on,
     hits_refresh_nothing,
     one_large_page_fewer,
     padding_lies_in_a_page,
     same,
+    serve,
     tell_of_untaken_pages,
     traces,
 )
@@ -38,35 +42,11 @@ from tests.servers.test_mllama import PROMPTS as PICTURED
 
 pytestmark = pytest.mark.slow
 
-COMPARED = EXACT | {"SGLANG_JENGA_COMPARE_RANKS": "1"}
-PRESSED: dict[str, dict[str, Any]] = {
-    "llama": {"max_total_tokens": 640},
-    "gemma3_text": {"max_total_tokens": 300},
-    "qwen3_next": {
-        "max_total_tokens": 400,
-        "max_mamba_cache_size": 14,
-        "mamba_radix_cache_strategy": "extra_buffer",
-    },
-    "mllama": {"max_total_tokens": 260, "skip_tokenizer_init": False},
-}
-"""By family a pool in which requests are retracted."""
-NEW_TOKENS = 24
-
 
 def prepare(family: str, folder: Path) -> Path:
     if family == "mllama":
         return write_tiny_mllama(folder / family)
     return model_of(family, folder)
-
-
-def serve(model: Path, **arguments: Any) -> Run:
-    given = {
-        "waves": [FIRST, go_on],
-        "max_new_tokens": NEW_TOKENS,
-        "chunked_prefill_size": 64,  # where a prompt is cut decides how sums are rounded
-        "env": EXACT,
-    }
-    return run_engine(model, **(given | arguments))
 
 
 def stock(family: str, model: Path) -> list[list[list[int]]]:
@@ -86,7 +66,7 @@ def stock(family: str, model: Path) -> list[list[list[int]]]:
     return serve(model, tp_size=2, max_total_tokens=8192, **states).outputs
 
 
-@pytest.mark.parametrize("family", PRESSED)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next", "mllama"])
 def test_two_ranks_do_under_pressure_what_one_does_and_answer_as_stocks_do(prepared, family: str):
     """Tokens are held against two of stock's ranks: sums of two halves are rounded otherwise than
     sums of all, in stock as well. All else is held against one rank."""
