@@ -61,8 +61,8 @@ def test_each_prompt_alone_gets_stocks_tokens_and_hits_images_as_a_whole(prepare
     run = serve(model, [[one] for one in PROMPTS], memory_backend="jenga")
 
     assert [answers[0] for answers in run.outputs] == expected
-    for (_, pictures), (cached,) in zip(PROMPTS, run.cached, strict=True):
-        assert cached % IMAGE_TOKENS == 0 or cached >= len(pictures) * IMAGE_TOKENS
+    for asked, (cached,) in zip(PROMPTS, run.cached, strict=True):
+        assert cached % IMAGE_TOKENS == 0 or cached >= len(asked.images) * IMAGE_TOKENS
     asked_before = [cached for (cached,) in run.cached[6:11]]
     assert min(asked_before) >= IMAGE_TOKENS  # the same pictures, another question
     assert run.cached[12] == [IMAGE_TOKENS]  # two pictures, of which the first has been shown
