@@ -7,6 +7,8 @@ from sglang_jenga.boot.hooks import Hook
 _OURS = "sglang_jenga.serving.transfers"
 _UTILS = "sglang.srt.disaggregation.utils"
 _QUEUE = "sglang.srt.disaggregation.decode.DecodePreallocQueue"
+_PREFILL = "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin"
+_DECODE = "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin"
 
 TRANSFERS = (
     Hook(
@@ -44,7 +46,23 @@ TRANSFERS = (
         "`KVArgsRegisterInfo`",
     ),
     Hook(
-        "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin.process_decode_queue",
+        f"{_PREFILL}.get_next_disagg_prefill_batch_to_run",
+        "after",
+        "(self, running_batch, last_batch, should_retry_storage_prefetch)",
+        "sglang_jenga.serving.scheduling:note_round",
+        "ranks compare what they hold, and embeddings end with their prompt",
+        "that all ranks come here equally often; the plan's `batch_to_run`",
+    ),
+    Hook(
+        f"{_DECODE}.get_next_disagg_decode_batch_to_run",
+        "after",
+        "(self, running_batch)",
+        "sglang_jenga.serving.scheduling:note_round",
+        "ranks compare what they hold",
+        "that all ranks come here equally often; the plan's `batch_to_run`",
+    ),
+    Hook(
+        f"{_DECODE}.process_decode_queue",
         "after",
         "(self)",
         f"{_OURS}:take_what_has_come",

@@ -111,6 +111,23 @@ def _ask(adder: Any, req: Any) -> None:
         adder.token_to_kv_pool_allocator.rounds.asked = True
 
 
+def note_round(plan: Any, self: Any, *_: Any, **__: Any) -> None:
+    """A round of scheduling has its plan; those of prefill and decode servers too."""
+    allocator = self.token_to_kv_pool_allocator
+    if not is_ours(allocator):
+        return
+    if allocator.embeddings is not None and self.chunked_req is None:
+        allocator.embeddings.note_no_prompt_in_flight()
+    if allocator.rank_trace is not None:
+        allocator.rank_trace.note_round(idle=runs_nothing(plan))
+
+
+def runs_nothing(plan: Any) -> bool:
+    """With DP attention a rank runs an idle batch while others run theirs."""
+    batch = plan.batch_to_run
+    return batch is None or batch.forward_mode.is_idle()
+
+
 def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     """What to do if something waits, nothing runs, and nobody is admitted.
 
@@ -120,15 +137,11 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return
-    if allocator.embeddings is not None and self.chunked_req is None:
-        allocator.embeddings.note_no_prompt_in_flight()
-    # With DP attention a rank runs an idle batch while others run theirs.
-    batch = plan.batch_to_run
-    nothing = batch is None or batch.forward_mode.is_idle()
-    if allocator.rank_trace is not None:
-        allocator.rank_trace.note_round(idle=nothing)
+    note_round(plan, self)
     stuck = allocator.rounds.note_end(
-        idle=nothing and plan.running_batch.is_empty() and not micro_batches.beside(self),
+        idle=runs_nothing(plan)
+        and plan.running_batch.is_empty()
+        and not micro_batches.beside(self),
         waiting=bool(self.waiting_queue or self.chunked_req),
     )
     if stuck is Stuck.BEGIN_ANEW and self.chunked_req is not None:

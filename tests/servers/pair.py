@@ -31,8 +31,9 @@ STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_JENGA_COMPARE_RANKS": "1",
 }
-"""A page that is lost, or that two hold, ends the server."""
+"""A page that is lost, or that two hold, ends the server; so do ranks that hold other pages."""
 
 
 def launcher_with_stand_ins() -> WarmLauncher:

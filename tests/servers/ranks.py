@@ -86,11 +86,11 @@ def hits_refresh_nothing() -> None:
     Ageing.touch = touched
 
 
-def traces(run: Run, rank: int, *, named: str = "TP") -> list[str]:
-    """What a rank, or a stage (``named`` PP), with SGLANG_JENGA_COMPARE_RANKS has said at idle, one
-    line each time. "PP1 TP" names the ranks of a stage."""
-    prefix = rf"^\[\S+ \S+ {named}{rank}\]" if f" {named}0]" in run.log else r"^\[\S+ \S+\]"
-    return re.findall(rf"{prefix} jenga rank trace: (.*)$", run.log, re.M)
+def traces(log: str, rank: int, *, named: str = "TP") -> list[str]:
+    """What a rank, or a stage (``named`` PP), with SGLANG_JENGA_COMPARE_RANKS says in this log at
+    idle, one line each time. "PP1 TP" names the ranks of a stage."""
+    prefix = rf"^\[\S+ \S+ {named}{rank}\]" if f" {named}0]" in log else r"^\[\S+ \S+\]"
+    return re.findall(rf"{prefix} jenga rank trace: (.*)$", log, re.M)
 
 
 def same(*told: list[str]) -> bool:

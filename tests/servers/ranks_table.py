@@ -72,7 +72,7 @@ def measure(feature: Feature, family: str, folder: Path) -> str:
     stock, one = served(**spare), served(**pressed)
     several = served(**pressed, **feature.arguments)
     asked = list(zip(_flat(stock), _flat(several), strict=True))
-    told = [traces(several, int(name[-1]), named=name[:-1]) for name in feature.names]
+    told = [traces(several.log, int(name[-1]), named=name[:-1]) for name in feature.names]
     pages = ("the same" if same(*told) else "**others**") if told else "-"
     return (
         f"| `{feature.flags}` | {family}: {LAYERS[family]} | {sum(a == b for a, b in asked)} of "

@@ -16,6 +16,7 @@ from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE
 from tests.servers.pair import Pair, launcher_with_stand_ins
 from tests.servers.parity import model_of
+from tests.servers.ranks import traces
 
 pytestmark = pytest.mark.slow
 
@@ -33,18 +34,19 @@ def warm():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, warm):
-    """Of a family: its model, prompts, and what one stock server answers."""
-    known: dict[str, tuple[Path, list[list[int]], list[list[int]]]] = {}
+    """Of a family: its model, prompts, and what one stock server of some flags answers."""
+    known: dict[tuple[str, ...], tuple[Path, list[list[int]], list[list[int]]]] = {}
 
-    def of(family: str) -> tuple[Path, list[list[int]], list[list[int]]]:
-        if family not in known:
+    def of(*asked: str) -> tuple[Path, list[list[int]], list[list[int]]]:
+        if asked not in known:
+            family, *flags = asked
             model = model_of(family, tmp_path_factory.mktemp(family))
             rng = random.Random(0)
             prompts = [[rng.randrange(3, VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
-            with Server(model, env=EXACT, launcher=warm) as server:
+            with Server(model, *flags, env=EXACT, launcher=warm) as server:
                 answers = [answer.output_ids for answer in server.generate(prompts, NEW_TOKENS)]
-            known[family] = model, prompts, answers
-        return known[family]
+            known[asked] = model, prompts, answers
+        return known[asked]
 
     return of
 
@@ -123,6 +125,36 @@ def test_a_prefill_server_that_is_short_of_memory_waits_for_its_transfers(
         pair.require_all_back()
 
 
+TWO_RANKS = ("--tp", "2")
+
+
+@pytest.mark.parametrize(
+    ("family", "page_size", "tokens"),
+    [
+        pytest.param("llama", 1, 640, marks=pytest.mark.wide),
+        ("gemma3_text", 16, 224),
+        pytest.param("nemotron_h", 1, 420, marks=pytest.mark.wide),
+    ],
+)
+def test_two_ranks_send_to_two_others_that_are_short_of_memory(
+    warm, made, family, page_size, tokens
+):
+    """Each rank sends the heads and states that it has to its peer. Tokens are those of two of
+    stock's ranks: sums of two halves are rounded otherwise than sums of all."""
+    model, prompts, expected = made(family, *TWO_RANKS)
+    short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
+    flags = (*TWO_RANKS, "--page-size", str(page_size))
+
+    with Pair(model, *flags, decode_flags=short, launcher=warm) as pair:
+        assert pair.generate(prompts, NEW_TOKENS) == expected
+        assert retractions(pair.decode.log()) > 0
+        pair.require_all_back()
+        for server in (pair.prefill, pair.decode):
+            told = list(zip(*(traces(server.log(), rank) for rank in (0, 1)), strict=False))
+            assert told
+            assert all(first == second for first, second in told)
+
+
 def test_of_windows_only_what_the_next_step_reads_is_sent(warm, made):
     """Stock stores windows of these models in full, and sends them so."""
     model, prompts, expected = made("gemma3_text")
@@ -182,6 +214,7 @@ def test_a_prefill_server_that_dies_and_comes_back_loses_nothing(warm, made):
     [
         (("--page-size", "16"), "Page size mismatch"),
         (("--memory-backend", "default"), "its pool is not of --memory-backend jenga"),
+        pytest.param(TWO_RANKS, "KV layout mismatch", marks=pytest.mark.wide),
     ],
 )
 def test_nothing_is_taken_from_a_server_whose_pages_lie_in_another_way(

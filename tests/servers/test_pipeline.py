@@ -77,7 +77,7 @@ def test_two_stages_answer_as_one_rank_does_when_memory_is_short(tmp_path, famil
     assert run.hit_tokens > 0
     assert len(plans(run)) == 2
     assert len(set(plans(run))) == 1
-    assert same(*(traces(run, stage, named="PP") for stage in (0, 1)))
+    assert same(*(traces(run.log, stage, named="PP") for stage in (0, 1)))
 
 
 def test_a_pool_that_holds_little_more_than_one_request_answers_everybody(tmp_path):
@@ -114,7 +114,9 @@ def test_stages_of_several_ranks_answer_as_these_do_without_stages(tmp_path):
     assert run.outputs == stock.outputs
     assert run.retractions > 0
     assert len(plans(run)) == 4
-    assert same(*(traces(run, rank, named=f"PP{stage} TP") for stage in (0, 1) for rank in (0, 1)))
+    assert same(
+        *(traces(run.log, rank, named=f"PP{stage} TP") for stage in (0, 1) for rank in (0, 1))
+    )
 
 
 def test_a_stage_with_another_plan_ends_the_server(tmp_path):

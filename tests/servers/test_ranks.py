@@ -82,7 +82,7 @@ def test_two_ranks_do_under_pressure_what_one_does_and_answer_as_stocks_do(prepa
     assert two.cached == one.cached
     assert two.hit_tokens == one.hit_tokens > 0
     assert two.retractions == one.retractions > 0
-    assert same(traces(one, 0), traces(two, 0), traces(two, 1))
+    assert same(traces(one.log, 0), traces(two.log, 0), traces(two.log, 1))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Idle:
 
 
 def ranks_did_the_same(run: Run) -> None:
-    first, second = traces(run, 0), traces(run, 1)
+    first, second = (traces(run.log, rank) for rank in (0, 1))
     common = min(len(first), len(second))
     assert common >= 1
     assert first[:common] == second[:common]
