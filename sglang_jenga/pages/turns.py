@@ -95,17 +95,21 @@ def due(
     """The reclaimable large pages of these small pages whose turn comes by ``time``, in the order
     of the small pages."""
     k = book[base + K]
+    seen = np.empty(ids.size, dtype=np.int64)
     found = np.empty(ids.size, dtype=np.int64)
-    size = 0
+    num_seen = size = 0
     for small_id in ids:
         large_id = small_id // k
         if pages[large_id, USED] or pages[large_id, MARK]:
             continue
+        # Once for each large page: thousands of these small pages may lie in it.
+        pages[large_id, MARK] = 1
+        seen[num_seen] = large_id
+        num_seen += 1
         if times[_newest(pages, book, holder, base, large_id, times)] <= time:
-            pages[large_id, MARK] = 1
             found[size] = large_id
             size += 1
-    for large_id in found[:size]:
+    for large_id in seen[:num_seen]:
         pages[large_id, MARK] = 0
     return found[:size].copy()
 
