@@ -55,8 +55,8 @@ class Pressure:
     """The releases of a server, and the requests that they ask.
 
     ``decoding``: those of the last decode step; some may have finished since. ``prompt_in_flight``:
-    the one whose prompt has been computed in part, if any. ``beside``: those of a
-    pipeline's other micro-batches, and on a decode server those that have not run there yet.
+    the one whose prompt has been computed in part, if any. ``beside``: those of a pipeline's other
+    micro-batches, and on a decode server those that have not run there yet.
     """
 
     def __init__(self, core: Allocator) -> None:

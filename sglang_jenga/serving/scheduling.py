@@ -119,10 +119,10 @@ def note_round(plan: Any, self: Any, *_: Any, **__: Any) -> None:
     if allocator.embeddings is not None and self.chunked_req is None:
         allocator.embeddings.note_no_prompt_in_flight()
     if allocator.rank_trace is not None:
-        allocator.rank_trace.note_round(idle=runs_nothing(plan))
+        allocator.rank_trace.note_round(idle=_runs_nothing(plan))
 
 
-def runs_nothing(plan: Any) -> bool:
+def _runs_nothing(plan: Any) -> bool:
     """With DP attention a rank runs an idle batch while others run theirs."""
     batch = plan.batch_to_run
     return batch is None or batch.forward_mode.is_idle()
@@ -139,7 +139,7 @@ def next_batch(plan: Any, self: Any, *_: Any, **__: Any) -> None:
         return
     note_round(plan, self)
     stuck = allocator.rounds.note_end(
-        idle=runs_nothing(plan)
+        idle=_runs_nothing(plan)
         and plan.running_batch.is_empty()
         and not micro_batches.beside(self),
         waiting=bool(self.waiting_queue or self.chunked_req),

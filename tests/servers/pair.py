@@ -22,18 +22,17 @@ from pathlib import Path
 import requests
 
 from sglang_jenga.testing.cpu_engine import ROOT
-from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server, free_port
 from sglang_jenga.testing.warm import WarmLauncher
+from tests.servers.ranks import COMPARED
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_JENGA_COMPARE_RANKS": "1",
 }
-"""A page that is lost, or that two hold, ends the server; so do ranks that hold other pages."""
+"""A page that is lost, or that two hold, ends the server."""
 
 
 def launcher_with_stand_ins() -> WarmLauncher:
@@ -69,7 +68,7 @@ class Pair:
                 # Stock would choose a pool on the host, which takes CUDA.
                 *("--disaggregation-decode-retraction-backup", "cpu_tensor"),
                 *own,
-                env=STRICT | EXACT | {"JENGA_TEST_TRANSFER_SECONDS": str(seconds)},
+                env=STRICT | COMPARED | {"JENGA_TEST_TRANSFER_SECONDS": str(seconds)},
                 launcher=launcher,
             )
 

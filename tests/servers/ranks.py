@@ -101,6 +101,13 @@ def same(*told: list[str]) -> bool:
     return some and all(line == common[0] for line in common)
 
 
+def begin_alike(log: str) -> bool:
+    """Whether two ranks of this log have told the same so far as both have, and it was some."""
+    first, second = (traces(log, rank) for rank in (0, 1))
+    common = min(len(first), len(second))
+    return common >= 1 and first[:common] == second[:common]
+
+
 _PATTERN = 0x3F  # 0.7475 as float32: nothing that is computed becomes NaN by it
 UNTAKEN = re.compile(r"test: rank (\d) took (\d+) large pages and wrote (\d+) others of (\d+)")
 

@@ -25,7 +25,7 @@ from sglang_jenga.testing.pressure import (
     stop_in_place,
 )
 from sglang_jenga.testing.tiny_models import STATE_FAMILIES
-from tests.servers.ranks import this_rank, traces
+from tests.servers.ranks import begin_alike, this_rank
 from tests.servers.test_weight_changes import (
     ANSWERED,
     NEW_TOKENS,
@@ -98,13 +98,6 @@ class Idle:
         return AGAIN
 
 
-def ranks_did_the_same(run: Run) -> None:
-    first, second = (traces(run.log, rank) for rank in (0, 1))
-    common = min(len(first), len(second))
-    assert common >= 1
-    assert first[:common] == second[:common]
-
-
 @pytest.mark.parametrize("family", ["gemma3_text", "qwen3_next"])
 def test_who_was_retracted_goes_on_with_new_weights_and_in_other_memory(
     prepared, fresh, family: str
@@ -139,7 +132,7 @@ def test_who_was_retracted_goes_on_with_new_weights_and_in_other_memory(
     answers = [run.outputs[0][ASKED.index(prompt)] for prompt, _ in begun]
     assert answers == [answer + more for (_, answer), more in zip(begun, rest, strict=True)]
     assert run.outputs[1] == fresh(family)
-    ranks_did_the_same(run)
+    assert begin_alike(run.log)
 
 
 def test_who_stopped_in_place_goes_on_as_in_stock_and_nobody_hits_what_it_left(prepared, fresh):
@@ -164,7 +157,7 @@ def test_who_stopped_in_place_goes_on_as_in_stock_and_nobody_hits_what_it_left(p
 
     assert run.outputs == stock.outputs
     assert run.outputs[1] == fresh("gemma3_text")
-    ranks_did_the_same(run)
+    assert begin_alike(run.log)
 
 
 def test_after_an_abort_the_next_wave_is_answered_with_new_weights_in_other_memory(prepared, fresh):
@@ -185,4 +178,4 @@ def test_after_an_abort_the_next_wave_is_answered_with_new_weights_in_other_memo
 
     assert all(ANSWERED <= len(answer) < NEW_TOKENS for answer in run.outputs[0])
     assert run.outputs[1] == fresh("gemma3_text")
-    ranks_did_the_same(run)
+    assert begin_alike(run.log)
