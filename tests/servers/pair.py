@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,15 +35,23 @@ STRICT = {
 """A page that is lost, or that two hold, ends the server."""
 
 
-def launcher_with_stand_ins() -> WarmLauncher:
-    return WarmLauncher({"PYTHONPATH": os.pathsep.join((str(STAND_INS), str(ROOT)))})
+NOBODY_WAITS_LONG = {
+    "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "60",
+    "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "60",
+}
+"""Seconds until a request whose prefill server has gone is given up; SGLang gives it 300."""
+
+
+def launcher_with_stand_ins(env: Mapping[str, str] | None = None) -> WarmLauncher:
+    paths = os.pathsep.join((str(STAND_INS), str(ROOT)))
+    return WarmLauncher({"PYTHONPATH": paths, **(env or {})})
 
 
 class Pair:
     """Context manager around the two servers; ``prefill`` and ``decode`` may be restarted.
 
-    ``flags`` are those of both, ``*_flags`` and ``prefill_env`` those of one. A transfer takes
-    ``seconds`` at least.
+    ``flags`` are those of both, ``*_flags`` those of one. A transfer takes ``seconds`` at least.
+    ``decode_launcher``: of the decode server, if that is another.
     """
 
     def __init__(
@@ -54,13 +62,15 @@ class Pair:
         backend: str = "jenga",
         prefill_flags: Sequence[str] = (),
         decode_flags: Sequence[str] = (),
+        decode_launcher: WarmLauncher | None = None,
+        env: Mapping[str, str] | None = None,
         seconds: float = 0.0,
     ) -> None:
         self.bootstrap_port = free_port()
         both = ("--memory-backend", backend, *flags)
         transfers = ("--disaggregation-bootstrap-port", str(self.bootstrap_port))
 
-        def side(name: str, *own: str) -> Server:
+        def side(name: str, launcher: WarmLauncher, *own: str) -> Server:
             return Server(
                 model,
                 *both,
@@ -68,11 +78,17 @@ class Pair:
                 # Stock would choose a pool on the host, which takes CUDA.
                 *("--disaggregation-decode-retraction-backup", "cpu_tensor"),
                 *own,
-                env=STRICT | COMPARED | {"JENGA_TEST_TRANSFER_SECONDS": str(seconds)},
+                env={
+                    **STRICT,
+                    **COMPARED,
+                    "JENGA_TEST_TRANSFER_SECONDS": str(seconds),
+                    **(env or {}),
+                },
                 launcher=launcher,
             )
 
-        self.prefill, self.decode = side("prefill", *prefill_flags), side("decode", *decode_flags)
+        self.prefill = side("prefill", launcher, *prefill_flags)
+        self.decode = side("decode", decode_launcher or launcher, *decode_flags)
         self._rooms = itertools.count(1)
 
     def __enter__(self) -> Pair:

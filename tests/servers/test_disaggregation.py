@@ -14,7 +14,7 @@ import pytest
 from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE
-from tests.servers.pair import Pair, launcher_with_stand_ins
+from tests.servers.pair import NOBODY_WAITS_LONG, Pair, launcher_with_stand_ins
 from tests.servers.parity import model_of
 from tests.servers.ranks import begin_alike
 
@@ -24,11 +24,20 @@ NEW_TOKENS = 60
 LENGTHS = (220, 40, 130, 220, 75, 220, 16, 33, 1)
 SLOW = 0.3
 """Seconds of a transfer during which something happens."""
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
+"""Somebody is retracted in each such step of two or more, whether or not the pool is full by then:
+that depends on how many prompts have come. SGLang reads it when it is imported."""
 
 
 @pytest.fixture(scope="module")
 def warm():
     with launcher_with_stand_ins() as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def retracting():
+    with launcher_with_stand_ins(RETRACTING) as launcher:
         yield launcher
 
 
@@ -52,7 +61,8 @@ def made(tmp_path_factory, warm):
 
 
 def retractions(log: str) -> int:
-    return sum(map(int, re.findall(r"KV cache pool is full.*#retracted_reqs: (\d+)", log)))
+    said = r"(?:KV cache pool is full|Testing retraction).*#retracted_reqs: (\d+)"
+    return sum(map(int, re.findall(said, log)))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +97,19 @@ def test_two_servers_answer_as_one_stock_server(warm, made, family, page_size):
     ],
 )
 def test_a_decode_server_that_is_short_of_memory_retracts_and_goes_on(
-    warm, made, family, page_size, tokens
+    warm, retracting, made, family, page_size, tokens
 ):
     model, prompts, expected = made(family)
     # Few tokens are kept for answers, so that too many prompts come.
     short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
 
-    with Pair(model, "--page-size", str(page_size), decode_flags=short, launcher=warm) as pair:
+    with Pair(
+        model,
+        *("--page-size", str(page_size)),
+        decode_flags=short,
+        decode_launcher=retracting,
+        launcher=warm,
+    ) as pair:
         assert pair.generate(prompts, NEW_TOKENS) == expected
         assert retractions(pair.decode.log()) > 0
         pair.require_all_back()
@@ -137,15 +153,20 @@ TWO_RANKS = ("--tp", "2")
     ],
 )
 def test_two_ranks_send_to_two_others_that_are_short_of_memory(
-    warm, made, family, page_size, tokens
+    warm, retracting, made, family, page_size, tokens
 ):
     """Each rank sends the heads and states that it has to its peer. Tokens are those of two of
     stock's ranks: sums of two halves are rounded otherwise than sums of all."""
     model, prompts, expected = made(family, *TWO_RANKS)
     short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
-    flags = (*TWO_RANKS, "--page-size", str(page_size))
 
-    with Pair(model, *flags, decode_flags=short, launcher=warm) as pair:
+    with Pair(
+        model,
+        *(*TWO_RANKS, "--page-size", str(page_size)),
+        decode_flags=short,
+        decode_launcher=retracting,
+        launcher=warm,
+    ) as pair:
         assert pair.generate(prompts, NEW_TOKENS) == expected
         assert retractions(pair.decode.log()) > 0
         pair.require_all_back()
@@ -191,10 +212,17 @@ def test_requests_that_are_aborted_on_their_way_lose_nothing(warm, made):
 
 
 def test_a_prefill_server_that_dies_and_comes_back_loses_nothing(warm, made):
+    """It dies while it sends the first prompts; no transfer has ended by then."""
     model, prompts, expected = made("gemma3_text")
 
-    with Pair(model, seconds=SLOW, launcher=warm) as pair:
-        killer = threading.Timer(SLOW, pair.prefill.__exit__)
+    def kill_as_it_sends() -> None:
+        while "Prefill batch" not in pair.prefill.log() and pair.prefill.alive():
+            time.sleep(0.02)
+        pair.prefill.__exit__()
+
+    # It has a second to end in peace.
+    with Pair(model, seconds=1.5, env=NOBODY_WAITS_LONG, launcher=warm) as pair:
+        killer = threading.Thread(target=kill_as_it_sends)
         killer.start()
         with ThreadPoolExecutor(9) as threads:
             replies = list(threads.map(lambda prompt: pair.ask(prompt, NEW_TOKENS), prompts))
