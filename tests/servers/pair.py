@@ -36,8 +36,8 @@ STRICT = {
 
 
 NOBODY_WAITS_LONG = {
-    "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "60",
-    "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "60",
+    "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "30",
+    "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "30",
 }
 """Seconds until a request whose prefill server has gone is given up; SGLang gives it 300."""
 
