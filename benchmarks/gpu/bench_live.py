@@ -36,12 +36,13 @@ from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Answer, Server, ServerFailed
 
 CONFIGS = Path(__file__).parents[2] / "tests" / "configs"
+_CHUNK = ("--chunked-prefill-size", "2048")
 SIDES = {
-    "stock": (),
-    "unified": ("--enable-unified-memory",),
-    "jenga": ("--memory-backend", "jenga"),
-    "stock-mixed": ("--enable-mixed-chunk",),
-    "jenga-mixed": ("--memory-backend", "jenga", "--enable-mixed-chunk"),
+    "stock": _CHUNK,
+    "unified": ("--enable-unified-memory", *_CHUNK),
+    "jenga": ("--memory-backend", "jenga"),  # decode steps in chunks of so many tokens
+    "stock-mixed": ("--enable-mixed-chunk", *_CHUNK),
+    "jenga-unmixed": ("--memory-backend", "jenga", *_CHUNK),
 }
 DEFAULT_SIDES = ("stock", "unified", "jenga")
 # What the planner's configurations need not say, and a server must know.
@@ -90,9 +91,8 @@ def flags(side: str, attention: str, pool_tokens: int) -> list[str]:
     return [
         *("--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16"),
         *("--attention-backend", attention, "--max-total-tokens", str(pool_tokens)),
-        *("--chunked-prefill-size", "2048", "--cuda-graph-max-bs-decode", "64"),
-        *("--disable-prefill-cuda-graph", "--decode-log-interval", "1", "--skip-server-warmup"),
-        "--enable-metrics",
+        *("--cuda-graph-max-bs-decode", "64", "--disable-prefill-cuda-graph"),
+        *("--decode-log-interval", "1", "--skip-server-warmup", "--enable-metrics"),
         *SIDES[side],
     ]
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from benchmarks.replay.baselines import BASELINES, Baseline
+from benchmarks.replay.baselines import BASELINES, CHUNK, Baseline
 from benchmarks.replay.engine import PlayingEngine, play_on_engine
 from benchmarks.replay.geometries import GEOMETRIES, Geometry, layer_types, windows
 from benchmarks.replay.steady import Crowd, Seen, Steady
@@ -135,6 +135,7 @@ def _told(
         # Memory is to decide who runs.
         "max_running_requests": cell.crowd.batch + cell.crowd.waiting,
         **side.server(geometry),
+        "chunked_prefill_size": CHUNK,  # on all sides a step of so many requests is the same work
     }
     return (
         geometry,

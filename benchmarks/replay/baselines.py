@@ -54,11 +54,15 @@ class Baseline:
     sweeps: bool = False
     missing: str | None = None
 
+    @property
+    def _is_jenga(self) -> bool:
+        return self.arguments.get("memory_backend") == "jenga"
+
     def settings(self, geometry: Geometry) -> Settings:
         """Server arguments to try one after another; empty if there is nothing to choose."""
         if not self.sweeps or geometry.ratio is None:
             return ()
-        if self.arguments.get("memory_backend") == "jenga":  # it has no ratio
+        if self._is_jenga:  # it has no ratio
             return (TRACKED, LAZY, UNTRACKED) if geometry.has_states else ()
         return SWEEPS[geometry.ratio]
 
@@ -73,9 +77,12 @@ class Baseline:
     def server(self, geometry: Geometry, chunk: int = CHUNK) -> dict[str, Any]:
         """All server arguments on this geometry; the baseline's win over it.
 
-        `chunk`: what --chunked-prefill-size should be; it must hold whole pages.
+        `chunk`: what --chunked-prefill-size should be; it must hold whole pages. jenga is not told
+        SGLang's own one for this GPU where it chooses another (`sglang_jenga.boot.chunks`).
         """
         arguments = geometry.server | {"chunked_prefill_size": chunk}
+        if chunk == CHUNK and self.plan == "lcm" and self._is_jenga and geometry.has_mixed_chunks:
+            del arguments["chunked_prefill_size"]
         if geometry.has_states:
             arguments |= self.states
             if self.plan == "max":
@@ -141,9 +148,9 @@ _ALL = (
     ),
     Baseline("jenga", "this project as it comes", _JENGA, states=_AUTO),
     Baseline(
-        "jenga-mixed",
-        "jenga with decode steps in chunks of 2,048 tokens",
-        _JENGA | _MIXED,
+        "jenga-unmixed",
+        "jenga with prompts in steps of their own, in stock's chunks",
+        _JENGA | {"chunked_prefill_size": CHUNK},
         states=_AUTO,
     ),
     Baseline(

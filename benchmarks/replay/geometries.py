@@ -62,6 +62,11 @@ class Geometry:
     def has_states(self) -> bool:
         return self.real.groups[-1].kind.name == "state"
 
+    @property
+    def has_mixed_chunks(self) -> bool:
+        """Whether jenga puts decode steps into its chunks: neither dense nor with an encoder."""
+        return len(self.real.groups) > 1 and not self.real.encoder
+
     @cached_property
     def real(self) -> ConfigLayers:
         """Layer groups with the real model's bytes."""

@@ -218,7 +218,8 @@ CALLS = (
         "(name)",
         f"{_OURS}.boot.validate:register_model_check",
         "models are refused as soon as SGLang knows which one it is",
-        "that `handle_model_specific_adjustments` is still a step of the resolution",
+        "that `handle_model_specific_adjustments` is still a step of the resolution, after "
+        "`handle_gpu_memory_settings`, which reserves memory for the chunk that it finds",
     ),
     Call(
         f"{_OVERRIDES}.model_override_base.register_model_override_predicate",

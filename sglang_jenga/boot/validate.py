@@ -1,7 +1,8 @@
 """What --memory-backend jenga does not serve: refused in one line, before the model loads.
 
 When the rules are asked. The rules themselves are tables: `flag_rules`, `environment_rules`,
-`model_rules`; `state_strategy` settles how recurrent states are cached.
+`model_rules`; `state_strategy` settles how recurrent states are cached, `chunks` whether requests
+decode inside chunks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from sglang_jenga.boot import environment_rules, flag_rules, model_rules, state_strategy
+from sglang_jenga.boot import chunks, environment_rules, flag_rules, model_rules, state_strategy
 from sglang_jenga.boot.flags import Refused, is_on, wants_true_windows
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def register_model_check() -> None:
             config = resolving_view(server_args)
             _require(model_rules.page_lines(config.page_size, model))
             if get_platform().is_cuda:  # the CPU engine pads heads
-                ranks = config.tp_size // (config.dp_size if config.enable_dp_attention else 1)
+                ranks = config.tp_size // config.attn_dp_size
                 _require(model_rules.ranks_lines(model, ranks))
             if model_rules.has_state(model):
                 _require(_state_kernels(resolving_view(server_args)))
@@ -61,6 +62,17 @@ def register_model_check() -> None:
         previous(server_args)
         if is_on(server_args) and model_rules.has_state(model_config_of(server_args)):
             state_strategy.settle(server_args, asked)
+
+    @register_resolution_hook("handle_gpu_memory_settings")
+    def jenga_decodes_in_chunks(server_args: Any, previous: Callable[[Any], None]) -> None:
+        if is_on(server_args) and not _is_without_model(server_args):
+            chunks.settle(server_args, model_config_of(server_args))
+        previous(server_args)
+
+
+def _is_without_model(config: Any) -> bool:
+    """SGLang resolves neither model nor backends for these."""
+    return bool(config.model_path.lower() in ("none", "dummy"))
 
 
 def after_resolution(server_args: Any) -> None:
@@ -78,8 +90,8 @@ def after_resolution(server_args: Any) -> None:
     if config.radix_eviction_policy != "lru":
         _logger.info("jenga evicts by its own order, not %s", config.radix_eviction_policy)
         declare_resolution(server_args, "sglang-jenga", radix_eviction_policy="lru")
-    if config.model_path.lower() in ("none", "dummy"):
-        return  # SGLang resolves neither model nor backends for these
+    if _is_without_model(config):
+        return
     backends, model = attention_backends_of(config), model_config_of(server_args)
     blackwell = get_platform().is_sm100
     _require(model_rules.backend_lines(*backends, model, blackwell=blackwell))

@@ -133,6 +133,8 @@ def _fields(server_args: Any) -> dict[str, Any]:
         "radix_cache_backend": config.radix_cache_backend,
         "radix_eviction_policy": config.radix_eviction_policy,
         "disable_hybrid_swa_memory": config.disable_hybrid_swa_memory,
+        "chunk": config.chunked_prefill_size,
+        "mixed_chunk": config.enable_mixed_chunk,
         "post_capture": overrides.post_capture_kv_sizing_planned(copy),
         "hybrid": model.is_hybrid_swa,
         "window_layers": model.swa_attention_layer_ids,

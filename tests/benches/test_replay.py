@@ -132,7 +132,8 @@ def test_jenga_is_stock_with_one_more_flag_and_nothing_tuned(geometry: Geometry)
 
     default = {"mamba_radix_cache_strategy": "extra_buffer"} if geometry.has_states else {}
     assert stock == geometry.server | {"chunked_prefill_size": CHUNK} | default
-    assert jenga == geometry.server | {"chunked_prefill_size": CHUNK, "memory_backend": "jenga"}
+    chunk = {} if geometry.has_mixed_chunks else {"chunked_prefill_size": CHUNK}
+    assert jenga == geometry.server | {"memory_backend": "jenga"} | chunk
 
 
 def test_max_page_makes_a_page_of_kv_as_large_as_a_state():
