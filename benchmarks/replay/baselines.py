@@ -115,6 +115,16 @@ _ALL = (
         sweeps=True,
     ),
     Baseline("stock-mixed", "stock with decode steps in chunks of 2,048 tokens", _MIXED),
+    *(
+        Baseline(
+            f"{name}-{order}",
+            f"{name} with the queue in the order of --schedule-policy {order}",
+            arguments | {"schedule_policy": order},
+            states=states,
+        )
+        for order in ("lpm", "hrrn")
+        for name, arguments, states in (("stock", {}, TRACKED), ("jenga", _JENGA, _AUTO))
+    ),
     Baseline(
         "stock-untracked",
         "stock with states cached only where chunks and requests end",
