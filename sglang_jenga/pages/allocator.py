@@ -7,7 +7,7 @@ recency: the prefix cache decides what to evict and tells the outcome.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,6 +16,21 @@ from sglang_jenga.pages.extent import Extent
 from sglang_jenga.pages.large_pages import LargePages
 from sglang_jenga.pages.layout import EMPTY, NEVER, NULL, USED_BY_REQUEST
 from sglang_jenga.plan.spec import PoolPlan
+
+_UNKNOWN = np.zeros(0, dtype=np.int64)
+
+
+class Chunks(NamedTuple):
+    """What is known of a batch's prompts in one group, so that one in chunks lies as one at once.
+
+    ``last[i]``: the small page that request i got last, int64, or -1; ``coming[i]``: how many small
+    pages it takes after this batch, int64.
+    """
+
+    group_id: int
+    last: np.ndarray
+    coming: np.ndarray
+
 
 Order = Literal["packed", "paper", "fullest"]
 _NOBODY = Extent(-1, np.zeros(0, dtype=np.int64), 1, 0)  # whose numbers are unused
@@ -38,7 +53,8 @@ class Allocator:
     ``order`` says where a request's demand of n small pages goes:
 
     * ``packed`` (default): ``n // k`` large pages to the request alone, the remainder into the
-      fullest partly filled large page of the group.
+      fullest partly filled large page of the group. Of a prompt that comes in `Chunks`, n is what
+      comes in all, and a chunk goes on in the large page of the one before.
     * ``paper``: section 5.4 to the letter: a large page the request already fills, then an empty
       large page bound to it, then somebody else's partly filled large page.
     * ``fullest``: no affinity at all, for comparison: everything into the fullest one.
@@ -136,9 +152,13 @@ class Allocator:
     # ---- requests ---------------------------------------------------------------------------
 
     def alloc(
-        self, requests: Sequence[object] | np.ndarray, need: Sequence[Sequence[int] | np.ndarray]
+        self,
+        requests: Sequence[object] | np.ndarray,
+        need: Sequence[Sequence[int] | np.ndarray],
+        chunks: Chunks | None = None,
     ) -> list[np.ndarray] | None:
-        """Hand out small pages for a whole batch: ``need[g][i]`` of group g to ``requests[i]``.
+        """Hand out small pages for a whole batch: ``need[g][i]`` of group g to ``requests[i]``;
+        ``chunks``: what else is known of them.
 
         Returns per group one int64 array, the requests' small ids one after another, or None, and
         then nothing has changed.
@@ -159,7 +179,10 @@ class Allocator:
             if self.order == "paper":
                 self._alloc_paper(group_id, requests, counts.tolist(), room, ids)
             elif self.order == "packed":
-                books.take_packed(*group, counts, room, ids)
+                last, coming = _UNKNOWN, _UNKNOWN
+                if chunks is not None and chunks.group_id == group_id:
+                    last, coming = chunks.last, chunks.coming
+                books.take_packed(*group, counts, last, coming, room, ids)
             else:
                 books.take_loose(*group, ids.size, ids, 0)
             self.num_used[group_id] += totals[group_id]

@@ -207,32 +207,42 @@ def take_loose(
     return bound
 
 
-@compiled(f"void({BOOKS}, {IDS}, int64, {IDS})")
+@compiled(f"void({BOOKS}, {IDS}, {IDS}, {IDS}, int64, {IDS})")
 def take_packed(
     pages: np.ndarray,
     book: np.ndarray,
     holder: np.ndarray,
     base: int,
     counts: np.ndarray,
+    last: np.ndarray,
+    coming: np.ndarray,
     room: int,
     ids: np.ndarray,
 ) -> None:
     """Take ``counts[i]`` small pages for each request of a batch, one request after another in
-    ``ids``. Each request gets whole large pages to itself, all together at most ``room`` of them.
-    The remainders go into partly filled ones."""
+    ``ids``. Each request goes on in the large page of its ``last[i]``, if that is not negative;
+    then it gets large pages to itself, all together at most ``room`` of them, as long as it fills
+    them with what it takes now and the ``coming[i]`` that it takes later. The remainders go into
+    partly filled ones. Where nothing is known of anybody, ``last`` and ``coming`` are empty."""
     k = book[base + K]
-    wholes = np.empty(counts.size, dtype=np.int64)
+    taken = np.zeros(counts.size, dtype=np.int64)
     at = 0
     for i in range(counts.size):
-        wholes[i] = min(counts[i] // k, room)
-        room -= wholes[i]
-        for place in range(at, at + wholes[i] * k, k):
-            take_new(pages, book, holder, base, ids, place)
-        at += counts[i]
+        end = at + counts[i]
+        fills = counts[i]
+        if last.size:
+            if counts[i] and last[i] >= 0:
+                taken[i] = take_from(pages, book, holder, base, last[i] // k, counts[i], ids, at)
+            fills += coming[i] - taken[i]
+        fills = min(fills // k, room)
+        while fills and taken[i] < counts[i]:
+            taken[i] += take_new(pages, book, holder, base, ids[:end], at + taken[i])
+            fills -= 1
+            room -= 1
+        at = end
     at = 0
     for i in range(counts.size):
-        whole = wholes[i] * k
-        take_loose(pages, book, holder, base, counts[i] - whole, ids, at + whole)
+        take_loose(pages, book, holder, base, counts[i] - taken[i], ids, at + taken[i])
         at += counts[i]
 
 

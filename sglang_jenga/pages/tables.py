@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sglang_jenga.layers.base import Address
+from sglang_jenga.pages.allocator import Chunks
 from sglang_jenga.plan.spec import PoolPlan
 
 
@@ -82,6 +83,20 @@ class PageTables:
                     pages = step.prefix_pages(step.reqs[index], group_id)
                     table[step.rows[index], : pages.size] = pages
 
+    def chunks(self, group_id: int, step: StepDemand) -> Chunks | None:
+        """What the allocator is told of a step's prompts in a group of text; None of other steps,
+        and with encoders, whose tokens and text lie in different groups."""
+        if step.totals is None or step.borders is not None:
+            return None
+        size = self.tokens_per_page
+        coming = -(-step.totals // size) - -(-step.ends // size)
+        follows = step.starts > 0
+        follows[step.fresh] = False  # what they hit is not in the table yet
+        last = np.full_like(step.starts, -1)
+        before = (step.starts[follows] - 1) // size
+        last[follows] = self.rows[group_id][step.rows[follows], before]
+        return Chunks(group_id, last, np.maximum(coming, 0))
+
     def enter(self, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
         """Write a step's new small pages; the slots of its tokens, int64.
 
@@ -145,7 +160,8 @@ class StepDemand:
     arrays, since a decode step has hundreds of requests. ``rows``: their rows, if known already.
     ``fresh``: indices of the requests without a row yet. The pages of their matched prefix,
     ``prefix_pages(req, group_id)``, enter the page tables. ``borders``: how many positions of each
-    request are its encoder's, where the model has one.
+    request are its encoder's, where the model has one. ``totals``: tokens of each whole prompt, in
+    a batch of prompts; more than ``ends`` of one that comes in chunks.
     """
 
     __slots__ = (
@@ -158,6 +174,7 @@ class StepDemand:
         "prefix_pages",
         "reqs",
         "starts",
+        "totals",
     )
 
     def __init__(
@@ -171,7 +188,9 @@ class StepDemand:
         fresh: Sequence[int] = (),
         prefix_pages: Callable[[Any, int], np.ndarray] | None = None,
         borders: np.ndarray | None = None,
+        totals: np.ndarray | None = None,
     ) -> None:
+        self.totals = totals
         self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
         self.prefix_pages, self.borders = prefix_pages, borders
         self._rows = rows

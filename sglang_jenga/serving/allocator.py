@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 
 from sglang_jenga.memory.buffer import PoolBuffer
-from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.pages.allocator import Allocator, Chunks
 from sglang_jenga.pages.tables import PageTables, StepDemand
 from sglang_jenga.serving.admission import JengaBudget
 from sglang_jenga.serving.capacity import Capacity
@@ -109,7 +109,18 @@ class _JengaAllocator:
             return self.pressure.make_room(self.groups.need(num_tokens))
         encoder = self._step.num_encoder
         tokens = (self._step.num_pages - encoder) * self.page_size
-        return self.pressure.make_room(self.groups.need(tokens, encoder=encoder))
+        need = self.groups.need(tokens, encoder=encoder)
+        chunks = self.tables.chunks(self.groups.row, self._step)
+        return self._make_room_for_all(need, chunks) or self.pressure.make_room(need)
+
+    def _make_room_for_all(self, need: list[int], chunks: Chunks | None) -> bool:
+        """Room for prompts in chunks as if they came at once, so that large pages are emptied for
+        them: in what is left here and there of others they would keep many from being emptied."""
+        if chunks is None or not (coming := int(chunks.coming.sum())):
+            return False
+        all_of_it = list(need)
+        all_of_it[chunks.group_id] += coming
+        return self.pressure.make_room(all_of_it)
 
     def check_decode_capacity(
         self,
@@ -173,7 +184,8 @@ class _JengaAllocator:
                 "an allocation outside of SGLang's batch allocation functions has no request to "
                 "belong to; --memory-backend jenga does not carry the feature that made it"
             )
-        ids = self.core.alloc(step.rows, self.groups.demand(step))
+        chunks = self.tables.chunks(self.groups.row, step)
+        ids = self.core.alloc(step.rows, self.groups.demand(step), chunks)
         if ids is None:
             return None
         self.buffer.zero_large_pages(self.core.large.take_stale(), self.forward_stream)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,10 +64,8 @@ class TracedAllocator(Allocator):
         super().__init__(*args, **kwargs)
         self.allocations, self.evictions = Sum(), Sum()
 
-    def alloc(
-        self, requests: Sequence[object] | np.ndarray, need: Sequence[Sequence[int] | np.ndarray]
-    ) -> list[np.ndarray] | None:
-        found = super().alloc(requests, need)
+    def alloc(self, *args: Any, **kwargs: Any) -> list[np.ndarray] | None:
+        found = super().alloc(*args, **kwargs)
         if found is not None:
             self.allocations.times += 1
             for group_id, ids in enumerate(found):

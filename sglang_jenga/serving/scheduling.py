@@ -208,6 +208,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
         fresh=fresh,
         prefix_pages=batch.tree_cache.prefix_pages,
         borders=_borders(allocator, batch.reqs),
+        totals=np.array([len(req.full_untruncated_fill_ids) for req in batch.reqs]),
     )
     with allocator.allocating(step):
         return original(batch)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sglang_jenga.pages.allocator import Chunks
 from tests.models.small_pools import BOTH_ORDERS, alloc_one, ids, larges_of, pool
 
 
@@ -31,6 +32,46 @@ def test_packed_serves_the_tails_of_a_batch_from_one_large_page():
     got = allocator.alloc(["a", "b", "c"], [[1, 2, 1], [0, 0, 0]])[0].tolist()
     assert len(larges_of(allocator, 0, got)) == 1
     assert allocator.large.num_empty == 2
+
+
+def chunk(allocator, count, last, coming):
+    """Small ids of one chunk of a prompt, of which ``coming`` small pages are to come after it."""
+    chunks = Chunks(0, np.array([last]), np.array([coming]))
+    (got, _) = allocator.alloc(["r"], [[count], [0]], chunks)
+    return got.tolist()
+
+
+def test_packed_lays_a_prompt_in_chunks_as_one_that_comes_at_once():
+    at_once, in_chunks = pool((6, 1), 6), pool((6, 1), 6)
+    for allocator in (at_once, in_chunks):
+        alloc_one(allocator, 0, 3, "other")
+    whole = alloc_one(at_once, 0, 14, "r")
+
+    got, last = [], -1
+    for count, coming in ((4, 10), (4, 6), (4, 2), (2, 0)):
+        got += chunk(in_chunks, count, last, coming)
+        last = got[-1]
+
+    assert got == whole
+    assert in_chunks.large.num_empty == at_once.large.num_empty
+
+
+def test_packed_binds_no_large_page_that_the_rest_of_a_prompt_will_not_fill():
+    allocator = pool((6, 1), 6)
+    (other,) = alloc_one(allocator, 0, 1, "other")
+    assert larges_of(allocator, 0, chunk(allocator, 2, -1, 3)) == {other // 6}
+    assert larges_of(allocator, 0, chunk(allocator, 2, -1, 4)) != {other // 6}
+
+
+def test_packed_leaves_the_large_pages_that_another_group_needs_to_it():
+    allocator = pool((6, 1), 3)  # the null page's, one that is begun, one that is empty
+    alloc_one(allocator, 0, 1, "other")
+    assert allocator.large.num_empty == 1
+    chunks = Chunks(0, np.array([-1]), np.array([60]))
+    got = allocator.alloc(["r"], [[1], [1]], chunks)
+    assert got is not None
+    assert allocator.large.num_empty == 0
+    allocator.check([])
 
 
 def test_paper_step_1_fills_the_large_page_the_request_already_has():

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from sglang_jenga.pages.allocator import Allocator
+from sglang_jenga.pages.allocator import Allocator, Chunks
 from tests.conftest import plan_of
 from tests.models.byte_model import PoolBytes
 
@@ -89,11 +89,11 @@ class AllocatorMachine(RuleBasedStateMachine):
             del before[extent.group_id, small_id]
             after[extent.group_id, small_id] = None
 
-    def alloc(self, requests, need):
+    def alloc(self, requests, need, chunks=None):
         totals = [sum(counts) for counts in need]
         expected = self.model.fits(totals)
         assert self.allocator.fits_now(totals) == expected
-        got = self.allocator.alloc(requests, need)
+        got = self.allocator.alloc(requests, need, chunks)
         assert (got is not None) == expected
         for group_id, ids in enumerate(got or []):
             owners = [r for r, n in zip(requests, need[group_id], strict=True) for _ in range(n)]
@@ -115,6 +115,25 @@ class AllocatorMachine(RuleBasedStateMachine):
     def alloc_for_running_requests(self, data):
         running = sorted(set(self.model.used.values()))
         self.alloc(running, self.draw_need(data, len(running)))
+
+    @precondition(lambda self: self.model.used)
+    @rule(data=st.data())
+    def alloc_chunks_of_prompts(self, data):
+        """Some go on after a small page that they hold, of all more may come."""
+        running = sorted(set(self.model.used.values()))
+        group_id = data.draw(st.integers(0, len(self.packings) - 1))
+        last = np.full(len(running), -1)
+        for at, request in enumerate(running):
+            own = sorted(
+                small_id
+                for (group, small_id), holder in self.model.used.items()
+                if (group, holder) == (group_id, request)
+            )
+            last[at] = data.draw(st.sampled_from([-1, *own]))
+        most = 2 * self.packings[group_id]
+        coming = np.array([data.draw(st.integers(0, most)) for _ in running])
+        need = self.draw_need(data, len(running))
+        self.alloc(running, need, Chunks(group_id, last, coming))
 
     @rule(data=st.data())
     def alloc_one_small_page_more_than_fits(self, data):
