@@ -128,8 +128,8 @@ def tell_of_untaken_pages() -> None:
         set_up(self, *args, buffer=buffer, **kwargs)
         buffer.bytes.fill_(_PATTERN)
 
-    def allocated(self: Any, requests: Any, need: Any) -> Any:
-        found = alloc(self, requests, need)
+    def allocated(self: Any, *args: Any) -> Any:
+        found = alloc(self, *args)
         for group_id, ids in enumerate(found or ()):
             taken.update((ids // self.plan.groups[group_id].smalls_per_large).tolist())
         return found
