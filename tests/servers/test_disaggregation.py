@@ -212,7 +212,7 @@ def test_requests_that_are_aborted_on_their_way_lose_nothing(warm, made):
 
 
 def test_a_prefill_server_that_dies_and_comes_back_loses_nothing(warm, made):
-    """It dies while it sends the first prompts; no transfer has ended by then."""
+    """It dies while it sends the first prompts."""
     model, prompts, expected = made("gemma3_text")
 
     def kill_as_it_sends() -> None:
@@ -220,8 +220,8 @@ def test_a_prefill_server_that_dies_and_comes_back_loses_nothing(warm, made):
             time.sleep(0.02)
         pair.prefill.__exit__()
 
-    # It has a second to end in peace.
-    with Pair(model, seconds=1.5, env=NOBODY_WAITS_LONG, launcher=warm) as pair:
+    # It has a second to end in peace, in which two transfers may end of nine.
+    with Pair(model, seconds=2 * SLOW, env=NOBODY_WAITS_LONG, launcher=warm) as pair:
         killer = threading.Thread(target=kill_as_it_sends)
         killer.start()
         with ThreadPoolExecutor(9) as threads:
