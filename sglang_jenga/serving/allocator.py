@@ -111,16 +111,21 @@ class _JengaAllocator:
         tokens = (self._step.num_pages - encoder) * self.page_size
         need = self.groups.need(tokens, encoder=encoder)
         chunks = self.tables.chunks(self.groups.row, self._step)
-        return self._make_room_for_all(need, chunks) or self.pressure.make_room(need)
+        return self._make_room_ahead(need, chunks) or self.pressure.make_room(need)
 
-    def _make_room_for_all(self, need: list[int], chunks: Chunks | None) -> bool:
-        """Room for prompts in chunks as if they came at once, so that large pages are emptied for
-        them: in what is left here and there of others they would keep many from being emptied."""
-        if chunks is None or not (coming := int(chunks.coming.sum())):
+    def _make_room_ahead(self, need: list[int], chunks: Chunks | None) -> bool:
+        """Room for what prompts in chunks will take of the large pages that they begin: in what is
+        left here and there of others they would keep many from being emptied. No more than that:
+        what is cached may be hit before the rest of a long prompt wants its place."""
+        if chunks is None:
             return False
-        all_of_it = list(need)
-        all_of_it[chunks.group_id] += coming
-        return self.pressure.make_room(all_of_it)
+        k = self.core.plan.groups[chunks.group_id].smalls_per_large
+        coming = int(np.minimum(chunks.coming, k).sum())
+        if not coming:
+            return False
+        ahead = list(need)
+        ahead[chunks.group_id] += coming
+        return self.pressure.make_room(ahead)
 
     def check_decode_capacity(
         self,
