@@ -5,7 +5,7 @@ A share is modelled tokens per second over a bound's; means are geometric.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.replay.ideal_scheduler import Found, Rule
@@ -48,7 +48,7 @@ def report(rows: Sequence[Row], dense: Sequence[str], chunk: int) -> str:
     control = [row for row in rows if row.model in dense]
     rules = list(dict.fromkeys(rule for row in (*mixes, *control) for rule in row.by_rule))
     parts = [bound_table(mixes, control, rules)]
-    played = [name for name in _baselines(rows)]
+    played = _baselines(rows)
     if played:
         parts.append(mean_table(mixes, control, played))
         parts.append(limit_table([*mixes, *control], played[-1]))
@@ -109,10 +109,10 @@ def _mean(rows: Iterable[Row], baseline: str) -> str:
 def mean_table(mixes: Sequence[Row], control: Sequence[Row], played: Sequence[str]) -> str:
     """Mean shares of the best of the three bounds, per model and per load."""
     lines = []
-    for key in ("model", "workload"):
-        key_of: Callable[[Row], str] = lambda row, key=key: getattr(row, key)  # type: ignore[misc]
-        for name in dict.fromkeys(map(key_of, mixes)):
-            lines.append([name, *_best([row for row in mixes if key_of(row) == name], played)])
+    for field in ("model", "workload"):
+        for name in dict.fromkeys(getattr(row, field) for row in mixes):
+            same = [row for row in mixes if getattr(row, field) == name]
+            lines.append([name, *_best(same, played)])
     lines.append(["**all**", *(f"**{share}**" for share in _best(mixes, played))])
     if control:
         lines.append(["dense", *_best(control, played)])

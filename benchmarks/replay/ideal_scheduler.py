@@ -166,7 +166,8 @@ class _Play:
             self._memory.computed(request, start, stop)
             if stop == self._requests[request].prompt.size:
                 self._start_decoding(request, stop)
-        self._memory.evict(self._held())
+        self._memory.evict(self._held())  # those that end now have needed their memory as well
+        self._end()
 
     def _decode(self) -> None:
         self._decode_steps += 1
@@ -176,28 +177,26 @@ class _Play:
         if self._cost.window:
             for row in np.flatnonzero(self._decoded % self._cost.stride == 0).tolist():
                 self._memory.slide(int(self._running[row]), int(self._lengths[row]))
-        if self._left.min() == 0:
-            for request in self._running[self._left == 0].tolist():
-                self._end(request)
-            stay = self._left > 0
-            self._running, self._lengths = self._running[stay], self._lengths[stay]
-            self._decoded, self._left = self._decoded[stay], self._left[stay]
 
     def _start_decoding(self, request: int, length: int) -> None:
         left = self._requests[request].output.size - 1
-        if left == 0:
-            self._end(request)
-            return
         self._running = np.append(self._running, request)
         self._lengths = np.append(self._lengths, length)
         self._decoded = np.append(self._decoded, 0)
         self._left = np.append(self._left, left)
 
-    def _end(self, request: int) -> None:
-        self._memory.finish(request)
+    def _end(self) -> None:
+        """Let go whoever has its whole answer."""
+        if self._left.size == 0 or self._left.min() > 0:
+            return
+        for request in self._running[self._left == 0].tolist():
+            self._memory.finish(request)
+            for number in self._followers.pop(self._requests[request].rid, ()):
+                heapq.heappush(self._due, (self._now + self._requests[number].at, number))
         self._is_full = False
-        for number in self._followers.pop(self._requests[request].rid, ()):
-            heapq.heappush(self._due, (self._now + self._requests[number].at, number))
+        stay = self._left > 0
+        self._running, self._lengths = self._running[stay], self._lengths[stay]
+        self._decoded, self._left = self._decoded[stay], self._left[stay]
 
     def _held(self) -> int:
         """Bytes of what was decoded, of the window of the prompt in flight, and of states."""

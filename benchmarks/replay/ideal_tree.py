@@ -116,7 +116,7 @@ class Tree:
         return path
 
     def _cut(self, tokens: np.ndarray, at: int, request: int) -> None:
-        """Where somebody was before, `request` can go on from `at` at most: let a node end there."""
+        """Let a node end where `request` can go on from at most, if somebody was there before."""
         for node in self._path(tokens):
             if self.begin[node] < at < self.end[node]:
                 if self._first[node] < request:
