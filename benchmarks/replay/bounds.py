@@ -54,7 +54,7 @@ from benchmarks.replay.bounds_tables import Bounds, Row, report
 from benchmarks.replay.cells import placed
 from benchmarks.replay.geometries import GEOMETRIES, Geometry
 from benchmarks.replay.ideal_memory import Policy
-from benchmarks.replay.ideal_scheduler import Rule, Server, ranks, serve
+from benchmarks.replay.ideal_scheduler import Found, Rule, Server, ranks, serve
 from benchmarks.replay.ideal_tree import Tree
 from benchmarks.replay.profiles import DENSE, DEPLOYMENTS, PROFILES
 from benchmarks.replay.requests import Workload
@@ -78,7 +78,7 @@ def rule_of(baseline: str, geometry: Geometry, told: Mapping[str, Any] | None = 
 def bounds(server: Server, workload: Workload, tree: Tree, rule: Rule) -> Bounds:
     """Of one cell under one rule. Raises ValueError if a request or a layer type has no place."""
 
-    def play(policy: Policy, pool_bytes: float = server.pool_bytes) -> Any:
+    def play(policy: Policy, pool_bytes: float = server.pool_bytes) -> Found:
         return serve(server._replace(pool_bytes=pool_bytes), workload.requests, tree, rule, policy)
 
     shields = (False, True) if len(server.groups) > 1 else (False,)
@@ -88,7 +88,7 @@ def bounds(server: Server, workload: Workload, tree: Tree, rule: Rule) -> Bounds
     return Bounds(lru, max(clairvoyant, key=_speed), play(Policy(), math.inf))
 
 
-def _speed(found: Any) -> float:
+def _speed(found: Found) -> float:
     return found.tokens_per_s
 
 

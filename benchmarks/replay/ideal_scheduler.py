@@ -41,7 +41,7 @@ class Server(NamedTuple):
 
 
 class Found(NamedTuple):
-    """`running`: mean over steps in which requests decode. `order`: requests as admitted."""
+    """`running`: mean over steps of decode rows alone. `order`: requests as admitted."""
 
     tokens_per_s: float
     seconds: float
@@ -162,6 +162,9 @@ class _Play:
         self._now += server.clock.step_seconds(server.weights, server.groups, starts, counts)
         if decodes:
             self._decode()
+        if not chunks:
+            self._decode_steps += 1
+            self._decode_rows += self._running.size
         for request, _, start, stop in chunks:
             self._memory.computed(request, start, stop)
             if stop == self._requests[request].prompt.size:
@@ -170,8 +173,6 @@ class _Play:
         self._end()
 
     def _decode(self) -> None:
-        self._decode_steps += 1
-        self._decode_rows += self._running.size
         self._lengths, self._decoded = self._lengths + 1, self._decoded + 1
         self._left = self._left - 1
         if self._cost.window:

@@ -369,5 +369,5 @@ def test_a_real_replay_is_within_its_bound():
     found = bounds(server, load, tree, rule_of("jenga", geometry))
 
     assert found.lru.hit_tokens < found.clairvoyant.hit_tokens < found.endless.hit_tokens
-    assert real["hit_tokens"] < 1.02 * found.clairvoyant.hit_tokens
+    assert 0 < real["hit_tokens"] < 1.02 * found.endless.hit_tokens
     assert 0.7 < real["modelled_tokens_per_s"] / found.clairvoyant.tokens_per_s < 1.02
