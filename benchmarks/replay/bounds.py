@@ -22,8 +22,9 @@ run may still pass it, or it is too generous:
 * It knows where requests will part, and keeps windows and states there only, at no other tokens of
   a prefix and at none that nobody will come back to. No server knows; this is generous.
 * Running requests share what they have in common as soon as it is computed, a request with windows
-  needs those of its tokens and no more while it is prefilled, and its window is moved ahead of it
-  by up to 64 tokens (an eighth of a short one). Generous, and little.
+  needs those of its tokens and no more while it is prefilled, its window is moved ahead of it by
+  up to 64 tokens (an eighth of a short one), and who has ended is known in the same step, which
+  SGLang learns one step later. Generous, and little.
 * Admission promises all that a request will come to need, as SGLang's does where answers' lengths
   are known. Who counts on what others will have freed by then admits more; so does who retracts.
 * Age and next use ask nothing about bytes: a state is worth thousands of tokens, and whoever weighs

@@ -8,8 +8,9 @@ Every byte is either needed by a running request or kept for later ones. Charged
 * a state per place that is resumed at and per running request.
 
 Where requests may resume is known beforehand (`ideal_tree.py`): windows and states are kept at ends
-of nodes that a request to come can go on from, and nowhere else. The deepest such end is where it
-will go on if it can, and is *wanted*; shallower ones are a fallback that goes first of all.
+of nodes that a request to come can go on from, and nowhere else. Ends are *wanted* that are the
+deepest of a request to come, or that the last visitor has gone on from or would have, had they been
+there; all others are a fallback that goes first of all.
 
 What is kept goes by age (least recent first, at the visits of requests) or, if `ranks` says in what
 order requests will be admitted, by next use (furthest first). Wanted ends of nodes that running
@@ -90,6 +91,7 @@ class Memory:
         self._shielded: set[int] = set()  # those of them that are promised
         self._passing = [0] * count  # requests to come that can resume at its end
         self._aiming = [0] * count  # those of them that can at no deeper one
+        self._used = [False] * count  # the last visitor went on from its end, or missed it
         self._waiting = [True] * len(tree.paths)
         self._by_rank: list[int] = []
         self._uses: list[list[int]] = [[] for _ in range(count)]  # ranks of who passes, next last
@@ -169,6 +171,7 @@ class Memory:
                 self._promised += self._length[node] * cost.full
             self._locks[node] += 1
         for node in path[: tree.resumable[request]]:
+            self._used[node] = tree.end[node] >= hit and self._last[node] > 0
             self._passing[node] -= 1
             if not self._passing[node]:
                 self._drop_end(node)
@@ -264,9 +267,12 @@ class Memory:
         self._windows.forget(node, self._upwards(node), low)
         self._shield(node)
 
+    def _is_wanted(self, node: int) -> bool:
+        return self._aiming[node] > 0 or self._used[node]
+
     def _shield(self, node: int) -> None:
         """Promise its end, or no longer."""
-        wanted = node in self._ends and self._locks[node] > 0 and self._aiming[node] > 0
+        wanted = node in self._ends and self._locks[node] > 0 and self._is_wanted(node)
         if not self._policy.shields or wanted == (node in self._shielded):
             return
         low = self._tree.end[node] - self._cost.reach
@@ -342,10 +348,11 @@ class Memory:
     def _key(self, node: int, *, end: bool) -> Key:
         """The smallest goes first; of equals the deeper node, and its end before its tokens."""
         if self._policy.ranks is None:
-            wanted = not end or self._aiming[node] > 0
+            wanted = not end or self._is_wanted(node)
             age = self._last[node]
         else:
-            following = self._next(self._aims[node] if end else self._uses[node])
+            aims = end and not self._used[node]
+            following = self._next(self._aims[node] if aims else self._uses[node])
             wanted = following < NEVER
             age = -(following if wanted else self._next(self._uses[node]))
         return wanted, age, -self._tree.end[node], 0 if end else 1, node
