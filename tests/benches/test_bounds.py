@@ -166,6 +166,24 @@ def test_nothing_but_tokens_is_kept_where_nobody_comes_back_to():
     assert kept_after(requests, MIXES["windows"], 2) == 10 * 100
 
 
+SHORT, LONG = [1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("last, stay", [(SHORT, {3, 8}), (LONG, {8})])
+def test_a_place_that_the_last_visitor_passed_by_goes_before_one_it_has_gone_on_from(last, stay):
+    tails = (SHORT, LONG, last, LONG, LONG)
+    requests = in_turn([[*tail, 20 + number] for number, tail in enumerate(tails)])
+    cost, tree = costs(MIXES["states"]), Tree(requests)
+    memory = Memory(tree, cost, 10**6, Policy())
+    for request in range(3):
+        memory.computed(request, memory.admit(request), tree.prompts[request])
+        memory.finish(request)
+
+    memory.evict(10**6 - memory.kept + 1)
+
+    assert {tree.end[node] for node in memory._ends} == stay
+
+
 def test_windows_of_places_close_to_each_other_share_their_tokens():
     requests = in_turn([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 7], [1, 2, 3, 4, 5, 8]])
 
