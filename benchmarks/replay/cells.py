@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.replay.baselines import BASELINES
 from benchmarks.replay.clock import Clock
 from benchmarks.replay.engine import ReplayFailed, TookTooLong
-from benchmarks.replay.geometries import GEOMETRIES
+from benchmarks.replay.geometries import GEOMETRIES, Geometry
 from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, from_json, to_json
 from benchmarks.replay.run import CHUNK, replay, room_for_pool
@@ -53,6 +53,15 @@ class Limits(NamedTuple):
     seconds: float = 600
 
 
+def placed(geometry: Geometry, deployment: Deployment) -> tuple[Clock, int]:
+    """The clock of these GPUs, and the bytes of the pool on them."""
+    clock = Clock(deployment.hardware, deployment.gpus)
+    pool_bytes = room_for_pool(geometry, clock)
+    if deployment.pool_gib is not None:
+        pool_bytes = min(pool_bytes, int(deployment.pool_gib * 2**30))
+    return clock, pool_bytes
+
+
 class Missing(NamedTuple):
     """Why a cell has no result, in one line."""
 
@@ -74,10 +83,7 @@ def play(
     why = baseline.missing_on(geometry)
     if why is not None:
         return Missing(why)
-    clock = Clock(deployment.hardware, deployment.gpus)
-    pool_bytes = room_for_pool(geometry, clock)
-    if deployment.pool_gib is not None:
-        pool_bytes = min(pool_bytes, int(deployment.pool_gib * 2**30))
+    clock, pool_bytes = placed(geometry, deployment)
     told = (baseline.server(geometry), baseline.settings(geometry), baseline.env, baseline.plan)
     decisive = limits._replace(seconds=0)
     fingerprint = _fingerprint(workload, geometry, told, clock, pool_bytes, decisive)
