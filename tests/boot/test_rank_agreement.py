@@ -47,7 +47,7 @@ def test_ranks_of_one_command_line_agree(digest):
         ({"requests": 31}, ["running requests"]),
         ({"page_size": 16}, ["page size", "large page bytes", "number of large pages"]),
         ({"disable_radix_cache": True}, ["radix cache"]),
-        ({"chunked_prefill_size": 64}, ["tokens of a chunk"]),
+        ({"chunked_prefill_size": 64}, ["tokens of a chunk", "mixed chunks"]),
         ({"env": {"SGLANG_JENGA_ABLATE": "shield"}}, ["parts switched off"]),
     ],
     ids=lambda value: next(iter(value)),
