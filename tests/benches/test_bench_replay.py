@@ -298,13 +298,12 @@ def test_plots_are_small_well_formed_svg(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_small_profile_plays_and_jenga_runs_more_of_a_hybrid_model(capsys, tmp_path):
+def test_the_small_profile_plays_and_jenga_is_faster_with_a_hybrid_model(capsys, tmp_path):
     assert bench.main(["--profile", "ci", "--json", str(tmp_path)]) == 0
 
     text = capsys.readouterr().out
     table = text[text.index("| model | workload | decoding, stock / jenga") :]
     hybrid, _, dense = rows(table.split("\n\n")[0])
-    stock, jenga = (float(part) for part in hybrid[2].split("/"))
-    assert hybrid[0] == "gemma-3-27b" and jenga > 1.4 * stock
+    assert hybrid[0] == "gemma-3-27b"
     assert float(hybrid[7][:-1]) > 1.05
     assert dense[0] == "llama-3.1-8b" and float(dense[7][:-1]) == pytest.approx(1, abs=0.011)
