@@ -159,15 +159,21 @@ def plot_all(results: Mapping[Cell, Result], folder: Path) -> None:
             print(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser_of_cells(description: str | None) -> argparse.ArgumentParser:
+    """Options that say which cells: what `build_workloads` and `cells_of` read."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", choices=[*PROFILES], default="quick")
     parser.add_argument("--models", nargs="+", choices=[*GEOMETRIES], metavar="MODEL")
     parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
-    parser.add_argument("--baselines", nargs="+", choices=[*BASELINES], metavar="BASELINE")
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_of_cells(__doc__)
+    parser.add_argument("--baselines", nargs="+", choices=[*BASELINES], metavar="BASELINE")
     parser.add_argument("--json", type=Path, metavar="DIR", help="keep results here and go on")
     parser.add_argument(
         "--seconds", type=float, metavar="N", help="most that a replay may take on this machine"

@@ -40,7 +40,6 @@ Nothing is measured but on the same clock that replays are (`clock.py`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -50,7 +49,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.replay.baselines import BASELINES, CHUNK
-from benchmarks.replay.bench import build_workloads, cells_of
+from benchmarks.replay.bench import build_workloads, cells_of, parser_of_cells
 from benchmarks.replay.bounds_tables import Bounds, Row, report
 from benchmarks.replay.cells import placed
 from benchmarks.replay.geometries import GEOMETRIES, Geometry
@@ -134,13 +133,7 @@ class Cell(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--profile", choices=[*PROFILES], default="quick")
-    parser.add_argument("--models", nargs="+", choices=[*GEOMETRIES], metavar="MODEL")
-    parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
-    parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
+    parser = parser_of_cells(__doc__)
     parser.add_argument(
         "--json", type=Path, metavar="DIR", help="results of replays to give as shares"
     )

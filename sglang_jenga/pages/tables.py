@@ -86,16 +86,14 @@ class PageTables:
     def chunks(self, group_id: int, step: StepDemand) -> Chunks | None:
         """What the allocator is told of a step's prompts in a group of text; None of other steps,
         and with encoders, whose tokens and text lie in different groups."""
-        if step.totals is None or step.borders is not None:
+        if step.coming is None or step.borders is not None:
             return None
-        size = self.tokens_per_page
-        coming = -(-step.totals // size) - -(-step.ends // size)
         follows = step.starts > 0
         follows[step.fresh] = False  # what they hit is not in the table yet
         last = np.full_like(step.starts, -1)
-        before = (step.starts[follows] - 1) // size
+        before = (step.starts[follows] - 1) // self.tokens_per_page
         last[follows] = self.rows[group_id][step.rows[follows], before]
-        return Chunks(group_id, last, np.maximum(coming, 0))
+        return Chunks(group_id, last, step.coming)
 
     def enter(self, group_id: int, step: StepDemand, ids: np.ndarray) -> np.ndarray:
         """Write a step's new small pages; the slots of its tokens, int64.
@@ -161,12 +159,13 @@ class StepDemand:
     ``fresh``: indices of the requests without a row yet. The pages of their matched prefix,
     ``prefix_pages(req, group_id)``, enter the page tables. ``borders``: how many positions of each
     request are its encoder's, where the model has one. ``totals``: tokens of each whole prompt, in
-    a batch of prompts; more than ``ends`` of one that comes in chunks.
+    a batch of prompts; ``coming[i]``: small pages that the rest of prompt i takes after this chunk.
     """
 
     __slots__ = (
         "_rows",
         "borders",
+        "coming",
         "ends",
         "fresh",
         "num_pages",
@@ -174,7 +173,6 @@ class StepDemand:
         "prefix_pages",
         "reqs",
         "starts",
-        "totals",
     )
 
     def __init__(
@@ -190,13 +188,13 @@ class StepDemand:
         borders: np.ndarray | None = None,
         totals: np.ndarray | None = None,
     ) -> None:
-        self.totals = totals
         self.reqs, self.starts, self.ends, self.fresh = reqs, starts, ends, fresh
         self.prefix_pages, self.borders = prefix_pages, borders
         self._rows = rows
         step = tokens_per_page
         self.pages = ends - starts if step == 1 else -(-ends // step) - -(-starts // step)
         self.num_pages = int(self.pages.sum())
+        self.coming = None if totals is None else -(-totals // step) - -(-ends // step)
 
     @property
     def rows(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 
 from sglang_jenga.memory.buffer import PoolBuffer
-from sglang_jenga.pages.allocator import Allocator, Chunks
+from sglang_jenga.pages.allocator import Allocator
 from sglang_jenga.pages.tables import PageTables, StepDemand
 from sglang_jenga.serving.admission import JengaBudget
 from sglang_jenga.serving.capacity import Capacity
@@ -110,21 +110,20 @@ class _JengaAllocator:
         encoder = self._step.num_encoder
         tokens = (self._step.num_pages - encoder) * self.page_size
         need = self.groups.need(tokens, encoder=encoder)
-        chunks = self.tables.chunks(self.groups.row, self._step)
-        return self._make_room_ahead(need, chunks) or self.pressure.make_room(need)
+        return self._make_room_ahead(need, self._step) or self.pressure.make_room(need)
 
-    def _make_room_ahead(self, need: list[int], chunks: Chunks | None) -> bool:
+    def _make_room_ahead(self, need: list[int], step: StepDemand) -> bool:
         """Room for what prompts in chunks will take of the large pages that they begin: in what is
         left here and there of others they would keep many from being emptied. No more than that:
         what is cached may be hit before the rest of a long prompt wants its place."""
-        if chunks is None:
+        row = self.groups.row
+        if step.coming is None or step.borders is not None:
             return False
-        k = self.core.plan.groups[chunks.group_id].smalls_per_large
-        coming = int(np.minimum(chunks.coming, k).sum())
+        coming = int(np.minimum(step.coming, self.core.plan.groups[row].smalls_per_large).sum())
         if not coming:
             return False
         ahead = list(need)
-        ahead[chunks.group_id] += coming
+        ahead[row] += coming
         return self.pressure.make_room(ahead)
 
     def check_decode_capacity(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from sglang_jenga.boot.chunks import CHUNK
@@ -13,10 +15,13 @@ from sglang_jenga.testing.tiny_vision import write_tiny_vision_model
 def of(launcher, tmp_path_factory):
     """The resolved chunk of a server, and whether decode steps go in it."""
 
-    def resolved(family: str, flag: str = "jenga", **asked) -> tuple[int, bool]:
+    @cache
+    def model_of(family: str) -> str:
         write = write_tiny_vision_model if family.endswith("_vision") else write_tiny_model
-        model = write(family.removesuffix("_vision"), tmp_path_factory.mktemp(family))
-        outcome = launcher.engine(model_path=str(model), memory_backend=flag, **asked)
+        return str(write(family.removesuffix("_vision"), tmp_path_factory.mktemp(family)))
+
+    def resolved(family: str, flag: str = "jenga", **asked) -> tuple[int, bool]:
+        outcome = launcher.engine(model_path=model_of(family), memory_backend=flag, **asked)
         assert outcome.end == "resolved", outcome.text
         return outcome.fields["chunk"], outcome.fields["mixed_chunk"]
 

@@ -14,6 +14,7 @@ import pytest
 from sglang_jenga.testing.families import EXACT
 from sglang_jenga.testing.servers import Server
 from sglang_jenga.testing.tiny_models import VOCAB_SIZE
+from sglang_jenga.testing.warm import WarmLauncher
 from tests.servers.pair import NOBODY_WAITS_LONG, Pair, launcher_with_stand_ins
 from tests.servers.parity import model_of
 from tests.servers.ranks import begin_alike
@@ -65,6 +66,23 @@ def retractions(log: str) -> int:
     return sum(map(int, re.findall(said, log)))
 
 
+def short_of_memory(
+    model: Path, *flags: str, tokens: int, launchers: tuple[WarmLauncher, WarmLauncher]
+) -> Pair:
+    """Too many prompts come to its decode server, which keeps few tokens for their answers."""
+    launcher, decode_launcher = launchers
+    short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
+    return Pair(
+        model, *flags, decode_flags=short, decode_launcher=decode_launcher, launcher=launcher
+    )
+
+
+def require_retractions(pair: Pair, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    assert pair.generate(prompts, NEW_TOKENS) == expected
+    assert retractions(pair.decode.log()) > 0
+    pair.require_all_back()
+
+
 @pytest.mark.parametrize(
     ("family", "page_size"),
     [
@@ -100,19 +118,10 @@ def test_a_decode_server_that_is_short_of_memory_retracts_and_goes_on(
     warm, retracting, made, family, page_size, tokens
 ):
     model, prompts, expected = made(family)
-    # Few tokens are kept for answers, so that too many prompts come.
-    short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
+    flags = ("--page-size", str(page_size))
 
-    with Pair(
-        model,
-        *("--page-size", str(page_size)),
-        decode_flags=short,
-        decode_launcher=retracting,
-        launcher=warm,
-    ) as pair:
-        assert pair.generate(prompts, NEW_TOKENS) == expected
-        assert retractions(pair.decode.log()) > 0
-        pair.require_all_back()
+    with short_of_memory(model, *flags, tokens=tokens, launchers=(warm, retracting)) as pair:
+        require_retractions(pair, prompts, expected)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +167,10 @@ def test_two_ranks_send_to_two_others_that_are_short_of_memory(
     """Each rank sends the heads and states that it has to its peer. Tokens are those of two of
     stock's ranks: sums of two halves are rounded otherwise than sums of all."""
     model, prompts, expected = made(family, *TWO_RANKS)
-    short = ("--max-total-tokens", str(tokens), "--num-reserved-decode-tokens", "2")
+    flags = (*TWO_RANKS, "--page-size", str(page_size))
 
-    with Pair(
-        model,
-        *(*TWO_RANKS, "--page-size", str(page_size)),
-        decode_flags=short,
-        decode_launcher=retracting,
-        launcher=warm,
-    ) as pair:
-        assert pair.generate(prompts, NEW_TOKENS) == expected
-        assert retractions(pair.decode.log()) > 0
-        pair.require_all_back()
+    with short_of_memory(model, *flags, tokens=tokens, launchers=(warm, retracting)) as pair:
+        require_retractions(pair, prompts, expected)
         for server in (pair.prefill, pair.decode):
             assert begin_alike(server.log())
 
