@@ -140,9 +140,14 @@ def unpack(wheel: Path, package: Package, site: Path) -> None:
 
 
 def copy_sgl_kernel(site: Path) -> None:
-    """The Python files of the installed ``sglang-kernel``."""
+    """The Python files of the installed ``sglang-kernel``, and its metadata: SGLang asks for a
+    version of it."""
     for path in distribution("sglang-kernel").files:
-        if path.suffix in (".py", "") and ".dist-info" not in str(path) and path.parts[0] != "..":
+        if ".dist-info" in path.parts[0]:
+            taken = path.name == "METADATA"
+        else:
+            taken = path.suffix in (".py", "") and path.parts[0] != ".."
+        if taken:
             target = site / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.locate().read_bytes())

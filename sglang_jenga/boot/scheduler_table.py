@@ -258,6 +258,7 @@ EMBEDDINGS = (
 )
 _CONV = "sglang.kernels.ops.mamba"
 _COPIES = f"{_OURS}.memory.conv_copies"
+_GUARDED = f"{_OURS}.memory.guarded_states"
 _NARROW = "its kernel counts where a state lies in 32 bits: it works on copies"
 _FAR = "whether it counts in 64 bits by now; then drop the row"
 STATES = (
@@ -294,5 +295,17 @@ STATES = (
         f"{_COPIES}:fused_lfm_short_conv_decode",
         _NARROW,
         _FAR,
+    ),
+    Rebinding(
+        "sglang.kernels.ops.attention.fla.fused_recurrent.fused_recurrent_gated_delta_rule_update",
+        "around",
+        "(q, k, v, g, beta, scale, initial_state_source, initial_state_indices, cu_seqlens, "
+        "use_qk_l2norm_in_kernel, disable_state_update, disable_output_calculation, "
+        "intermediate_states_buffer, intermediate_state_indices, cache_steps, "
+        "retrieve_parent_token)",
+        f"{_GUARDED}:fused_recurrent_gated_delta_rule_update",
+        "its guard makes a copy of all states, and the kernel leaves the new ones there",
+        "whether the guard spares the states by now; then drop the row",
+        where=f"{_GUARDED}:on_a_gpu",
     ),
 )

@@ -14,6 +14,7 @@ import torch
 
 from sglang_jenga.layers.full import Full
 from sglang_jenga.layers.state import State
+from sglang_jenga.memory import guarded_states
 from sglang_jenga.memory.buffer import HeadShape, PoolBuffer
 from sglang_jenga.memory.ops import ops_of
 from sglang_jenga.memory.state import JengaStatePool, StateShape
@@ -160,6 +161,27 @@ def gdn_decode(conv: torch.Tensor, temporal: torch.Tensor, slots: list[int]) -> 
     return [out[:, [0, 1, 3]]]
 
 
+def jet_recurrence(conv: torch.Tensor, temporal: torch.Tensor, slots: list[int]) -> Tensors:
+    """Two prompts, a padded row and a step of decoding, which are one operator there."""
+    random, queries, lengths = Random(), HEADS // 2, [5, 1, 1, 3]
+    module = interpreted("sglang.kernels.ops.attention.fla.fused_recurrent")
+    module.exp = lambda x: module.tl.exp(x)  # bound where the interpreter does not see it
+    tokens = sum(lengths)
+    out = guarded_states.fused_recurrent_gated_delta_rule_update(
+        module.fused_recurrent_gated_delta_rule_update,
+        q=random(1, tokens, queries, 2 * STATE)[..., ::2],
+        k=random(1, tokens, queries, STATE),
+        v=random(1, tokens, HEADS, INNER),
+        g=-random(1, tokens, HEADS).abs(),
+        beta=random(1, tokens, HEADS).sigmoid(),
+        initial_state_source=temporal[LAYER],
+        initial_state_indices=_indices(slots[0], slots[1], -1, slots[2]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        use_qk_l2norm_in_kernel=True,
+    )
+    return [out]
+
+
 def tracking(conv: torch.Tensor, temporal: torch.Tensor, slots: list[int]) -> Tensors:
     """Of every layer the states of the first and third request."""
     _mamba("mamba_state_scatter_triton").track_mamba_states_all_layers(
@@ -180,6 +202,7 @@ KERNELS: tuple[Run, ...] = (
     mamba2_decode,
     mamba1_decode,
     gdn_decode,
+    jet_recurrence,
     tracking,
 )
 on_every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda run: run.__name__)
