@@ -18,7 +18,7 @@ LAUNCHER = "fused_recurrent_gated_delta_rule_update_fwd"
 
 def on_a_gpu() -> bool:
     """The CPU engine has an operator of ours instead."""
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def fused_recurrent_gated_delta_rule_update(
