@@ -11,6 +11,7 @@ models or workloads print a part of the same table. The trace is published in kv
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import shlex
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks import plotting
 from benchmarks.replay import tables
@@ -28,7 +30,7 @@ from benchmarks.replay.cells import Cell, Missing, play
 from benchmarks.replay.facts import facts
 from benchmarks.replay.geometries import GEOMETRIES
 from benchmarks.replay.profiles import DENSE, DEPLOYMENTS, PROFILES, Profile
-from benchmarks.replay.requests import Workload
+from benchmarks.replay.requests import Load, Workload
 from benchmarks.replay.result import Result
 from sglang_jenga.testing.engines import preload
 
@@ -39,18 +41,33 @@ def build_workloads(
     options: argparse.Namespace, profile: Profile
 ) -> tuple[dict[str, Workload], dict[str, str]]:
     """Workloads by name, and why others are missing."""
-    specs = dict(profile.workloads)
+    specs = {name: varied(load, options) for name, load in profile.workloads.items()}
     missing = {}
     if profile.trace is not None:
         if options.trace is not None:
-            specs = {MOONCAKE: profile.trace(options.trace).build, **specs}
+            specs = {MOONCAKE: varied(profile.trace(options.trace), options), **specs}
         else:
             missing[MOONCAKE] = "no --trace was given"
     wanted = options.workloads or [*specs]
     unknown = set(wanted) - {*specs, *missing}
     if unknown:
         raise ValueError(f"no workload {', '.join(sorted(unknown))} in this profile: {[*specs]}")
-    return {name: specs[name]() for name in wanted if name in specs}, missing
+    return {name: specs[name].build() for name in wanted if name in specs}, missing
+
+
+def varied(load: Load, options: argparse.Namespace) -> Load:
+    """The same kind of load, drawn otherwise, or with requests that come sooner one after another.
+    One whose next request waits for an answer keeps its pauses."""
+    changes: dict[str, Any] = {}
+    for name, change in (
+        ("seed", lambda seed: seed + options.seed),
+        ("rate", lambda rate: rate * options.faster),
+        ("gap", lambda gap: gap / options.faster),
+        ("faster", lambda faster: faster * options.faster),
+    ):
+        if hasattr(load, name):
+            changes[name] = change(getattr(load, name))
+    return dataclasses.replace(load, **changes)
 
 
 def cells_of(
@@ -168,6 +185,12 @@ def parser_of_cells(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=[*GEOMETRIES], metavar="MODEL")
     parser.add_argument("--workloads", nargs="+", metavar="WORKLOAD")
     parser.add_argument("--trace", type=Path, help="Mooncake's conversation_trace.jsonl")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="added to each load's: another draw of it"
+    )
+    parser.add_argument(
+        "--faster", type=float, default=1, metavar="X", help="requests come X times as fast"
+    )
     return parser
 
 

@@ -20,7 +20,7 @@ from benchmarks.replay.cells import Deployment, Limits
 from benchmarks.replay.crowds import Bursts, CodingAgents, Passages, Tenants
 from benchmarks.replay.mooncake import Mooncake
 from benchmarks.replay.pictures import Pictures
-from benchmarks.replay.requests import Workload
+from benchmarks.replay.requests import Load
 from benchmarks.replay.workloads import (
     Chats,
     Documents,
@@ -51,10 +51,10 @@ MODELS = tuple(DEPLOYMENTS)
 
 
 class Profile(NamedTuple):
-    """`workloads` build themselves when their turn comes; `trace` is what is taken of the trace."""
+    """`workloads` are built when their turn comes; `trace` is what is taken of the trace."""
 
     models: tuple[str, ...]
-    workloads: Mapping[str, Callable[[], Workload]]
+    workloads: Mapping[str, Load]
     baselines: tuple[str, ...]
     limits: Limits
     trace: Callable[[Path], Mooncake] | None
@@ -63,11 +63,7 @@ class Profile(NamedTuple):
 PROFILES = {
     "ci": Profile(
         ("gemma-3-27b", "llama-3.1-8b"),
-        {
-            "shift": shift(
-                Phase(32, (128, 512), (32, 96)), Phase(48, (4000, 8000), (64, 192)), 1
-            ).build
-        },
+        {"shift": shift(Phase(32, (128, 512), (32, 96)), Phase(48, (4000, 8000), (64, 192)), 1)},
         ("stock", "jenga"),
         Limits(),
         None,
@@ -75,10 +71,10 @@ PROFILES = {
     "quick": Profile(
         ("gemma-3-27b", "gpt-oss-20b", "qwen3-next-80b", "llama-3.1-8b"),
         {
-            "multi-turn": Chats(clients=16, rounds=8).build,
-            "shared-prefixes": SharedPrefixes(groups=32).build,
-            "shift": shift(repeat=1).build,
-            "reasoning": reasoning(Phase(64, (256, 1024), (1024, 5120))).build,
+            "multi-turn": Chats(clients=16, rounds=8),
+            "shared-prefixes": SharedPrefixes(groups=32),
+            "shift": shift(repeat=1),
+            "reasoning": reasoning(Phase(64, (256, 1024), (1024, 5120))),
         },
         ("stock", "max-page", "jenga"),
         Limits(),
@@ -87,19 +83,19 @@ PROFILES = {
     "full": Profile(
         MODELS,
         {
-            "multi-turn": Chats().build,
-            "shared-prefixes": SharedPrefixes().build,
-            "documents": Documents().build,
-            "shift": shift().build,
-            "reasoning": reasoning().build,
-            "agents": agents().build,
-            "exams": Exams().build,
-            "tenants": Tenants().build,
-            "bursts": Bursts().build,
-            "rag": Passages().build,
-            "agentic": CodingAgents().build,
-            "mmmu": Pictures().build,
-            "mmmu-in-order": Pictures(mixed=False).build,
+            "multi-turn": Chats(),
+            "shared-prefixes": SharedPrefixes(),
+            "documents": Documents(),
+            "shift": shift(),
+            "reasoning": reasoning(),
+            "agents": agents(),
+            "exams": Exams(),
+            "tenants": Tenants(),
+            "bursts": Bursts(),
+            "rag": Passages(),
+            "agentic": CodingAgents(),
+            "mmmu": Pictures(),
+            "mmmu-in-order": Pictures(mixed=False),
         },
         ("stock", "stock-best", "max-page", "unified", "jenga"),
         Limits(),

@@ -8,7 +8,7 @@ or an engine; what the requests stand for and how they were scaled is in `Worklo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -49,3 +49,9 @@ class Workload:
     def longest_tokens(self) -> int:
         """Prompt and output of the longest request: what a server must be able to hold."""
         return max(request.prompt.size + request.output.size for request in self.requests)
+
+
+class Load(Protocol):
+    """What a workload is drawn from: a frozen dataclass, its fields the load's."""
+
+    def build(self) -> Workload: ...

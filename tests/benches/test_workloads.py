@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.replay.bench import varied
+from benchmarks.replay.crowds import Bursts, Tenants
 from benchmarks.replay.draws import arrivals, spread
 from benchmarks.replay.facts import causality_fault, facts, reusable_tokens
 from benchmarks.replay.mooncake import Mooncake, block_tokens
@@ -316,3 +319,21 @@ def test_the_last_prompt_token_and_the_last_answer_token_are_never_reused():
     assert reusable_tokens(same) == [0, 3]
     # a's prompt 1 2 3 4 and the first token, 1, of its answer 1 2.
     assert reusable_tokens(Workload("on", (_request("a"), longer), "")) == [0, 5]
+
+
+def test_a_load_can_be_drawn_anew_and_come_faster():
+    load = Tenants(requests=20)
+    same, other, fast = (
+        varied(load, Namespace(seed=seed, faster=faster)).build().requests
+        for seed, faster in ((0, 1.0), (1, 1.0), (0, 2.0))
+    )
+    assert [request.at for request in same] == [request.at for request in load.build().requests]
+    assert [request.prompt.size for request in other] != [request.prompt.size for request in same]
+    assert [request.at for request in fast] == pytest.approx([r.at / 2 for r in same])
+
+
+def test_bursts_come_faster_and_whoever_waits_for_an_answer_keeps_its_pause():
+    burst, chats = (
+        varied(load, Namespace(seed=0, faster=4.0)) for load in (Bursts(), Chats(think=8.0))
+    )
+    assert (burst.gap, chats.think, chats.rate) == (5.0, 8.0, 16.0)
