@@ -14,6 +14,17 @@ from sglang_jenga.radix.policy import Range
 from sglang_jenga.radix.queues import EvictionQueues
 from sglang_jenga.radix.times import Times
 
+WORTH = 2
+"""What a state has to save to be worth another request, in tokens that fit in its bytes.
+
+Of R running requests n have a prefix of s tokens in common, so of those that come n / R will; the
+state saves each of them s of the P tokens that a request computes. That is n * s / (R * P) of the
+share f of its time that the server spends on prompts. The bytes of c tokens are those of c / L of
+the R requests, of L tokens each, and so many fewer would cost about c / (L * R) of the other time,
+1 - f. Where L is about P the state is worth more if n * s >= c * (1 - f) / f: twice its tokens at a
+third of the time on prompts.
+"""
+
 
 class AgeingOptions(NamedTuple):
     """As in `RadixTrees`."""
@@ -28,12 +39,15 @@ class Ageing:
     """Keeps the times and resume points of the nodes on `Paths`, and says which pages are shielded.
 
     Running requests may have locked the full pages before a resume point while nobody has locked
-    its window. Those full pages serve the next request only if the window is there, and a window is
-    a few bytes: it is shielded. For every node and window group:
+    its window, or its state. Those full pages serve the next request only if the window is there,
+    and a window is a few bytes: it is shielded. A state is not so cheap: another request could run
+    in its bytes. It is shielded where many run on it, so that more come, or where it saves them a
+    long prompt. For every node and group g that is not prefix-closed:
 
-        extents[g].shielded == resume_point[g] and locks[c] > 0 and not locks[g]
+        extents[g].shielded == resume_point[g] and not locks[g] and locks[c] * end >= least[g]
 
-    c is the prefix-closed group, whose pages every prefix needs.
+    c is the prefix-closed group, whose pages every prefix needs; least[g] is 1 for a window, so
+    that any lock does, and `WORTH` times the tokens that fit in its bytes for a state.
     """
 
     def __init__(
@@ -52,8 +66,14 @@ class Ageing:
         # Groups whose pages are of no use behind a hit that went past them.
         aging = [g for g in self._others if paths.policies[g].ages_behind_hits]
         self._passed = tuple(aging if options.resume_points else ())
-        self._shielding = self._passed if options.shield else ()
         self.prefix_groups = [g for g in self._others if paths.policies[g].per_prefix]
+        # Per group what locks times tokens have to come to; groups that are never shielded lack.
+        self._least: dict[int, int] = {}
+        if options.shield:
+            self._least.update(dict.fromkeys(self._passed, 1))
+            if cost := options.state_cost_tokens:
+                self._least.update(dict.fromkeys(self.prefix_groups, WORTH * cost))
+        self.counts_locks = any(least > 1 for least in self._least.values())
 
     def tick(self) -> None:
         """Something happens that makes pages of use."""
@@ -133,8 +153,8 @@ class Ageing:
     # ---- shield -----------------------------------------------------------------------------
 
     def reshield(self, node: Node) -> None:
-        """Locks of the node have come or gone."""
-        for group_id in self._shielding:
+        """Locks of the node have come or gone, or it has become a resume point."""
+        for group_id in self._least:
             if (extent := node.extents[group_id]) is not None:
                 self._reshield(node, extent)
 
@@ -150,11 +170,12 @@ class Ageing:
 
     def is_shielded(self, node: Node, group_id: int) -> bool:
         """Whether the node's pages of a group have to be shielded, if nobody has locked them."""
+        least = self._least.get(group_id)
         return (
-            node.resume_point[group_id]
-            and node.locks[self._closed] > 0
+            least is not None
+            and node.resume_point[group_id]
             and not node.locks[group_id]
-            and group_id in self._shielding
+            and node.locks[self._closed] * node.end >= least
         )
 
     # ---- one page per prefix ----------------------------------------------------------------

@@ -48,6 +48,7 @@ class Locks:
                     self._pin(part, group_id)
                 else:
                     self.num_shared[group_id] += self._num_positions(part, group_id)
+                    self._recount(part, group_id)
         return lock
 
     def unlock(self, lock: PathLock) -> None:
@@ -86,12 +87,18 @@ class Locks:
         assert node.locks[group_id] >= 0, "unlocked more often than locked"
         if node.locks[group_id]:
             self.num_shared[group_id] -= self._num_positions(node, group_id)
+            self._recount(node, group_id)
             return
         extent = node.extents[group_id]
         if extent is not None:
             self._owner.unpin(extent)
             self._queues.push(node, extent)
         self._ages.reshield(node)
+
+    def _recount(self, node: Node, group_id: int) -> None:
+        """The node stays locked, by more or fewer."""
+        if group_id == self._closed and self._ages.counts_locks:
+            self._ages.reshield(node)
 
     def check(self, nodes: list[Node]) -> None:
         """Recount. O(tree)."""

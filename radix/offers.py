@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -28,12 +28,13 @@ class Offers:
         holdings: Holdings,
         observer: TreeObserver | None,
         image_ends: Sequence[int] = (),
+        forks: Collection[int] = (),
     ) -> None:
         self.adopted: list[tuple[Node, int]] = []
         self.declined: list[list[np.ndarray]] = [[] for _ in offers]
         self._offers = offers
         self._paths, self._holdings, self._observer = paths, holdings, observer
-        self._image_ends = image_ends
+        self._image_ends, self._forks = image_ends, forks
 
     def append(self, namespace: Hashable, parent: Node, key: np.ndarray) -> Node:
         """New nodes for the key behind ``parent``, cut where a group's pages begin or end."""
@@ -71,8 +72,8 @@ class Offers:
                     continue
                 if part.extents[group_id] is None:
                     self._adopt(part, group_id, ids)
-                    # A page for a prefix that others have gone on from: they part here.
-                    part.resume_point[group_id] |= policies[group_id].per_prefix
+                    if policies[group_id].per_prefix and part.end in self._forks:
+                        part.resume_point[group_id] = True
                 else:
                     self.declined[group_id].append(ids)
 

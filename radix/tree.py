@@ -77,9 +77,11 @@ class RadixTrees:
             balanced: one clock for all groups; else evictions go through one group after the other.
             aligned: of equally old pages those of longer prefixes go first, in all groups.
             resume_points: window pages are demoted except where requests resume (`Ageing`).
-            shield: resume points inside what running requests have locked go last.
+            shield: resume points inside what running requests have locked go last; of pages of
+                whole prefixes those that are worth more than one more request (`Ageing`).
             state_cost_tokens: tokens of full attention that fit in the bytes of one page of a whole
-                prefix. A page that saves fewer is demoted once a longer prefix has one.
+                prefix. A page that saves fewer is demoted once a longer prefix has one. 0: no page
+                of a whole prefix is demoted or shielded.
             grace_tokens: tokens, before those that are read at a path's end, that are as young as
                 the end.
             most_on_path: pages of whole prefixes that a path keeps, not counting those where
@@ -195,15 +197,19 @@ class RadixTrees:
         key: np.ndarray,
         offers: Sequence[TokenPages | PrefixPages],
         image_ends: Sequence[int] = (),
+        *,
+        forks: Collection[int] = (),
     ) -> Inserted:
         """Offer a request's own pages for ``key``; the trees adopt what they lack. Images that end
-        at ``image_ends`` become nodes of their own.
+        at ``image_ends`` become nodes of their own. A page for the whole of a prefix that others
+        have gone on from is where requests resume if its length is one of ``forks``; at other
+        lengths it is there by chance, where a prompt was cut.
 
         ``start`` ends the part of the key that the trees have for this request already; it must be
         locked, or the root. Adopted pages are evictable until somebody locks them.
         """
         self._ages.tick()
-        own = Offers(offers, self._paths, self._holdings, self._observer, image_ends)
+        own = Offers(offers, self._paths, self._holdings, self._observer, image_ends, forks)
         node, at, branch = start, start.end, None
         while at < key.size:
             child = node.children.get(self._paths.edge(namespace, key, at))
@@ -223,6 +229,7 @@ class RadixTrees:
             branch.forked = True
             for group_id in self._ages.prefix_groups:
                 branch.resume_point[group_id] = True
+            self._ages.reshield(branch)
         self._ages.touch(node, hit=False)
         self._ages.mark_resume_points(node)
         # Not before: the queues would have to set every new node's age right.
@@ -230,6 +237,7 @@ class RadixTrees:
             if (extent := adopted.evictable(group_id)) is not None:
                 self._queues.push(adopted, extent)
             if self.policies[group_id].per_prefix:
+                self._ages.reshield(adopted)
                 self._ages.demote_cheap_states(adopted, group_id)
         if self._most_on_path is not None:
             self._eviction.evict_beyond(self._most_on_path, node)

@@ -139,9 +139,10 @@ class World:
         need = [[count if group == group_id else 0] for group in range(len(self.trees.policies))]
         return self.allocator.alloc(["request"], need)[group_id]
 
-    def insert(self, key, alive_from=None, start=None, namespace=None, states=()):
+    def insert(self, key, alive_from=None, start=None, namespace=None, states=(), forks=()):
         """Insert a key with fresh pages from ``alive_from[g]`` small pages on, behind ``start``;
-        a state group offers pages for the prefix lengths ``states``."""
+        a state group offers pages for the prefix lengths ``states``, of which ``forks`` are where
+        requests are known to part."""
         start = self.trees.root if start is None else start
         pages, offers = [], []
         for group_id, policy in enumerate(self.trees.policies):
@@ -154,7 +155,7 @@ class World:
             ids = self.fresh(group_id, key.size // self.tpp - first)
             offers.append(TokenPages(first * self.tpp, ids))
             pages.append(np.concatenate([np.zeros(first, dtype=np.int64), ids]))
-        outcome = self.trees.insert(start, namespace, key, offers)
+        outcome = self.trees.insert(start, namespace, key, offers, forks=forks)
         self.check()
         return outcome, pages
 

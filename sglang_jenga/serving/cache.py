@@ -272,6 +272,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             _tokens(req.full_untruncated_fill_ids, end),
             offers,
             self._image_ends(req),
+            forks=() if self.states is None else self.states.forks(req, end),
         )
         end = node.end  # less, if the trees have another key that parts from it inside an image
         for group_id, parts in enumerate(declined):

@@ -200,6 +200,8 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> Any:
     starts = np.array(batch.prefix_lens, dtype=np.int64)
     ends = starts + np.array(batch.extend_lens, dtype=np.int64)
     fresh = [index for index, req in enumerate(batch.reqs) if not req.kv.holds_kv]
+    if batch.tree_cache.supports_mamba():
+        batch.tree_cache.states.before_extend(batch.reqs)
     step = StepDemand(
         batch.reqs,
         starts,

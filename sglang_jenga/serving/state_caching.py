@@ -50,7 +50,7 @@ class EndStates:
         if finished:
             slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
             return {length: slot}
-        slots = self._rows.mamba_allocator.alloc(1)
+        slots = self._rows.mamba_allocator.alloc_to_cache(1)
         if slots is None:
             return {}
         self._rows.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
@@ -65,6 +65,14 @@ class EndStates:
 
     def before_decode(self, reqs: Iterable[Any]) -> None:
         """A step is about to run; no state is tracked in it."""
+
+    def before_extend(self, reqs: Iterable[Any]) -> None:
+        """The same of a step with prompts in it: prompts are cut where they part."""
+
+    def forks(self, req: Any, length: int) -> tuple[int, ...]:
+        """Whether the state after ``length`` tokens is where the request parts from others: if
+        others have gone on from there, for prompts are cut where they part."""
+        return (length,)
 
     def branch(self, match: Match) -> int | None:
         """Note where the request matched last parts from what is cached; SGLang tracks nothing."""
@@ -108,7 +116,7 @@ class TrackedStates:
         elif self._lazy and req.extend_end >= len(req.full_untruncated_fill_ids):
             self._rows.track_nowhere(req, index)
         else:
-            fresh = self._rows.mamba_allocator.alloc(1)
+            fresh = self._rows.mamba_allocator.alloc_to_cache(1)
             if fresh is None:
                 return {}
             self._rows.set_mamba_ping_pong_slot(req, index, fresh[0])
@@ -153,6 +161,20 @@ class TrackedStates:
                 other = self._rows.get_mamba_ping_pong_other_idx(kv.mamba_last_track_idx)
                 kv.mamba_next_track_idx = other
 
+    def before_extend(self, reqs: Iterable[Any]) -> None:
+        """Move a branch point to the last place before it that SGLang tracks in the coming step: a
+        whole number of the kernel's chunks behind the step's first token. A prompt that is computed
+        in steps with others may begin one anywhere."""
+        for req in reqs:
+            branch, start = req.mamba_branching_seqlen, req.prefix_len
+            if branch is not None and start < branch <= req.extend_end:
+                req.mamba_branching_seqlen = branch - (branch - start) % self._grid
+
+    def forks(self, req: Any, length: int) -> tuple[int, ...]:
+        """The length at which the request parts from others, and is tracked for them."""
+        branch: int | None = req.mamba_branching_seqlen
+        return () if branch is None else (branch,)
+
     def num_releasable(self, reqs: Iterable[Any]) -> int:
         """States that `release_tracking` would give up."""
         return sum(1 for _ in self._places(reqs))
@@ -181,9 +203,10 @@ class TrackedStates:
                 yield saved, req, kv.mamba_ping_pong_empty.index(False)
 
     def branch(self, match: Match) -> int | None:
-        """Length at which SGLang shall track a state because requests part there."""
-        length = match.agreed - match.agreed % self._grid
-        return length if length > match.node.end else None
+        """Length up to which SGLang shall track a state because requests part there, if that
+        is behind the hit's."""
+        length = match.agreed - match.agreed % self._page_size
+        return length if length - match.node.end >= self._grid else None
 
 
 class UnreachableTokens(Release):

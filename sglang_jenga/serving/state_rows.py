@@ -46,6 +46,13 @@ class StateSlots:
         ids = self._allocator.alloc_states(need_size, to_run=to_run)
         return None if ids is None else torch.from_numpy(ids)
 
+    def alloc_to_cache(self, need_size: int) -> torch.Tensor | None:
+        """Slots for states that nobody runs on; None if shielded states had to go for them."""
+        capacity, groups = self._allocator.capacity, self._allocator.groups
+        if not capacity.fits(groups.need(0, states=need_size), beside_shielded=True):
+            return None
+        return self.alloc(need_size)
+
     def free(self, free_index: torch.Tensor) -> None:
         assert free_index.device.type == "cpu", "state slots live on the host"
         self._allocator.core.free(self._group_id, free_index.view(-1).numpy().astype(np.int64))

@@ -85,3 +85,31 @@ def test_who_waits_for_a_row_and_not_for_memory_leaves_a_state_too():
             rig.submit([text] * 48, 3)
         rig.run()
         assert rig.ask([3] * 48 + [9] * 3, 1).hit == 48
+
+
+@pytest.mark.parametrize("chunk", [None, 128, 127])
+def test_a_state_is_left_where_requests_part_wherever_their_prompts_are_cut(chunk: int | None):
+    """Decode steps in its chunks leave a prompt cut anywhere."""
+    with Rig(COSTLY._replace(full=640), LAZY._replace(page_size=1, chunk=chunk)) as rig:
+        grid = 8  # that of the kernel's chunks
+        rig.ask([1] * 600 + [2] * 8, 1)
+        rig.ask([1] * 600 + [3] * 8, 1)
+        assert 600 - grid < rig.ask([1] * 600 + [4] * 8, 1).hit <= 600
+
+
+def test_a_prompt_that_is_cut_leaves_no_state_in_place_of_one_that_many_run_on():
+    pool = COSTLY._replace(full=640, num_large=11)
+    with Rig(pool, LAZY._replace(page_size=1, chunk=128)) as rig:
+        for text in (2, 3):
+            rig.ask([1] * 600 + [text] * 8, 1)  # the second leaves a state where they part
+        for text in (4, 5, 6):
+            rig.submit([1] * 600 + [text] * 8, 60)
+            rig.turn(2)
+        assert len(rig.scheduler.running_batch.reqs) == 3
+
+        rig.submit([7] * 900, 1)
+        rig.turn(12)
+
+        assert rig.ask([1] * 600 + [8] * 8, 1).hit == 600
+        rig.run()
+        rig.check_nothing_lost()

@@ -37,16 +37,18 @@ class AgeModel:
             self._clock += 1
             self._touch(namespace, key, length, hit=True)
 
-    def insert(self, namespace, key, adopted, known):
+    def insert(self, namespace, key, adopted, known, forks):
         """``adopted[g]``: places, shortest first, that the trees took; they had ``known`` tokens
-        of the key before."""
+        of the key before, and the request is known to part from others after ``forks`` tokens."""
         self._clock += 1
         states = self._model.states_at
         for group_id, places in enumerate(adopted):
             self.used[group_id] |= dict.fromkeys(places, self._now)
-        if states is not None:  # others have gone on from there, so requests part there
+        if states is not None:
             self.resume_point[states] |= {
-                place for place in adopted[states] if place.length <= known
+                place
+                for place in adopted[states]
+                if place.length <= known and place.length in forks
             }
         parted = place_of(namespace, key, known)
         if 0 < known < key.size and self._parts(parted):
@@ -76,14 +78,21 @@ class AgeModel:
         return self.used[group_id][place]
 
     def is_shielded(self, group_id, place):
-        """Whether the place is a few bytes of a window that decide about full pages in use."""
+        """Whether the place is a few bytes of a window that decide about full pages in use, or a
+        state that saves those who run on it more tokens than would fit in its bytes twice."""
+        model = self._model
+        users = model.locks_on(FULL, place)
+        if group_id == model.states_at:
+            enough = 0 < 2 * self._state_cost <= users * place.length
+        else:
+            enough = users > 0
         return (
             self._shield
-            and group_id in self._model.token_groups[1:]
-            and place in self._model.small_ids[group_id]
+            and group_id != FULL
+            and place in model.small_ids[group_id]
             and place in self.resume_point[group_id]
-            and self._model.is_locked(FULL, place)
-            and not self._model.is_locked(group_id, place)
+            and enough
+            and not model.is_locked(group_id, place)
         )
 
     def shielded(self):

@@ -102,7 +102,10 @@ class CacheModel:
         return places
 
     def is_locked(self, group_id, place):
-        return any(place in lock[group_id] for lock in self.locks)
+        return self.locks_on(group_id, place) > 0
+
+    def locks_on(self, group_id, place):
+        return sum(place in lock[group_id] for lock in self.locks)
 
     def split_by_lock(self):
         """All that is cached as small pages ``(group, small_id)``: locked ones, and the others."""

@@ -126,11 +126,12 @@ class JengaMachine(Rig):
             self.model.insert(group_id, self.places_offered(request.namespace, key, offer))
             for group_id, offer in enumerate(offers)
         ]
-        self.ages.insert(request.namespace, key, [adopted for adopted, _ in taken], known)
+        forks = self.draw_forks(data, offers)
+        self.ages.insert(request.namespace, key, [adopted for adopted, _ in taken], known, forks)
         start = request.held.receipt.node
         assert start.end == request.protected
         lent = key.copy()
-        outcome = self.trees.insert(start, request.namespace, lent, offers)
+        outcome = self.trees.insert(start, request.namespace, lent, offers, forks=forks)
         for group_id, parts in enumerate(outcome.declined):
             assert [small_id for ids in parts for small_id in ids.tolist()] == taken[group_id][1]
             for ids in parts:
@@ -145,6 +146,13 @@ class JengaMachine(Rig):
             shown = self.trees.pages_to(outcome.node, group_id)
             request.pages[group_id][first : shown.size] = shown[first:]
         self.match(request.namespace, key)
+
+    def draw_forks(self, data, offers):
+        """One of the lengths that states are offered of, or none."""
+        if self.states_at is None:
+            return ()
+        lengths = sorted(offers[self.states_at])
+        return data.draw(st.sampled_from([(), *((length,) for length in lengths)]))
 
     def unlockable(self):
         """A request that goes on has a state of its own, so it need not lock the cached one."""

@@ -105,7 +105,7 @@ def test_a_state_behind_which_requests_part_is_not_outdone_by_a_longer_one():
 def test_a_branch_point_is_remembered_when_the_ways_from_it_are_evicted():
     world, first, other = World(StatePolicy(), state_cost_tokens=99), tokens(12), tokens(8, 5)
     world.insert(first, states=(12,))
-    world.insert(fork(first, 6, 12)[:6], states=(6,))  # a second one, cut where it parts
+    world.insert(fork(first, 6, 12)[:6], states=(6,), forks=(6,))  # cut where it parts
     assert world.trees.evict_small(FULL, 6) == 6
     world.insert(other, states=(8,))
     world.insert(fork(first, 6, 12, seed=2), states=(12,))
@@ -149,3 +149,49 @@ def test_a_duplicate_state_is_declined():
     world.insert(key, states=(4, 8))
     outcome, pages = world.insert(key, states=(8,))
     assert [ids.tolist() for ids in outcome.declined[1]] == [pages[1].tolist()]
+
+
+def test_a_state_where_a_prompt_was_cut_stays_no_longer_than_others_of_its_path():
+    """Others had gone on from there, but nobody parts there."""
+    world, chat = World(StatePolicy(), state_cost_tokens=99), tokens(12)
+    world.insert(chat, states=(12,))
+    world.insert(fork(chat, 8, 12), states=(4, 8, 12), forks=(8,))
+    world.evict(1)
+    assert [world.hit(chat[:length]) for length in (4, 8, 12)] == [0, 8, 12]
+
+
+@pytest.mark.parametrize(("users", "stays"), [(1, False), (2, True)])
+def test_a_state_on_which_enough_requests_run_goes_last(users: int, stays: bool):
+    """Eight tokens are worth a state of eight, twice, as soon as two run on them."""
+    world, prompt, other = World(StatePolicy(), state_cost_tokens=8), tokens(8), tokens(4, 5)
+    world.insert(prompt, states=(8,))
+    node = world.insert(fork(prompt, 8, 12))[0].node
+    world.insert(fork(prompt, 8, 12, seed=3))  # they part behind 8 tokens
+    locks = [world.trees.lock(node, without=(1,)) for _ in range(users)]
+    world.insert(other, states=(4,))
+
+    world.trees.evict_small(1, 1)
+
+    assert (world.hit(prompt), world.hit(other)) == ((8, 0) if stays else (0, 4))
+    for lock in locks:
+        world.trees.unlock(lock)
+        world.check()
+    assert not any(extent.shielded for extent in world.trees.extents())
+
+
+@pytest.mark.parametrize("state_first", [True, False])
+def test_a_state_is_shielded_as_soon_as_it_is_where_those_who_run_part(state_first: bool):
+    world, prompt = World(StatePolicy(), state_cost_tokens=4), tokens(8)
+    node = world.insert(fork(prompt, 8, 12), states=(8,) if state_first else ())[0].node
+    lock = world.trees.lock(node, without=(1,))
+    world.insert(fork(prompt, 8, 12, seed=3), states=(8,), forks=(8,))
+    assert [extent.shielded for extent in world.trees.extents() if extent.group_id == 1] == [True]
+    world.trees.unlock(lock)
+
+
+def test_so_is_one_that_comes_where_the_way_on_is_cached_already():
+    world, prompt = World(StatePolicy(), state_cost_tokens=4), tokens(12)
+    lock = world.trees.lock(world.insert(prompt)[0].node, without=(1,))
+    world.insert(prompt[:8], states=(8,), forks=(8,))
+    assert [extent.shielded for extent in world.trees.extents() if extent.group_id == 1] == [True]
+    world.trees.unlock(lock)
