@@ -22,7 +22,7 @@ from benchmarks.replay.requests import Workload
 from benchmarks.replay.result import Result, from_json, to_json
 from benchmarks.replay.run import CHUNK, replay, room_for_pool
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Counts what totals results have: those with others are played again."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Driver:
         self.model = NullModel(play.requests)
         self.recorder = Recorder(play.groups, play.pool_bytes)
         self.watch = Stopwatch()
+        self._spans: list[float] = []  # modelled seconds of each step, one to each of its laps
         self.outcome: Outcome | None = None
         self._due: list[tuple[float, int, Request]] = []
         self._followers: dict[str, list[tuple[int, Request]]] = defaultdict(list)
@@ -127,6 +129,7 @@ class Driver:
             # SGLang counts a step's text; rows, prompts and hits have the images at the beginning.
             starts, counts = starts + images.lengths - images.new, counts + images.new
         self.now += span
+        self._spans.append(span)
         self._idle = 0
         self.recorder.step(self._scheduler, batch, starts, counts, span, self.now)
         rids = [req.rid for req in batch.reqs]
@@ -174,12 +177,22 @@ class Driver:
 
     def _result(self) -> Outcome:
         served = [self._served[request.rid] for request in self.play.requests]
-        return Outcome(
-            self.recorder.thinned(),
-            served,
-            self.recorder.totals() | self.watch.totals() | request_totals(served),
-            self.recorder.pool_described,
-        )
+        totals = self.recorder.totals() | self.watch.totals() | request_totals(served)
+        waits = waits_for_host(self._spans, self.watch.laps, self._scheduler.enable_overlap)
+        seconds = totals["modelled_seconds"] + waits
+        totals["host_paced_tokens_per_s"] = totals["output_tokens"] / seconds
+        return Outcome(self.recorder.thinned(), served, totals, self.recorder.pool_described)
+
+
+def waits_for_host(spans: Sequence[float], laps: Sequence[float], overlap: bool) -> float:
+    """Seconds that a GPU would wait for the scheduler's thread: a step is scheduled while the one
+    before runs, or with no ``overlap`` after it. ``spans[i]`` are the seconds of step i on the GPU,
+    ``laps[i]`` those that scheduling it took; waits that an idle server would have had anyway are
+    in it too."""
+    if not overlap:
+        return float(np.sum(laps))
+    ahead = np.asarray(laps)[1:] - np.asarray(spans)[:-1]
+    return float(laps[0] + np.maximum(0, ahead).sum())
 
 
 def request_totals(served: list[Served]) -> dict[str, float]:

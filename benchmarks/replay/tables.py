@@ -70,7 +70,8 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
     """One row per replay; modelled columns are marked with `~`.
 
     Running requests: mean over the time in which others waited, mean of decode steps, most. Host:
-    the scheduler's thread, per step.
+    the scheduler's thread, per step. With scheduling: if the GPU waits for that thread where it is
+    slower than the step before.
     """
     header = [
         "model",
@@ -82,6 +83,7 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
         "retracted",
         "wasted",
         "~tokens/s",
+        "~with scheduling",
         "~TTFT p50 / p99, s",
         "~ITL p50 / p99, ms",
         "host, ms a step: mean / p99",
@@ -100,6 +102,7 @@ def cell_table(results: Mapping[Cell, Result]) -> str:
                 f"{total['retractions']:.0f}",
                 f"{100 * total['wasted_share']:.2f} %",
                 f"{total['modelled_tokens_per_s']:,.0f}",
+                f"{total['host_paced_tokens_per_s']:,.0f}",
                 f"{total['ttft_p50']:.2f} / {total['ttft_p99']:.2f}",
                 f"{1000 * total['itl_p50']:.1f} / {1000 * total['itl_p99']:.1f}",
                 f"{total['host_ms_per_step']:.2f} / {total['host_ms_p99']:.1f}",
@@ -123,6 +126,7 @@ def ratio_table(results: Mapping[Cell, Result], dense: Sequence[str]) -> str:
         "retracted, stock / jenga",
         "wasted, jenga",
         "host, ms a step, stock / jenga",
+        "~with scheduling, over stock",
         *(f"~tokens/s over {rival}" for rival in rivals),
     ]
     found = groups(results)
@@ -149,6 +153,7 @@ def _ratio_row(group: Group, rivals: Sequence[str]) -> list[str]:
         both("retractions", ".0f"),
         f"{100 * jenga.totals['wasted_share']:.2f} %" if jenga else DASH,
         both("host_ms_per_step", ".2f"),
+        times(group.ratio("stock", "host_paced_tokens_per_s")),
         *(times(group.ratio(rival)) for rival in rivals),
     ]
 
@@ -163,6 +168,7 @@ def _mean_row(name: str, found: Sequence[Group], rivals: Sequence[str]) -> list[
         "",
         "",
         f"**{_mean_ratio(found, 'stock', 'host_ms_per_step')}**",
+        f"**{_mean_ratio(found, 'stock', 'host_paced_tokens_per_s')}**",
         *(f"**{_mean_ratio(found, rival)}**" for rival in rivals),
     ]
 

@@ -25,6 +25,7 @@ TOTALS = {
     "retractions": 2.0,
     "wasted_share": 0.125,
     "modelled_tokens_per_s": 50.0,
+    "host_paced_tokens_per_s": 40.0,
     "ttft_p50": 1.0,
     "ttft_p99": 2.0,
     "itl_p50": 0.01,
@@ -78,7 +79,7 @@ def test_ratios_are_of_the_same_model_and_workload_and_their_mean_is_geometric()
         Cell("falcon-h1-7b", "shift", "stock"): result(50),
     }
 
-    over_stock = [row[7] for row in rows(tables.ratio_table(results, dense=()))]
+    over_stock = [row[8] for row in rows(tables.ratio_table(results, dense=()))]
 
     assert over_stock == ["2.00x", "8.00x", "**4.00x of 2**"]
 
@@ -94,7 +95,7 @@ def test_the_dense_control_comes_last_and_enters_no_mean():
     found = rows(tables.ratio_table(results, dense=("llama-3.1-8b",)))
 
     assert [row[0] for row in found] == ["gemma-3-27b", "**geometric mean**", "llama-3.1-8b"]
-    assert [row[7] for row in found] == ["3.00x", "**3.00x of 1**", "1.00x"]
+    assert [row[8] for row in found] == ["3.00x", "**3.00x of 1**", "1.00x"]
 
 
 def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
@@ -106,7 +107,7 @@ def test_a_rival_that_did_not_run_leaves_a_dash_and_does_not_enter_the_mean():
 
     found = rows(tables.ratio_table(results, dense=()))
 
-    assert [row[7:] for row in found] == [["-"], ["1.25x"], ["**1.25x of 1**"]]
+    assert [row[8:] for row in found] == [["-"], ["1.25x"], ["**1.25x of 1**"]]
 
 
 def test_an_ablation_is_shown_over_jenga():
@@ -136,15 +137,17 @@ def test_cells_that_are_missing_for_one_reason_share_a_row():
 def test_host_time_stands_beside_stocks_and_its_mean_ratio_is_geometric():
     results = {
         Cell("gemma-3-27b", "shift", "stock"): result(host_ms_per_step=2.0),
-        Cell("gemma-3-27b", "shift", "jenga"): result(host_ms_per_step=3.0),
+        Cell("gemma-3-27b", "shift", "jenga"): result(
+            host_ms_per_step=3.0, host_paced_tokens_per_s=160.0
+        ),
         Cell("gemma-3-27b", "exams", "stock"): result(host_ms_per_step=1.0),
         Cell("gemma-3-27b", "exams", "jenga"): result(host_ms_per_step=6.0),
     }
 
-    assert [row[6] for row in rows(tables.ratio_table(results, dense=()))] == [
-        "2.00 / 3.00",
-        "1.00 / 6.00",
-        "**3.00x of 2**",
+    assert [row[6:8] for row in rows(tables.ratio_table(results, dense=()))] == [
+        ["2.00 / 3.00", "4.00x"],
+        ["1.00 / 6.00", "1.00x"],
+        ["**3.00x of 2**", "**2.00x of 2**"],
     ]
 
 
@@ -153,7 +156,7 @@ def test_a_cell_row_tells_measured_from_modelled():
     header = [part.strip() for part in table.splitlines()[0].strip("|").split("|")]
 
     modelled = [name for name in header if name.startswith("~")]
-    assert modelled == ["~tokens/s", "~TTFT p50 / p99, s", "~ITL p50 / p99, ms"]
+    assert modelled == ["~tokens/s", "~with scheduling", "~TTFT p50 / p99, s", "~ITL p50 / p99, ms"]
     assert rows(table)[0][3:] == [
         "4.0 / 3.0 / 6",
         "1,000",
@@ -161,6 +164,7 @@ def test_a_cell_row_tells_measured_from_modelled():
         "2",
         "12.50 %",
         "50",
+        "40",
         "1.00 / 2.00",
         "10.0 / 20.0",
         "2.00 / 9.2",

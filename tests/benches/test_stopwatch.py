@@ -109,3 +109,13 @@ def test_a_replays_host_time_is_the_schedulers_and_not_the_replays_own(
     assert choices == pytest.approx(round(choices))
     assert totals["steps"] < choices < totals["steps"] + 8
     assert totals["host_ms_p99"] < 4000
+
+
+def test_with_overlap_a_step_is_as_long_as_its_gpu_or_the_scheduling_of_the_next():
+    preload()
+    from benchmarks.replay.driver import waits_for_host
+
+    gpu, host = [4.0, 4.0, 1.0], [2.0, 3.0, 6.0]
+
+    assert waits_for_host(gpu, host, overlap=True) == 2 + 0 + 2  # the first waits for its own
+    assert waits_for_host(gpu, host, overlap=False) == 2 + 3 + 6
