@@ -111,7 +111,7 @@ def activate() -> None:
         hooks.apply(hook_table.SCHEDULER)
     except (ImportError, hooks.HookError, registry.RegistrationError) as error:
         raise flags.Refused(f"--memory-backend jenga cannot start: {error}") from error
-    validate.register_model_check()
+    validate.register_resolution_steps()
     window_models.register_overrides()
     construction.register_cache_backend()
     _active = True

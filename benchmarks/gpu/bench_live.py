@@ -32,11 +32,12 @@ from typing import Any
 from requests import RequestException
 
 from benchmarks.gpu.timing import Column, Report, machine, require_cuda
+from sglang_jenga.boot.chunks import CHUNK
 from sglang_jenga.testing.gpu_backends import missing
 from sglang_jenga.testing.servers import Answer, Server, ServerFailed
 
 CONFIGS = Path(__file__).parents[2] / "tests" / "configs"
-_CHUNK = ("--chunked-prefill-size", "2048")
+_CHUNK = ("--chunked-prefill-size", str(CHUNK))
 SIDES = {
     "stock": _CHUNK,
     "unified": ("--enable-unified-memory", *_CHUNK),

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.replay.geometries import Geometry
+from sglang_jenga.boot import chunks
 from sglang_jenga.serving.ablation import ENV, CacheOptions
 
 # How states get into the prefix cache. SGLang's default tracks them at intervals, in two extra
@@ -102,7 +103,7 @@ def _pages_like_states(geometry: Geometry, chunk: int) -> dict[str, Any]:
 
 
 _JENGA = {"memory_backend": "jenga"}
-_MIXED = {"enable_mixed_chunk": True, "chunked_prefill_size": 2048}
+_MIXED = {"enable_mixed_chunk": True, "chunked_prefill_size": chunks.CHUNK}
 _AUTO: dict[str, Any] = {}
 _UNIFIED = {"enable_unified_memory": True, "attention_backend": "triton"}
 

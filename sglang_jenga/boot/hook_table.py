@@ -216,7 +216,7 @@ CALLS = (
     Call(
         f"{_OVERRIDES}.resolution_hooks.register_resolution_hook",
         "(name)",
-        f"{_OURS}.boot.validate:register_model_check",
+        f"{_OURS}.boot.validate:register_resolution_steps",
         "models are refused as soon as SGLang knows which one it is",
         "that `handle_model_specific_adjustments` is still a step of the resolution, after "
         "`handle_gpu_memory_settings`, which reserves memory for the chunk that it finds",

@@ -33,8 +33,9 @@ def before_resolution(server_args: Any) -> None:
         )
 
 
-def register_model_check() -> None:
-    """Refuse models as soon as SGLang knows which one it is, before it adjusts anything to it."""
+def register_resolution_steps() -> None:
+    """Refuse models as soon as SGLang knows which one it is, before it adjusts anything to it; and
+    choose the chunks of those that are served."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.runtime_context import get_platform
