@@ -229,7 +229,7 @@ class RadixTrees:
             branch.forked = True
             for group_id in self._ages.prefix_groups:
                 branch.resume_point[group_id] = True
-            self._ages.reshield(branch)
+                self._ages.reshield(branch)
         self._ages.touch(node, hit=False)
         self._ages.mark_resume_points(node)
         # Not before: the queues would have to set every new node's age right.

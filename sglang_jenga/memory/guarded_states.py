@@ -38,9 +38,7 @@ def fused_recurrent_gated_delta_rule_update(
     ``initial_state_source`` ``[slots, HV, V, K]`` is updated in place; each slot is one piece."""
     states = initial_state_source
     if states is None or states.is_contiguous():
-        return original(
-            q, k, v, g, beta, scale, states, initial_state_indices, cu_seqlens, **more
-        )  # fmt: skip
+        return original(q, k, v, g, beta, scale, states, initial_state_indices, cu_seqlens, **more)
     if not states[0].is_contiguous():
         raise ValueError(f"a state is no piece of memory: shape {states.shape}, {states.stride()}")
     # From where the operator has it: the same module, whichever copy of it this is.

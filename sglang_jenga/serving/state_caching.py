@@ -50,7 +50,7 @@ class EndStates:
         if finished:
             slot, kv.mamba_pool_idx = int(kv.mamba_pool_idx), None
             return {length: slot}
-        slots = self._rows.mamba_allocator.alloc_to_cache(1)
+        slots = self._rows.mamba_allocator.alloc_to_cache()
         if slots is None:
             return {}
         self._rows.mamba_pool.copy_from(kv.mamba_pool_idx.view(1), slots)
@@ -116,7 +116,7 @@ class TrackedStates:
         elif self._lazy and req.extend_end >= len(req.full_untruncated_fill_ids):
             self._rows.track_nowhere(req, index)
         else:
-            fresh = self._rows.mamba_allocator.alloc_to_cache(1)
+            fresh = self._rows.mamba_allocator.alloc_to_cache()
             if fresh is None:
                 return {}
             self._rows.set_mamba_ping_pong_slot(req, index, fresh[0])

@@ -46,12 +46,12 @@ class StateSlots:
         ids = self._allocator.alloc_states(need_size, to_run=to_run)
         return None if ids is None else torch.from_numpy(ids)
 
-    def alloc_to_cache(self, need_size: int) -> torch.Tensor | None:
-        """Slots for states that nobody runs on; None if shielded states had to go for them."""
+    def alloc_to_cache(self) -> torch.Tensor | None:
+        """A slot for a state that nobody runs on, ``[1]``; None if a shielded one had to go."""
         capacity, groups = self._allocator.capacity, self._allocator.groups
-        if not capacity.fits(groups.need(0, states=need_size), beside_shielded=True):
+        if not capacity.fits(groups.need(0, states=1), beside_shielded=True):
             return None
-        return self.alloc(need_size)
+        return self.alloc(1)
 
     def free(self, free_index: torch.Tensor) -> None:
         assert free_index.device.type == "cpu", "state slots live on the host"
