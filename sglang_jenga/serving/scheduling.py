@@ -37,6 +37,8 @@ def next_prefill(
     if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
     rounds = allocator.rounds
+    if self.tree_cache.windows is not None:
+        self.tree_cache.windows.begin_round()
     # Of a prompt in flight the chunk before is in another micro-batch, and is no neighbour of it.
     neighbours = [req for req in micro_batches.beside(self) if req is not self.chunked_req]
     allocator.pressure.beside = neighbours

@@ -49,7 +49,8 @@ def _next_position(req: Any) -> int:
 def _locked_from(req: Any, group: _Group) -> int | None:
     """First position of what a request has locked last of its prefix in a group, and will leave
     behind; None for nothing."""
-    ranges = req.lock.ranges[group.group_id] if req.lock is not None else ()
+    lock = req.lock
+    ranges = lock.ranges[group.group_id] if lock is not None else ()
     if not ranges:
         return None
     begin, end = ranges[-1]
@@ -90,11 +91,16 @@ class Windows:
         self._due: list[tuple[int, int, Any, PathLock, _Group]] = []
         self._most_due = FEW_DUE
         self._decode_steps = self._num_watched = 0
+        self._slid = False  # in this round
 
     @property
     def num_due(self) -> int:
         """Locks that are remembered, some of them of requests that have left."""
         return len(self._due)
+
+    def begin_round(self) -> None:
+        """The scheduler is about to plan its next step: requests may have got further."""
+        self._slid = False
 
     # ---- of the prefix ----------------------------------------------------------------------
 
@@ -103,7 +109,7 @@ class Windows:
         for group in self._groups:
             if not self._keep:
                 self._free_behind(req, group, pre_len, interval)
-            self._advance_lock(req, group, pre_len, group.lock_interval)
+            self._advance_lock(req, group, _dead_end(group.kind, pre_len), pre_len)
 
     def step(self) -> bool:
         """`leave` of a whole decode step; False if SGLang has to ask for each request.
@@ -111,13 +117,15 @@ class Windows:
         With pages kept there is only what requests have locked of their prefixes, and most steps
         find nothing there: SGLang would ask for every request whose window has moved at all.
         """
+        self.begin_round()
         if not self._keep:
             return False
         self._decode_steps += 1
         while self._due and self._due[0][0] <= self._decode_steps:
             _, _, req, lock, group = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
-                self._advance_lock(req, group, _next_position(req), group.lock_interval)
+                position = _next_position(req)
+                self._advance_lock(req, group, _dead_end(group.kind, position), position)
                 if req.lock is lock:
                     self._watch(req, group)
         return True
@@ -143,10 +151,13 @@ class Windows:
         self._num_watched += 1
         heappush(self._due, (due, self._num_watched, req, req.lock, group))
 
-    def _advance_lock(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
-        """Unlock what of the prefix the window has left behind, ``interval`` tokens at a time."""
+    def _advance_lock(
+        self, req: Any, group: _Group, dead_end: int, pre_len: int, *, exactly: bool = False
+    ) -> None:
+        """Unlock what of the prefix lies before ``dead_end``, the end of what is dead at
+        ``pre_len``: so many tokens at a time, or any."""
         begin = _locked_from(req, group)
-        if begin is None or _dead_end(group.kind, pre_len) - begin < interval:
+        if begin is None or dead_end - begin < (1 if exactly else group.lock_interval):
             return
         lock = self._trees.advance(req.lock, group.group_id, pre_len)
         if lock is not req.lock:  # else it is watched already
@@ -157,7 +168,12 @@ class Windows:
 
     def slide(self, reqs: Iterable[Any], *, exactly: bool) -> None:
         """Give back what the windows of decoding requests have left behind: to the last page, or
-        (cheaper, and usually enough) where at least the interval has gathered."""
+        (cheaper, and usually enough) where at least the interval has gathered. That is once a
+        round: admission asks, then the decode step, and nobody gets further in between."""
+        if not exactly:
+            if self._slid:
+                return
+            self._slid = True
         interval = 1 if exactly else self._interval
         groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
         for req in reqs:
@@ -169,9 +185,11 @@ class Windows:
             for group, dead_of, cursor in groups:
                 # Most have nothing to give; asked of all of them, that must cost nothing.
                 dead = dead_of(pre_len)
-                if dead is not None and dead[1] - interval >= kv.get_evicted_seqlen(cursor):
+                if dead is None:
+                    continue
+                if dead[1] - interval >= kv.get_evicted_seqlen(cursor):
                     self._free_behind(req, group, pre_len, interval)
-                self._advance_lock(req, group, pre_len, 1 if exactly else group.lock_interval)
+                self._advance_lock(req, group, dead[1], pre_len, exactly=exactly)
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
@@ -184,7 +202,8 @@ class Windows:
             if exactly or not self._shared or req.skip_radix_cache_insert:
                 self._free_behind(req, group, req.prefix_len, 1)
             if exactly:
-                self._advance_lock(req, group, req.prefix_len, 1)
+                dead_end = _dead_end(group.kind, req.prefix_len)
+                self._advance_lock(req, group, dead_end, req.prefix_len, exactly=True)
 
     def _free_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
         """Free a request's own pages that are dead at ``pre_len``, if at least ``interval`` tokens

@@ -63,3 +63,23 @@ def test_prompts_that_never_decode_are_not_remembered():
         for number in range(40):
             rig.ask(answer([number % 3, number // 3 % 3, number // 9 % 3], 40), 1)
         assert rig.pools.cache.windows.num_due < 100
+
+
+def test_what_windows_leave_behind_can_be_had_in_every_round_and_once_in_each():
+    with Rig(FULL_AND_WINDOW._replace(window=8, num_large=400), Settings()) as rig:
+        rig.submit(answer([0], 5), 200)
+        allocator, windows = rig.pools.allocator, rig.pools.cache.windows
+        window = allocator.groups.mapped[0]
+
+        def given_back() -> int:
+            used = allocator.core.num_used[window]
+            windows.slide(allocator.pressure.decoding, exactly=False)
+            return used - allocator.core.num_used[window]
+
+        rig.turn(40)
+        for _ in range(3):
+            assert given_back() > 24
+            assert given_back() == 0
+            rig.turn(40)
+        rig.run()
+        rig.check_nothing_lost()
