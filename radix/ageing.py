@@ -86,7 +86,7 @@ class Ageing:
         before it. The rest of the path ages; a hit also demotes what lies behind windows."""
         refresh = self._times.refresh
         paths = self._paths
-        ranges = [(group_id, paths.ranges_read(group_id, node.end)) for group_id in self._others]
+        ranges = [(group_id, paths.ranges_kept(group_id, node.end)) for group_id in self._others]
         for group_id, own in ranges[:-1]:  # all cuts first: a node keeps only its back
             paths.parts_read(node, own, group_id)
         read = [(group_id, set(paths.parts_read(node, own, group_id))) for group_id, own in ranges]
@@ -118,9 +118,9 @@ class Ageing:
         paths = self._paths
         forks = [above.end for above in upwards(node, 0) if above.parts]
         for group_id in self._passed:
-            last = paths.ranges_read(group_id, node.end)
+            last = paths.ranges_kept(group_id, node.end)
             before = self._before(last)
-            ranges = [*last, *(r for end in forks for r in paths.ranges_read(group_id, end))]
+            ranges = [*last, *(r for end in forks for r in paths.ranges_kept(group_id, end))]
             paths.parts_read(node, before, group_id)  # all cuts first: a node keeps only its back
             kept = set(paths.parts_read(node, _joined(ranges), group_id))
             grace_tokens = set(paths.parts_read(node, before, group_id))

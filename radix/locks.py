@@ -37,7 +37,7 @@ class Locks:
         """As `RadixTrees.lock`."""
         # Splits may cut nodes later, so the receipt names tokens, not nodes.
         ranges = [
-            () if group_id in without else tuple(self._paths.ranges_read(group_id, node.end))
+            () if group_id in without else tuple(self._paths.ranges_kept(group_id, node.end))
             for group_id in self._groups
         ]
         lock = PathLock(node, tuple(ranges))
@@ -57,11 +57,14 @@ class Locks:
             for part in self._paths.parts_read(lock.node, ranges, group_id):
                 self._release(part, group_id)
 
-    def advance(self, lock: PathLock, group_id: int, length: int) -> PathLock:
+    def advance(
+        self, lock: PathLock, group_id: int, length: int, *, exactly: bool = True
+    ) -> PathLock:
         """As `RadixTrees.advance`."""
         node, before = lock.node, lock.ranges[group_id]
         length = max(length, node.end)
-        gone = _minus(before, self._paths.ranges_read(group_id, length, most=node.end))
+        kept = self._paths.ranges_kept(group_id, length, most=node.end, exactly=exactly)
+        gone = _minus(before, kept)
         if not gone:
             return lock
         for part in self._paths.parts_read(node, gone, group_id):

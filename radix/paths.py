@@ -36,6 +36,9 @@ class Paths:
         self.image = image_group(policies)
         self.bases = (self.closed,) if self.image is None else (self.closed, self.image)
         self.tokens_per_page = tokens_per_page
+        self._grains = [
+            max(1, policy.grain // tokens_per_page) * tokens_per_page for policy in policies
+        ]
         self.root = Node(None, None, None, Run(NO_PAGES, 0), 0, 0, len(policies))
         self._owner = owner
         self._queues, self._times = queues, times
@@ -183,16 +186,20 @@ class Paths:
                 return False
         return True
 
-    def ranges_read(self, group_id: int, length: int, most: int | None = None) -> Sequence[Range]:
-        """What a group reads after ``length`` tokens, in whole pages, of the first ``most``."""
+    def ranges_kept(
+        self, group_id: int, length: int, most: int | None = None, *, exactly: bool = False
+    ) -> Sequence[Range]:
+        """What a group keeps of the first ``most`` of ``length`` tokens: what it reads after them,
+        in whole pages and from a multiple of its grain on, or ``exactly``."""
         step = self.tokens_per_page
+        grain = step if exactly else self._grains[group_id]
         ranges = self.policies[group_id].update_last_access(Prefix(length))
-        if step == 1 and most is None:
+        if grain == 1 and most is None:
             return ranges
         most = length if most is None else most
         whole: list[Range] = []
         for begin, end in ranges:
-            begin, end = begin - begin % step, min(end + -end % step, most)
+            begin, end = begin - begin % grain, min(end + -end % step, most)
             if whole and begin < whole[-1][1]:  # two ranges end and begin in one page
                 begin = whole.pop()[0]
             if begin < end:

@@ -36,12 +36,19 @@ class LayerPolicy:
     ``atomic``: its pages lie before all others of a key, in nodes of their own, in place of those
     of the other prefix-closed group. Such a node (an image) is hit, kept and evicted as a whole.
     ``ages_behind_hits``: pages that a hit has gone past are of use only at resume points.
+    ``grain``: what is kept of a prefix, of that which is read, begins at a multiple of so many
+    tokens. Each request reads from a place of its own on, and each such place cuts the path that
+    they share: of r tokens that are read there are r / grain cuts, however many requests there are.
     """
 
     per_prefix: ClassVar[bool] = False
     prefix_closed: ClassVar[bool] = False
     atomic: ClassVar[bool] = False
     ages_behind_hits: ClassVar[bool] = False
+
+    @property
+    def grain(self) -> int:
+        return 1
 
     def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
         """Longest length, at most ``prefix.length``, whose hit finds all it needs.
@@ -56,7 +63,8 @@ class LayerPolicy:
     def update_last_access(self, prefix: Prefix) -> tuple[Range, ...]:
         """What the step after this prefix reads, in rising order, not overlapping.
 
-        A hit refreshes it, and a request that runs on the prefix locks it. The rest ages.
+        A hit refreshes it, and a request that runs on the prefix locks it; both from a multiple of
+        `grain` on. The rest ages.
         """
         raise NotImplementedError
 

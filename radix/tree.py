@@ -258,13 +258,16 @@ class RadixTrees:
         """Undo what is left of a lock."""
         self._locks.unlock(lock)
 
-    def advance(self, lock: PathLock, group_id: int, length: int) -> PathLock:
-        """Give up what one group does not read any more now that the request is at ``length``.
+    def advance(
+        self, lock: PathLock, group_id: int, length: int, *, exactly: bool = True
+    ) -> PathLock:
+        """Give up what one group does not read any more now that the request is at ``length``:
+        ``exactly``, or up to a multiple of its grain.
 
         A request before the end of what it has locked gives up nothing. Returns the receipt of
         what is still locked; the old one is void.
         """
-        return self._locks.advance(lock, group_id, length)
+        return self._locks.advance(lock, group_id, length, exactly=exactly)
 
     # ---- evict ------------------------------------------------------------------------------
 

@@ -9,12 +9,16 @@ from typing import ClassVar
 from sglang_jenga.layers.base import Sliding
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, exchanged_policy
 
+CUTS = 16
+"""Of a window, at most, where requests begin to read a path that they share."""
+
 
 @dataclass(frozen=True, slots=True)
 class WindowPolicy(LayerPolicy):
     """The next token reads ``reach`` tokens before it, one less than the window in tokens."""
 
     reach: int
+    grain: int = 1
     ages_behind_hits: ClassVar[bool] = True
 
     def get_possible_prefix(self, prefix: Prefix, cached: Iterable[Range]) -> int:
@@ -40,7 +44,9 @@ class Window(Sliding):
 
     @property
     def policy(self) -> LayerPolicy:
-        return exchanged_policy(self.name, self.width) or WindowPolicy(self.width - 1)
+        return exchanged_policy(self.name, self.width) or WindowPolicy(
+            self.width - 1, grain=max(1, self.width // CUTS)
+        )
 
     def dead(self, length: int) -> Range | None:
         end = length - self.width + 1

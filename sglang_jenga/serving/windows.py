@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from sglang.srt.environ import envs
 
 from sglang_jenga.layers.base import LayerKind
+from sglang_jenga.layers.window import CUTS
 from sglang_jenga.plan.request_need import MOST_BEHIND_WINDOW
 from sglang_jenga.radix.node import PathLock
 from sglang_jenga.radix.tree import RadixTrees
@@ -79,9 +80,9 @@ class Windows:
                 group_id,
                 groups.kinds[group_id],
                 groups.cursor(group_id),
-                # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long
-                # window. Less than a page cannot be cut.
-                max(self._interval, (groups.kinds[group_id].width - 1) // 16, self._page_size),
+                # Cutting what is locked costs more, and leaves nodes behind: no oftener than what
+                # windows keep is cut anyway. Less than a page cannot be.
+                max(self._interval, groups.kinds[group_id].width // CUTS, self._page_size),
                 groups.sinks[group_id],
             )
             for group_id in groups.mapped
@@ -159,7 +160,7 @@ class Windows:
         begin = _locked_from(req, group)
         if begin is None or dead_end - begin < (1 if exactly else group.lock_interval):
             return
-        lock = self._trees.advance(req.lock, group.group_id, pre_len)
+        lock = self._trees.advance(req.lock, group.group_id, pre_len, exactly=exactly)
         if lock is not req.lock:  # else it is watched already
             req.lock = lock
             self.watch(req)

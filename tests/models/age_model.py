@@ -120,7 +120,7 @@ class AgeModel:
 
     def _touch(self, namespace, key, length, *, hit):
         model = self._model
-        read = [set(model.places_read(g, namespace, key, length)) for g in model.groups]
+        read = [set(model.places_kept(g, namespace, key, length)) for g in model.groups]
         for end in range(model.tpp, length + 1, model.tpp):
             place = place_of(namespace, key, end)
             for group_id, used in enumerate(self.used):
@@ -139,9 +139,9 @@ class AgeModel:
         ends = [end for end, place in path.items() if end == key.size or self._parts(place)]
         for group_id in model.token_groups[1:]:
             kept = {
-                place for end in ends for place in model.places_read(group_id, namespace, key, end)
+                place for end in ends for place in model.places_kept(group_id, namespace, key, end)
             }
-            last = model.places_read(group_id, namespace, key, key.size)
+            last = model.places_kept(group_id, namespace, key, key.size)
             before = key.size - len(last) * model.tpp
             further = before - self._grace_tokens if last else before
             grace_tokens = {place for end, place in path.items() if further < end <= before}

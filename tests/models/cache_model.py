@@ -30,10 +30,11 @@ class CacheModel:
     """``small_ids[g]`` maps a place to what group g has cached for it.
 
     Groups are one full, a window of each of ``reaches``, and with ``states`` a last one of states.
+    What a window reads is kept from a multiple of its ``grains`` on.
     """
 
-    def __init__(self, tokens_per_page, reaches, states):
-        self.tpp, self.reaches = tokens_per_page, reaches
+    def __init__(self, tokens_per_page, reaches, grains, states):
+        self.tpp, self.reaches, self.grains = tokens_per_page, reaches, grains
         self.states_at = 1 + len(reaches) if states else None
         self.groups = range(1 + len(reaches) + states)
         self.token_groups = range(1 + len(reaches))
@@ -46,15 +47,28 @@ class CacheModel:
         """First position that the token at ``length`` reads of a token group."""
         return 0 if group_id == FULL else max(0, length - self.reaches[group_id - 1])
 
-    def pages_read(self, group_id, length):
+    def first_kept(self, group_id, length):
+        """The same of what a lock keeps, if anything is read at all."""
         first = self.first_read(group_id, length)
+        grain = 1 if group_id == FULL or first == length else self.grains[group_id - 1]
+        return first - first % max(self.tpp, grain - grain % self.tpp)
+
+    def pages_read(self, group_id, length, *, kept=False):
+        first = (self.first_kept if kept else self.first_read)(group_id, length)
         return range(first // self.tpp, -(-length // self.tpp)) if first < length else range(0)
 
     def places_read(self, group_id, namespace, key, length):
         """What a request that goes on from ``key[:length]``, whole small pages, reads."""
+        return self._places(group_id, namespace, key, length, kept=False)
+
+    def places_kept(self, group_id, namespace, key, length):
+        """And what it locks, refreshes or leaves for others."""
+        return self._places(group_id, namespace, key, length, kept=True)
+
+    def _places(self, group_id, namespace, key, length, *, kept):
         if group_id == self.states_at:
             return [place_of(namespace, key, length)] if length else []
-        pages = self.pages_read(group_id, length)
+        pages = self.pages_read(group_id, length, kept=kept)
         return [place_of(namespace, key, (page + 1) * self.tpp) for page in pages]
 
     def agreed(self, namespace, key):

@@ -80,8 +80,8 @@ class JengaMachine(Rig):
         self.write(request, size)
 
     @precondition(lambda self: self.running and len(self.token_groups) > 1)
-    @rule(data=st.data(), lag=st.integers(0, 4))
-    def slide(self, data, lag):
+    @rule(data=st.data(), lag=st.integers(0, 4), exactly=st.booleans())
+    def slide(self, data, lag, exactly):
         request = self.draw_running(data)
         at = max(request.key.size - lag, 0)
         for group_id in self.token_groups[1:]:
@@ -91,11 +91,11 @@ class JengaMachine(Rig):
             if dead_to > begin:
                 self.free_own(request, group_id, begin, dead_to)
                 request.slid[group_id] = dead_to
-            receipt = self.trees.advance(request.held.receipt, group_id, at)
+            receipt = self.trees.advance(request.held.receipt, group_id, at, exactly=exactly)
             end = receipt.node.end
-            read = self.model.pages_read(group_id, max(at, end))
+            kept = self.model.pages_read(group_id, max(at, end), kept=not exactly)
             request.held.places[group_id] &= {
-                place_of(request.namespace, request.key, (page + 1) * self.tpp) for page in read
+                place_of(request.namespace, request.key, (page + 1) * self.tpp) for page in kept
             }
             request.held = Held(receipt, request.held.places)
 

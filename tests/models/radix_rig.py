@@ -72,6 +72,7 @@ class Rig(RuleBasedStateMachine):
         data=st.data(),
         tpp=st.sampled_from([1, 2, 4]),
         reaches=st.lists(st.integers(0, 9), min_size=2, max_size=2),
+        grains=st.lists(st.sampled_from([1, 1, 3, 4, 8]), min_size=2, max_size=2),
         order=st.sampled_from(["packed", "paper", "fullest"]),
         balanced=st.sampled_from([True, True, False]),
         aligned=st.sampled_from([True, True, False]),
@@ -86,6 +87,7 @@ class Rig(RuleBasedStateMachine):
         data,
         tpp,
         reaches,
+        grains,
         order,
         balanced,
         aligned,
@@ -101,7 +103,8 @@ class Rig(RuleBasedStateMachine):
         plan = plan_of(packings, num_large)
         self.pool, self.tpp = PoolBytes(packings, num_large), tpp
         self.memory = Memory(self.pool)
-        self.model = CacheModel(tpp, reaches[: len(packings) - 1 - states], states)
+        windows = len(packings) - 1 - states
+        self.model = CacheModel(tpp, reaches[:windows], grains[:windows], states)
         self.groups, self.token_groups = self.model.groups, self.model.token_groups
         self.states_at = self.model.states_at
         self.allocator = ModelledAllocator(plan, order=order)
@@ -109,7 +112,7 @@ class Rig(RuleBasedStateMachine):
         self.ages = self.allocator.ages = AgeModel(self.model, state_cost, grace_tokens, shield)
         self.balanced, self.aligned = balanced, aligned
         self.ages_known = not states  # tokens that no state lets hit age by a rule not modelled yet
-        policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches)]
+        policies = [FullPolicy(), *map(WindowPolicy, self.model.reaches, self.model.grains)]
         policies += [StatePolicy()] * states
         self.trees = RadixTrees(
             policies,
@@ -234,7 +237,7 @@ class Rig(RuleBasedStateMachine):
         places = [
             set()
             if group_id in without
-            else set(self.model.places_read(group_id, namespace, key, node.end))
+            else set(self.model.places_kept(group_id, namespace, key, node.end))
             for group_id in self.groups
         ]
         self.model.locks.append(places)

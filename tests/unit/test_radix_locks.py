@@ -3,6 +3,7 @@
 import pytest
 
 from sglang_jenga.layers.window import WindowPolicy
+from sglang_jenga.radix.paths import upwards
 from tests.conftest import World, fork, tokens
 from tests.models.radix_examples import FULL, WINDOW, used_map
 
@@ -55,6 +56,30 @@ def test_a_request_that_moves_on_unlocks_what_its_window_leaves_behind():
     assert used_map(node, FULL) == "UUUUUU"
     world.trees.unlock(lock)
     assert used_map(node, FULL) == "cccccc"
+
+
+def test_windows_of_many_requests_cut_a_path_that_they_share_only_where_grains_begin():
+    world, key = World(WindowPolicy(32, grain=8)), tokens(64)
+    node = world.insert(key)[0].node
+    ends = range(40, 64)
+    locks = [world.trees.lock(world.trees.match(None, key[:end]).node) for end in ends]
+    assert {part.begin for part in upwards(node, 0)} == {0, 8, 16, 24, 32, *ends}
+    for lock in locks:
+        world.trees.unlock(lock)
+    world.check()
+
+
+def test_a_request_short_of_memory_gives_up_what_the_grain_kept_as_well():
+    world = World(WindowPolicy(8, grain=4))
+    node = world.insert(tokens(16))[0].node
+    lock = world.trees.lock(node)
+    maps = []
+    for length, exactly in ((18, False), (18, True), (19, False), (20, False)):
+        lock = world.trees.advance(lock, WINDOW, length, exactly=exactly)
+        world.check()
+        maps.append(used_map(node, WINDOW))
+    assert [hold.index("U") for hold in maps] == [8, 10, 10, 12]
+    world.trees.unlock(lock)
 
 
 def test_moving_on_leaves_other_requests_their_locks():
