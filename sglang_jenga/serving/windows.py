@@ -176,6 +176,7 @@ class Windows:
                 return
             self._slid = True
         interval = 1 if exactly else self._interval
+        unlock = exactly or not self._keep  # else `step` has seen to it
         groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
@@ -190,7 +191,8 @@ class Windows:
                     continue
                 if dead[1] - interval >= kv.get_evicted_seqlen(cursor):
                     self._free_behind(req, group, pre_len, interval)
-                self._advance_lock(req, group, dead[1], pre_len, exactly=exactly)
+                if unlock:
+                    self._advance_lock(req, group, dead[1], pre_len, exactly=exactly)
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
