@@ -10,7 +10,9 @@ from sglang_jenga.layers.base import Sliding
 from sglang_jenga.radix.policy import LayerPolicy, Prefix, Range, exchanged_policy
 
 CUTS = 16
-"""Of a window, at most, where requests begin to read a path that they share."""
+"""Of a window, where requests begin to read a path that they share: no more, unless it is long."""
+MOST_GRAIN = 256
+"""Tokens: what a request keeps for nothing is half of a grain in the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Window(Sliding):
     @property
     def policy(self) -> LayerPolicy:
         return exchanged_policy(self.name, self.width) or WindowPolicy(
-            self.width - 1, grain=max(1, self.width // CUTS)
+            self.width - 1, grain=max(1, min(self.width // CUTS, MOST_GRAIN))
         )
 
     def dead(self, length: int) -> Range | None:
