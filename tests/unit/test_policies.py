@@ -185,3 +185,12 @@ def test_a_request_keeps_its_sinks_locked_while_it_slides():
     assert sorted(world.evict()) == [(1, position) for position in range(SINKS, 11)]
     world.trees.unlock(lock)
     assert world.hit(fork(key, SINKS, 11)) == SINKS
+
+
+@pytest.mark.parametrize(
+    ("width", "grain"), [(1, 1), (16, 1), (128, 8), (1024, 64), (4096, 256), (32768, 256)]
+)
+def test_windows_are_kept_from_sixteen_places_or_every_256_tokens_on(width, grain):
+    policy = Window(width).policy
+    assert policy.grain == grain
+    assert policy.update_last_access(Prefix(99_999)) == ((99_999 - width + 1, 99_999),)[: width > 1]
