@@ -50,8 +50,7 @@ def _next_position(req: Any) -> int:
 def _locked_from(req: Any, group: _Group) -> int | None:
     """First position of what a request has locked last of its prefix in a group, and will leave
     behind; None for nothing."""
-    lock = req.lock
-    ranges = lock.ranges[group.group_id] if lock is not None else ()
+    ranges = req.lock.ranges[group.group_id] if req.lock is not None else ()
     if not ranges:
         return None
     begin, end = ranges[-1]
@@ -80,8 +79,8 @@ class Windows:
                 group_id,
                 groups.kinds[group_id],
                 groups.cursor(group_id),
-                # Cutting what is locked costs more, and leaves nodes behind: no oftener than what
-                # windows keep is cut anyway. Less than a page cannot be.
+                # Cutting what is locked costs more, and leaves nodes behind: a sixteenth of a long
+                # window, which is no less than its grain. Less than a page cannot be cut.
                 max(self._interval, groups.kinds[group_id].width // CUTS, self._page_size),
                 groups.sinks[group_id],
             )
@@ -110,7 +109,7 @@ class Windows:
         for group in self._groups:
             if not self._keep:
                 self._free_behind(req, group, pre_len, interval)
-            self._advance_lock(req, group, _dead_end(group.kind, pre_len), pre_len)
+            self._advance_lock(req, group, pre_len)
 
     def step(self) -> bool:
         """`leave` of a whole decode step; False if SGLang has to ask for each request.
@@ -118,15 +117,14 @@ class Windows:
         With pages kept there is only what requests have locked of their prefixes, and most steps
         find nothing there: SGLang would ask for every request whose window has moved at all.
         """
-        self.begin_round()
+        self.begin_round()  # where no prompts are admitted, on a decode server, nobody else says so
         if not self._keep:
             return False
         self._decode_steps += 1
         while self._due and self._due[0][0] <= self._decode_steps:
             _, _, req, lock, group = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
-                position = _next_position(req)
-                self._advance_lock(req, group, _dead_end(group.kind, position), position)
+                self._advance_lock(req, group, _next_position(req))
                 if req.lock is lock:
                     self._watch(req, group)
         return True
@@ -153,12 +151,13 @@ class Windows:
         heappush(self._due, (due, self._num_watched, req, req.lock, group))
 
     def _advance_lock(
-        self, req: Any, group: _Group, dead_end: int, pre_len: int, *, exactly: bool = False
+        self, req: Any, group: _Group, pre_len: int, *, exactly: bool = False
     ) -> None:
-        """Unlock what of the prefix lies before ``dead_end``, the end of what is dead at
-        ``pre_len``: so many tokens at a time, or any."""
+        """Unlock what of the prefix the window has left behind: the group's interval at a time, or
+        ``exactly``."""
         begin = _locked_from(req, group)
-        if begin is None or dead_end - begin < (1 if exactly else group.lock_interval):
+        interval = 1 if exactly else group.lock_interval
+        if begin is None or _dead_end(group.kind, pre_len) - begin < interval:
             return
         lock = self._trees.advance(req.lock, group.group_id, pre_len, exactly=exactly)
         if lock is not req.lock:  # else it is watched already
@@ -187,12 +186,10 @@ class Windows:
             for group, dead_of, cursor in groups:
                 # Most have nothing to give; asked of all of them, that must cost nothing.
                 dead = dead_of(pre_len)
-                if dead is None:
-                    continue
-                if dead[1] - interval >= kv.get_evicted_seqlen(cursor):
+                if dead is not None and dead[1] - interval >= kv.get_evicted_seqlen(cursor):
                     self._free_behind(req, group, pre_len, interval)
                 if unlock:
-                    self._advance_lock(req, group, dead[1], pre_len, exactly=exactly)
+                    self._advance_lock(req, group, pre_len, exactly=exactly)
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
@@ -205,8 +202,7 @@ class Windows:
             if exactly or not self._shared or req.skip_radix_cache_insert:
                 self._free_behind(req, group, req.prefix_len, 1)
             if exactly:
-                dead_end = _dead_end(group.kind, req.prefix_len)
-                self._advance_lock(req, group, dead_end, req.prefix_len, exactly=True)
+                self._advance_lock(req, group, req.prefix_len, exactly=True)
 
     def _free_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
         """Free a request's own pages that are dead at ``pre_len``, if at least ``interval`` tokens
