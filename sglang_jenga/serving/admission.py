@@ -1,11 +1,13 @@
 """Admission: what a round of prefills may promise, asked of the allocator for all groups together.
 
-Three rules beyond SGLang's own:
+Four rules beyond SGLang's own:
 
 * A request that has the server to itself is admitted if it fits an empty pool (`RequestNeed`). If
   its own cached prefix stands in its way, it goes without the hit in the next round.
 * Beside running requests, windows that decide about hits on pages in use (`Ageing`) are not counted
   as free. Nobody is torn down for them either: a prompt in flight and a decode step may have them.
+* While prompts keep the GPU busy, a request that computes more than it hits evicts nothing, if the
+  longest cached prefix goes first (`Newcomers`).
 * Where a prompt's next chunk does not fit it is parked, and then nobody else is admitted in that
   round. Not only for fairness: SGLang counts a chunk in flight for the parked request as soon as a
   batch is made, and would later drop the first token of its answer.
@@ -143,11 +145,13 @@ class JengaBudget(SharedSWAPrefillBudget):
         states, encoder = self.states_wanted, self._encoder_tokens
         full_tokens -= encoder
 
+        new = not self._in_flight and not self._alone
+
         def fits(growth: Sequence[float]) -> bool:
-            return self._capacity.fits(
-                need(full_tokens, [swa_tokens + more for more in growth], states, encoder),
-                beside_shielded=not self._in_flight and not self._alone,
-            )
+            smalls = need(full_tokens, [swa_tokens + more for more in growth], states, encoder)
+            if not self._capacity.fits(smalls, beside_shielded=new):
+                return False
+            return not (new and self._evicts_nothing) or self.allocator.core.fits_now(smalls)
 
         if not mapped:
             return fits(())
@@ -159,6 +163,19 @@ class JengaBudget(SharedSWAPrefillBudget):
         self._slid = True
         self.tree_cache.windows.slide(self.allocator.pressure.decoding, exactly=False)
         return fits(self._window_growth)
+
+    @property
+    def _evicts_nothing(self) -> bool:
+        """Whether the request asked for is to take free memory alone."""
+        if self.req is None or self.req is self._reserved:
+            return False  # SGLang asks whether anybody more could get in
+        return self.allocator.newcomers.waits(*self._hit_and_missed)
+
+    @property
+    def _hit_and_missed(self) -> tuple[int, int]:
+        """Tokens of its prompt that the request asked for hits, and that it has to compute."""
+        hit = self.req.prefix_len
+        return hit, len(self.req.full_untruncated_fill_ids) - hit
 
     # ---- the prompt in flight ---------------------------------------------------------------
 
@@ -281,8 +298,19 @@ class JengaBudget(SharedSWAPrefillBudget):
         tokens. Whole small pages may not, where decode steps have taken some of them."""
         return self._cut and chunk_limit is not None and chunk_limit < extend_input_len
 
-    def reserve(self, *args: Any, is_chunked_continuation: bool = False, **kwargs: Any) -> None:
-        super().reserve(*args, is_chunked_continuation=is_chunked_continuation, **kwargs)
+    def reserve(
+        self,
+        extend_input_len: int,
+        *args: Any,
+        is_chunked_continuation: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().reserve(
+            extend_input_len, *args, is_chunked_continuation=is_chunked_continuation, **kwargs
+        )
+        newcomers = self.allocator.newcomers
+        newcomers.note_tokens(extend_input_len)
         self._encoder_promised, self._reserved = self._encoder_tokens, self.req
         if not is_chunked_continuation:
+            newcomers.note_admitted(*self._hit_and_missed)
             self._states_promised += self._states_of_one

@@ -22,6 +22,7 @@ from sglang_jenga.serving.admission import JengaBudget
 from sglang_jenga.serving.capacity import Capacity
 from sglang_jenga.serving.encoders import encoder_length
 from sglang_jenga.serving.groups import ServedGroups
+from sglang_jenga.serving.newcomers import Newcomers
 from sglang_jenga.serving.pressure import Pressure
 from sglang_jenga.serving.rank_trace import trace_of
 from sglang_jenga.serving.rounds import Rounds
@@ -62,6 +63,7 @@ class _JengaAllocator:
         self.groups = ServedGroups(core.plan)
         self.capacity = Capacity(core, self.groups, self.page_size)
         self.rounds = Rounds()
+        self.newcomers = Newcomers()
         self.pressure = Pressure(core)
         # Per group whose pages are found through the full ones: where they lie.
         self.slot_maps = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers.schedule_policy import WAITING_QUEUE_PREFIX_MATCH_MAX, CacheAwarePolicy
 from sglang.srt.runtime_context import get_disagg
 
 from sglang_jenga.pages.tables import StepDemand
@@ -32,7 +33,8 @@ def next_prefill(
     another one. SGLang does so where ``batch_is_full``, but takes that back in every round where
     there are windows: in its pool they give tokens back as requests decode. Here those have been
     counted on already. Without windows it is taken back once, after a round that admitted somebody:
-    what a prompt sets aside while it is computed has come back then."""
+    what a prompt sets aside while it is computed has come back then. Nor is it left there where
+    somebody waited for prompts in front of it (`Newcomers`), and need not any more."""
     allocator = self.token_to_kv_pool_allocator
     if not is_ours(allocator):
         return original(self, prefill_delayer_single_pass, running_batch)
@@ -46,11 +48,13 @@ def next_prefill(
         allocator.sending = self.disagg_prefill_inflight_queue
     if allocator.groups.state is not None:
         _spare_states(self, rounds, running_batch)
+    released = allocator.newcomers.begin_round(by_prefix=_goes_by_prefix(self))
     if not self.is_hybrid_swa:
-        if rounds.again:
+        if rounds.again or released:
             running_batch.batch_is_full = False
     elif (
         rounds.is_refused(self.waiting_queue)
+        and not released
         and running_batch.batch_is_full
         and not running_batch.is_empty()
         and not self.enable_priority_preemption
@@ -78,6 +82,17 @@ def _spare_states(scheduler: Any, rounds: Rounds, running_batch: Any) -> None:
     asking = min(len(scheduler.waiting_queue) + running, rows.size)
     too_many = asking * rows.states_per_request > rows.mamba_allocator.size
     rows.tracking.sparing = too_many or rounds.want_memory
+
+
+def _goes_by_prefix(scheduler: Any) -> bool:
+    """Whether the longest cached prefix goes first. In another order a request that waits holds up
+    others behind it that hit; a prefill server has no batch that decodes."""
+    return (
+        scheduler.policy.policy is CacheAwarePolicy.LPM
+        and len(scheduler.waiting_queue) <= WAITING_QUEUE_PREFIX_MATCH_MAX  # else by arrival
+        and not scheduler.enable_priority_scheduling
+        and scheduler.disaggregation_mode is DisaggregationMode.NULL
+    )
 
 
 def begin_round(result: None, self: Any, *_: Any, **__: Any) -> None:
