@@ -7,6 +7,9 @@ BUSY_TOKENS = 512
 computes 200 to 400 tokens in the time in which it reads the weights; with more, a step takes longer
 for each, and a request more in the batch brings next to nothing."""
 
+IDLE_TOKENS = 32
+"""Below so many, prompts keep the GPU no longer."""
+
 STEPS = 32
 """Steps, and requests, that a mean reaches back over."""
 
@@ -24,8 +27,10 @@ class Newcomers:
         missed'   = missed + (what it has to compute - missed) / STEPS
 
     While ``computed >= BUSY_TOKENS`` and ``hit >= missed`` a newcomer takes free memory and evicts
-    nothing: more running requests are not worth a prefix now, and most prefixes are hit. It waits
-    MOST_HELD rounds at most, for itself or another.
+    nothing: more running requests are not worth a prefix now, and most prefixes are hit. As anybody
+    whom memory refused, it is asked for again when a request has left. That may take long where
+    answers are; so also once ``computed < IDLE_TOKENS``, or after MOST_HELD rounds in which no
+    newcomer got in, and then one does.
 
     A working set, as an operating system keeps it by the frequency of its page faults. Counted in
     tokens and rounds, not in seconds, so that all ranks hold the same requests.
@@ -43,7 +48,9 @@ class Newcomers:
         self._tokens = 0
         self._by_prefix = by_prefix
         self._held += self._holding
-        released = self._holding and not self._holds
+        released = self._holding and (
+            not by_prefix or self._held >= MOST_HELD or self._computed < IDLE_TOKENS
+        )
         self._holding = self._holding and not released
         return released
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_jenga.serving.newcomers import BUSY_TOKENS, MOST_HELD, STEPS, Newcomers
+from sglang_jenga.serving.newcomers import BUSY_TOKENS, IDLE_TOKENS, MOST_HELD, STEPS, Newcomers
 
 CHAT, NEWCOMER = (1000, 100), (100, 1000)  # tokens hit, tokens to compute
 
@@ -55,11 +55,13 @@ def test_nobody_waits_where_another_order_holds(busy):
 
 
 def test_one_of_those_who_wait_gets_in_after_so_many_rounds(busy):
+    released = False
     for _ in range(MOST_HELD):
-        assert busy.waits(*NEWCOMER)
-        rounds(busy, 1)
+        assert busy.waits(*NEWCOMER) and not released
+        busy.note_tokens(BUSY_TOKENS + 1)
+        released = busy.begin_round(by_prefix=True)
         busy.note_admitted(*CHAT)
-    assert not busy.waits(*NEWCOMER)
+    assert released and not busy.waits(*NEWCOMER)
     busy.note_admitted(*NEWCOMER)
     assert busy.waits(*NEWCOMER), "and the next waits as long"
 
@@ -69,8 +71,19 @@ def test_rounds_in_which_nobody_had_to_wait_do_not_count(busy):
     assert busy.waits(*NEWCOMER)
 
 
-def test_who_had_to_wait_is_asked_again_once_it_need_not(busy):
-    rounds(busy, 1)
+def test_who_had_to_wait_is_asked_again_once_hardly_any_prompt_is_computed(busy):
     assert busy.waits(*NEWCOMER)
-    assert busy.begin_round(by_prefix=True), "no prompt has been computed since"
+    released = []
+    while not any(released):
+        released.append(busy.begin_round(by_prefix=True))
+    assert BUSY_TOKENS * (1 - 1 / STEPS) ** len(released) < IDLE_TOKENS
     assert not busy.begin_round(by_prefix=True), "it has been asked"
+
+
+def test_who_had_to_wait_is_asked_again_where_another_order_holds(busy):
+    assert busy.waits(*NEWCOMER)
+    assert busy.begin_round(by_prefix=False)
+
+
+def test_nobody_is_asked_again_who_did_not_wait(busy):
+    assert not busy.begin_round(by_prefix=False)
