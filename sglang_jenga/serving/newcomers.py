@@ -32,8 +32,8 @@ class Newcomers:
     answers are; so also once ``computed < IDLE_TOKENS``, or after MOST_HELD rounds in which no
     newcomer got in, and then one does.
 
-    A working set, as an operating system keeps it by the frequency of its page faults. Counted in
-    tokens and rounds, not in seconds, so that all ranks hold the same requests.
+    An operating system that swaps runs fewer processes by the frequency of their page faults; so
+    here. Counted in tokens and rounds, not in seconds, so that all ranks hold the same requests.
     """
 
     def __init__(self) -> None:
