@@ -176,6 +176,13 @@ def plot_all(results: Mapping[Cell, Result], folder: Path) -> None:
             print(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)", file=sys.stderr)
 
 
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number above 0, not {text}")
+    return number
+
+
 def parser_of_cells(description: str | None) -> argparse.ArgumentParser:
     """Options that say which cells: what `build_workloads` and `cells_of` read."""
     parser = argparse.ArgumentParser(
@@ -189,7 +196,7 @@ def parser_of_cells(description: str | None) -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="N", help="added to each load's: another draw of it"
     )
     parser.add_argument(
-        "--faster", type=float, default=1, metavar="X", help="requests come X times as fast"
+        "--faster", type=_above_zero, default=1, metavar="X", help="requests come X times as fast"
     )
     return parser
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.replay.bench import varied
+from benchmarks.replay.bench import parser_of_cells, varied
 from benchmarks.replay.crowds import Bursts, Tenants
 from benchmarks.replay.draws import arrivals, spread
 from benchmarks.replay.facts import causality_fault, facts, reusable_tokens
@@ -319,6 +319,14 @@ def test_the_last_prompt_token_and_the_last_answer_token_are_never_reused():
     assert reusable_tokens(same) == [0, 3]
     # a's prompt 1 2 3 4 and the first token, 1, of its answer 1 2.
     assert reusable_tokens(Workload("on", (_request("a"), longer), "")) == [0, 5]
+
+
+@pytest.mark.parametrize("faster", ["0", "-1", "inf", "nan", "twice"])
+def test_a_load_cannot_come_at_no_rate(faster, capsys):
+    with pytest.raises(SystemExit) as left:
+        parser_of_cells("").parse_args(["--faster", faster])
+    assert left.value.code == 2
+    assert "--faster" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_load_can_be_drawn_anew_and_come_faster():
