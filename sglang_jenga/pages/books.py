@@ -83,6 +83,23 @@ def _relist(pages: np.ndarray, book: np.ndarray, base: int, large_id: int, level
 
 
 @compiled()
+def _unbind(pages: np.ndarray, book: np.ndarray, large_id: int) -> None:
+    pages[large_id, OWNER] = UNBOUND
+    pages[book[NUM_EMPTY], STACK] = large_id
+    book[NUM_EMPTY] += 1
+
+
+@compiled()
+def _shift_whole(
+    book: np.ndarray, base: int, count: int, used: int, kept: int, occupied: int
+) -> None:
+    """As `_shift` of ``count`` large pages with one small page in each. O(1): it is used, kept and
+    occupied or not, so that occupied - used of them are reclaimable, and none has a slack."""
+    book[base + RECLAIMABLE] += (occupied - used) * count
+    book[base + SPARE_RECLAIMABLE] += (occupied - kept) * count
+
+
+@compiled()
 def _shift(
     pages: np.ndarray,
     book: np.ndarray,
@@ -112,12 +129,9 @@ def _shift(
     if level != pages[large_id, LEVEL]:
         _relist(pages, book, base, large_id, level)
     if now == 0:
-        pages[large_id, OWNER] = UNBOUND
-        pages[book[NUM_EMPTY], STACK] = large_id
-        book[NUM_EMPTY] += 1
+        _unbind(pages, book, large_id)
         return
-    # Where a large page is one small page, its turn is that of its extent.
-    woken = k > 1 and used_now == 0 and (used_before > 0 or now < before)
+    woken = used_now == 0 and (used_before > 0 or now < before)
     if woken and not pages[large_id, IS_WOKEN]:
         pages[large_id, IS_WOKEN] = 1
         pages[book[NUM_WOKEN], WOKEN] = large_id
@@ -164,7 +178,7 @@ def take_from(
             taken += 1
         small_id += 1
     pages[large_id, FIRST] = small_id - large_id * k
-    if taken:
+    if taken and k > 1:  # else nothing that is counted changes
         _shift(pages, book, base, large_id, taken, taken, taken)
     return taken
 
@@ -271,6 +285,12 @@ def move(
                 holder[ids[j]] = before
             return False
         holder[ids[i]] = after
+    if k == 1:
+        _shift_whole(book, base, ids.size, used, kept, occupied)
+        if after == EMPTY:
+            for large_id in ids:
+                _unbind(pages, book, large_id)
+        return True
     i = 0
     while i < ids.size:
         large_id, start, first = ids[i] // k, i, k
@@ -297,6 +317,9 @@ def count(
     """Add ``used`` and ``kept`` to the counts of a large page, once for each of these small pages
     in it."""
     k = book[base + K]
+    if k == 1:
+        _shift_whole(book, base, ids.size, used, kept, 0)
+        return
     i = 0
     while i < ids.size:
         large_id, start = ids[i] // k, i

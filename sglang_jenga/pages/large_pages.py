@@ -42,6 +42,9 @@ class LargePages:
         large 2                 empty
 
     The first large pages hold the null pages for life, so they count as used.
+
+    Where k == 1 the holder of its only small page says all of a large page. The counters are kept,
+    the counts of single large pages are not and stay 0: pinning a prompt takes no time per token.
     """
 
     def __init__(self, plan: PoolPlan, formats: np.ndarray | None = None) -> None:
@@ -139,11 +142,6 @@ class LargePages:
         """All bytes have been zeroed."""
         self.formats[:] = UNBOUND
 
-    def is_reclaimable(self, large_id: int) -> bool:
-        """Whether eviction alone would empty the large page."""
-        page = self.pages[large_id]
-        return bool(page[layout.USED] == 0 < page[layout.OCCUPIED])
-
     def take_stale(self) -> list[int]:
         """Large pages bound since the last call whose bytes have another number format. The caller
         zeroes them."""
@@ -207,9 +205,10 @@ class LargePages:
             owner[filled] = group_id
         used, kept, occupied = counts
         assert np.array_equal(pages[:, layout.OWNER], owner)
-        assert np.array_equal(pages[:, layout.USED], used)
-        assert np.array_equal(pages[:, layout.KEPT], kept)
-        assert np.array_equal(pages[:, layout.OCCUPIED], occupied)
+        counted = np.array([*(k > 1 for k in self.smalls), False])[owner]  # the last: UNBOUND
+        assert np.array_equal(pages[:, layout.USED], used * counted)
+        assert np.array_equal(pages[:, layout.KEPT], kept * counted)
+        assert np.array_equal(pages[:, layout.OCCUPIED], occupied * counted)
         stacked = pages[: self.num_empty, layout.STACK]
         assert np.array_equal(np.sort(stacked), np.flatnonzero(owner == UNBOUND))
         for group_id, k in enumerate(self.smalls):
@@ -219,7 +218,7 @@ class LargePages:
             assert self.slack[group_id] == (k - used)[mine & (used > 0)].sum()
             assert self.spare_reclaimable[group_id] == (mine & (kept == 0)).sum()
             assert self.spare_slack[group_id] == (k - kept)[mine & (kept > 0)].sum()
-            self._check_partly_filled(group_id, mine)
+            self._check_partly_filled(group_id, mine & counted)
 
     def _check_partly_filled(self, group_id: int, mine: np.ndarray) -> None:
         """Every partly filled large page is in the list of its level, and nothing else."""
