@@ -23,7 +23,8 @@ ROUNDS = (
         "(self, prefill_delayer_single_pass, running_batch)",
         f"{_OURS}.serving.scheduling:next_prefill",
         "a round of admission",
-        "`batch_is_full`, and who resets it where there are windows",
+        "`batch_is_full`, and who resets it where there are windows; up to how many waiting "
+        "requests `lpm` sorts",
     ),
     Hook(
         f"{_ADDER}.__init__",
