@@ -59,9 +59,11 @@ class Rig:
         *,
         check: bool = True,
         share: float = 1.0,
+        order: str = "fcfs",
     ):
         """Not ``check``: equations are not recounted, which takes half of the time. ``share`` of
-        the pool's longest request is the most that random programs ask for."""
+        the pool's longest request is the most that random programs ask for. ``order`` of the queue:
+        SGLang's ``--schedule-policy``."""
         from tests.faces.scheduler import RigScheduler
 
         self.shape, self.settings = shape, settings or Settings()
@@ -72,7 +74,7 @@ class Rig:
         try:
             self._stack.enter_context(self.settings.applied())
             self.pools = build_pools(shape, self.settings)
-            self.scheduler = RigScheduler(shape, self.settings, self.pools)
+            self.scheduler = RigScheduler(shape, self.settings, self.pools, order)
         except BaseException:
             self._stack.close()
             raise

@@ -109,8 +109,9 @@ class _Outputs:
 class RigScheduler(Scheduler):
     """Its constructor is not called: it would boot a model. One pass of an event loop is `turn`."""
 
-    def __init__(self, shape: Shape, settings: Settings, pools: Pools) -> None:
+    def __init__(self, shape: Shape, settings: Settings, pools: Pools, order: str = "fcfs") -> None:
         self._fill_in(shape, settings, pools)
+        self.schedule_policy = order
         self._build_parts()
         self._retracts = False
         self._to_do: list[Callable[[], None]] = []
@@ -149,7 +150,6 @@ class RigScheduler(Scheduler):
         self.attn_dp_enabled = False
         self.spec_algorithm = SpeculativeAlgorithm.NONE
         self.disaggregation_mode = DisaggregationMode.NULL
-        self.schedule_policy = "fcfs"
 
         self.req_to_token_pool, self.tree_cache = pools.rows, pools.cache
         self.token_to_kv_pool_allocator = pools.allocator

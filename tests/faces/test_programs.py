@@ -13,15 +13,12 @@ from tests.faces.rig import Rig
 
 
 def play_some(name: str, share: float, order: str = "fcfs") -> None:
-    from sglang.srt.managers.schedule_policy import SchedulePolicy
-
     cell = CELLS[name]
 
     @examples(0.05)
     @given(PROGRAMS)
     def holds(program):
-        with Rig(cell.shape, cell.settings, share=share) as rig:
-            rig.scheduler.policy = SchedulePolicy(order, rig.pools.cache, False, False, False)
+        with Rig(cell.shape, cell.settings, share=share, order=order) as rig:
             play(rig, program)
 
     holds()

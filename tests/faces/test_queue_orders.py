@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from sglang_jenga.serving import newcomers
-from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
@@ -16,10 +15,7 @@ from tests.faces.symbols import answer
     "order", ["fcfs", "lpm", "dfs-weight", "lof", "random", "hrrn", "shortest-prefill-first"]
 )
 def test_requests_whose_nodes_are_joined_by_the_next_look_up_are_served(model, order):
-    from sglang.srt.managers.schedule_policy import SchedulePolicy
-
-    with Rig(MODELS[model][1], Settings()) as rig:
-        rig.scheduler.policy = SchedulePolicy(order, rig.pools.cache, False, False, False)
+    with Rig(MODELS[model][1], order=order) as rig:
         prompt = answer([0], 30)
         rig.ask(prompt, 2)
         rids = [rig.submit(part, 2) for part in (prompt[:10], prompt[:20], [*prompt, 1])]
@@ -41,13 +37,10 @@ def test_requests_whose_nodes_are_joined_by_the_next_look_up_are_served(model, o
 def test_under_lpm_who_hits_little_evicts_nothing_while_prompts_keep_the_gpu_busy(
     model, order, busy_tokens, most_held, gets_in, monkeypatch
 ):
-    from sglang.srt.managers.schedule_policy import SchedulePolicy
-
     monkeypatch.setattr(newcomers, "BUSY_TOKENS", busy_tokens)
     monkeypatch.setattr(newcomers, "MOST_HELD", most_held)
     length = 30 if model == "dense" else 60
-    with Rig(MODELS[model][1]._replace(num_large=90), Settings()) as rig:
-        rig.scheduler.policy = SchedulePolicy(order, rig.pools.cache, False, False, False)
+    with Rig(MODELS[model][1]._replace(num_large=90), order=order) as rig:
         chat = answer([0], length)
         for last in range(3):
             rig.ask([*chat, last], 2)
