@@ -139,11 +139,14 @@ class Allocator:
         return self._large_needed(need, lent) <= plan.num_large - plan.null_larges
 
     def _large_needed(self, need: Sequence[int], own: Sequence[int]) -> int:
-        total = 0
-        for wanted, have, k in zip(need, own, self._k, strict=True):
-            if wanted > have:
-                total += -(-(wanted - have) // k)
-        return total
+        return sum(self._larges_of_each(need, own))
+
+    def _larges_of_each(self, need: Sequence[int], own: Sequence[int]) -> list[int]:
+        """Large pages that each group takes for what it needs beyond its ``own`` small pages."""
+        return [
+            -(-(wanted - have) // k) if wanted > have else 0
+            for wanted, have, k in zip(need, own, self._k, strict=True)
+        ]
 
     def obtainable(self, group_id: int) -> int:
         """Small pages this group alone could get now, without evicting."""
@@ -164,15 +167,15 @@ class Allocator:
         then nothing has changed.
         """
         wanted = [np.asarray(counts, dtype=np.int64) for counts in need]
-        totals = [int(counts.sum()) for counts in wanted]
-        if not self.fits_now(totals):
+        totals = [int(np.add.reduce(counts)) for counts in wanted]
+        larges = self._larges_of_each(totals, self.large.free)
+        later = sum(larges)
+        if later > self.large.num_empty:
             return None
         result = []
         for group_id, counts in enumerate(wanted):
             # This group leaves the large pages that the groups after it cannot do without.
-            later = self._large_needed(
-                [0] * (group_id + 1) + totals[group_id + 1 :], self.large.free
-            )
+            later -= larges[group_id]
             room = self.large.num_empty - later
             ids = np.empty(totals[group_id], dtype=np.int64)
             group = self.large.group(group_id)

@@ -3,9 +3,12 @@
 A request holds pages of a sliding group of two kinds: those of its prefix, which the trees own and
 it has locked, and its own. As it decodes, its window leaves both behind.
 
-    of the prefix   unlocked every so many tokens, and evictable then
-    its own         stay until memory is short (`slide`), or the request ends and the trees get
-                    them: a later branch may hit behind the window
+    of the prefix   unlocked, and evictable then
+    its own         given back
+
+Both when memory is short (`slide`), and where a fair amount has gathered: until then it costs
+nothing to leave them, and when the request ends the trees get its own: a later branch may hit behind
+the window.
 
 What is dead says the group's kind; SGLang's record of the request keeps how far it has given up.
 """
@@ -86,7 +89,7 @@ class Windows:
             )
             for group_id in groups.mapped
         ]
-        # Requests by the decode step in which their lock can be cut, with the lock that is meant;
+        # Requests by the decode step from which on their lock can be cut, with the lock that is meant;
         # one entry per lock and group, and at most twice as many as are still held, and a few.
         self._due: list[tuple[int, int, Any, PathLock, _Group]] = []
         self._most_due = FEW_DUE
@@ -112,22 +115,22 @@ class Windows:
             self._advance_lock(req, group, pre_len)
 
     def step(self) -> bool:
-        """`leave` of a whole decode step; False if SGLang has to ask for each request.
+        """A decode step goes by; False if SGLang has to ask for each request that gets further.
 
-        With pages kept there is only what requests have locked of their prefixes, and most steps
-        find nothing there: SGLang would ask for every request whose window has moved at all.
+        With pages kept there is nothing to do before memory is short.
         """
         self.begin_round()  # where no prompts are admitted, on a decode server, nobody else says so
-        if not self._keep:
-            return False
-        self._decode_steps += 1
+        self._decode_steps += self._keep
+        return self._keep
+
+    def _unlock_due(self) -> None:
+        """Unlock what windows have left behind of prefixes, where that is worth a call."""
         while self._due and self._due[0][0] <= self._decode_steps:
             _, _, req, lock, group = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
                 self._advance_lock(req, group, _next_position(req))
                 if req.lock is lock:
                     self._watch(req, group)
-        return True
 
     def watch(self, req: Any) -> None:
         """Note in which decode step a window will have left so much of the lock behind that it is
@@ -174,8 +177,9 @@ class Windows:
             if self._slid:
                 return
             self._slid = True
+            self._unlock_due()
         interval = 1 if exactly else self._interval
-        unlock = exactly or not self._keep  # else `step` has seen to it
+        unlock = exactly or not self._keep  # else those that are due have been
         groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
@@ -230,6 +234,7 @@ class Windows:
         A request whose window is full gives one token back for each that it decodes, unless others
         hold that one as well: then the last of them does. Both sums are bounds, so is the lesser.
         """
+        self._unlock_due()  # what is still locked counts
         left = [(req, tokens_left(req)) for req in reqs]
         return [self._growth(group, left) for group in self._groups]
 

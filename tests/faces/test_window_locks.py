@@ -16,6 +16,7 @@ FULL_AND_WINDOW = Shape(full=3, window_k=2, num_large=60, num_rows=4, context=40
 def turns_with_few_due(rig: Rig, turns: int) -> None:
     for _ in range(turns):
         rig.turn()
+        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=False)
         assert rig.pools.cache.windows.num_due < 100  # it must not double in every turn
 
 
@@ -52,7 +53,6 @@ def test_a_request_that_has_locked_nothing_and_slides_when_memory_is_short(shape
     with Rig(shape, settings) as rig:
         rig.submit(answer([0], 5), 60, cached=cached)
         rig.turn(20)
-        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=False)
         turns_with_few_due(rig, 30)
         rig.run()
         rig.check_nothing_lost()
@@ -63,6 +63,24 @@ def test_prompts_that_never_decode_are_not_remembered():
         for number in range(40):
             rig.ask(answer([number % 3, number // 3 % 3, number // 9 % 3], 40), 1)
         assert rig.pools.cache.windows.num_due < 100
+
+
+def test_a_prefix_stays_locked_until_memory_is_short():
+    prompt = answer([0], 40)
+    with Rig(FULL_AND_WINDOW._replace(window=8, num_large=400), Settings()) as rig:
+        allocator, windows = rig.pools.allocator, rig.pools.cache.windows
+        cached = allocator.core.num_cached
+        window = allocator.groups.mapped[0]
+        rig.ask(prompt, 1)
+        rig.submit(prompt, 200)
+        rig.turn()
+        locked = cached[window]
+        rig.turn(40)
+        assert cached[window] == locked
+        windows.slide(allocator.pressure.decoding, exactly=False)
+        assert cached[window] == locked + 8 - 1  # the next token would have seen as many
+        rig.run()
+        rig.check_nothing_lost()
 
 
 def test_what_windows_leave_behind_can_be_had_in_every_round_and_once_in_each():
