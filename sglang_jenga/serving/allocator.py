@@ -250,13 +250,17 @@ class _JengaAllocator:
             pages = self.tables.pages(group_id, row, start, end)
             self.core.free(group_id, pages.astype(np.int64))
 
-    def free_behind(self, group_id: int, row: int, start: int, end: int) -> None:
-        """A request gives up its own pages of ``[start, end)`` in one group, but not the full ones
-        of the same tokens."""
-        if end > start:
-            full = self.tables.pages(self.groups.row, row, start, end)
-            self.slot_maps[group_id].part(full.astype(np.int64))
-            self.free_row_pages(group_id, row, start, end)
+    def free_behind(self, group_id: int, spans: Sequence[tuple[int, int, int]]) -> None:
+        """Requests give up their own pages of rows' positions ``(row, start, end)`` in one group,
+        but not the full ones of the same tokens. All at once: each call costs microseconds."""
+        if not spans:
+            return
+        full, own = (
+            np.concatenate([self.tables.pages(group, *span) for span in spans]).astype(np.int64)
+            for group in (self.groups.row, group_id)
+        )
+        self.slot_maps[group_id].part(full)
+        self.core.free(group_id, own)
 
     def free(self, free_index: torch.Tensor) -> None:
         """SGLang's roll-back of a failed allocation: the step's pages go back.

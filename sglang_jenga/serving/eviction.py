@@ -77,7 +77,9 @@ class Eviction:
         """Large pages to evict besides: finding and cutting victims costs most of an eviction, and
         the next steps will want as much again. Little of what is cached, so that nothing is hit
         less."""
-        return min(MOST_AHEAD * missing, self._core.large.num_reclaimable // 64)
+        reclaimable = self._core.large.num_reclaimable
+        little = min(self._core.plan.num_large // 512, reclaimable // 8)
+        return min(MOST_AHEAD * missing, max(little, reclaimable // 64))
 
 
 class CachedPrefixes(Release):

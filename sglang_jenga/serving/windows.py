@@ -7,15 +7,15 @@ it has locked, and its own. As it decodes, its window leaves both behind.
     its own         given back
 
 Both when memory is short (`slide`), and where a fair amount has gathered: until then it costs
-nothing to leave them, and when the request ends the trees get its own: a later branch may hit behind
-the window.
+nothing to leave them, and when the request ends the trees get its own, so that a later branch may
+hit behind the window.
 
 What is dead says the group's kind; SGLang's record of the request keeps how far it has given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
@@ -30,6 +30,10 @@ from sglang_jenga.serving.groups import Cursor
 from sglang_jenga.serving.pressure import Need, Pressure, Release
 
 FEW_DUE = 64
+
+
+_Span = tuple[int, int, int]
+"""A row, and of its positions the first and the end."""
 
 
 class _Group(NamedTuple):
@@ -89,8 +93,8 @@ class Windows:
             )
             for group_id in groups.mapped
         ]
-        # Requests by the decode step from which on their lock can be cut, with the lock that is meant;
-        # one entry per lock and group, and at most twice as many as are still held, and a few.
+        # Requests by the decode step from which on their lock can be cut, with the lock that is
+        # meant; one entry per lock and group, at most twice as many as are still held, and a few.
         self._due: list[tuple[int, int, Any, PathLock, _Group]] = []
         self._most_due = FEW_DUE
         self._decode_steps = self._num_watched = 0
@@ -111,7 +115,7 @@ class Windows:
         """The token at ``pre_len`` and later ones cannot see all of a request's pages."""
         for group in self._groups:
             if not self._keep:
-                self._free_behind(req, group, pre_len, interval)
+                self._free_behind(group, [self._leave_behind(req, group, pre_len, interval)])
             self._advance_lock(req, group, pre_len)
 
     def step(self) -> bool:
@@ -180,20 +184,26 @@ class Windows:
             self._unlock_due()
         interval = 1 if exactly else self._interval
         unlock = exactly or not self._keep  # else those that are due have been
-        groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
+        behind: dict[int, list[_Span | None]] = {group.group_id: [] for group in self._groups}
+        groups = [
+            (group, group.kind.dead, group.cursor, behind[group.group_id].append)
+            for group in self._groups
+        ]
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
             kv = req.kv
             if not kv.holds_kv or req.decode_batch_idx < 1:
                 continue
             pre_len = req.seqlen - 1
-            for group, dead_of, cursor in groups:
+            for group, dead_of, cursor, free in groups:
                 # Most have nothing to give; asked of all of them, that must cost nothing.
                 dead = dead_of(pre_len)
                 if dead is not None and dead[1] - interval >= kv.get_evicted_seqlen(cursor):
-                    self._free_behind(req, group, pre_len, interval)
+                    free(self._leave_behind(req, group, pre_len, interval))
                 if unlock:
                     self._advance_lock(req, group, pre_len, exactly=exactly)
+        for group in self._groups:
+            self._free_behind(group, behind[group.group_id])
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
@@ -204,26 +214,28 @@ class Windows:
             return
         for group in self._groups:
             if exactly or not self._shared or req.skip_radix_cache_insert:
-                self._free_behind(req, group, req.prefix_len, 1)
+                self._free_behind(group, [self._leave_behind(req, group, req.prefix_len, 1)])
             if exactly:
                 self._advance_lock(req, group, req.prefix_len, exactly=True)
 
-    def _free_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> None:
-        """Free a request's own pages that are dead at ``pre_len``, if at least ``interval`` tokens
-        are. Its sinks stay, its own or the trees'."""
+    def _leave_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> _Span | None:
+        """A request leaves its own pages that are dead at ``pre_len``, if at least ``interval``
+        tokens are. Its sinks stay, its own or the trees'. Returns what has to be freed now."""
         kv, size = req.kv, self._page_size
         if not kv.holds_kv:
-            return
+            return None
         dead = group.kind.dead(pre_len)
         if dead is None or dead[1] < kv.get_evicted_seqlen(group.cursor) + interval:
-            return
+            return None
         if self._shared:
             dead = group.kind.kept_behind(pre_len, size)
         begin = self._served.given_up(kv, group.group_id)[1]
         end = begin if dead is None else dead[1] - dead[1] % size
-        if end > begin:
-            self._allocator.free_behind(group.group_id, kv.req_pool_idx, begin, end)
         self._served.give_up(kv, group.group_id, max(begin, end))
+        return (kv.req_pool_idx, begin, end) if end > begin else None
+
+    def _free_behind(self, group: _Group, spans: Sequence[_Span | None]) -> None:
+        self._allocator.free_behind(group.group_id, [span for span in spans if span is not None])
 
     # ---- still to come ----------------------------------------------------------------------
 
