@@ -239,11 +239,7 @@ def take_packed(
     them with what it takes now and the ``coming[i]`` that it takes later. The remainders go into
     partly filled ones. Where nothing is known of anybody, ``last`` and ``coming`` are empty."""
     k = book[base + K]
-    most = 0
-    for wanted in counts:
-        most = max(most, wanted)
-    if k == 1 or (most < k and not last.size):
-        # Any large page is as good as another, or, as in a decode step, nobody fills one.
+    if k == 1:  # any large page is as good as another
         take_loose(pages, book, holder, base, ids.size, ids, 0)
         return
     taken = np.zeros(counts.size, dtype=np.int64)

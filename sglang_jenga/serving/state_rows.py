@@ -147,11 +147,9 @@ class JengaStateRows(HybridReqToTokenPool):
     def states_of_step(self, reqs: Sequence[Any]) -> int:
         """States that SGLang's lazy mode takes in the next decode step: one for each request that
         comes to a track boundary, has no second tracking slot yet and is to be tracked there."""
-        return sum(
-            (length := req.kv.kv_committed_len + 1) % self._track_grid == 0
-            and self.tracking.takes_slot(req, length)
-            for req in reqs
-        )
+        grid, takes = self._track_grid, self.tracking.takes_slot
+        due = [req for req in reqs if not (req.kv.kv_committed_len + 1) % grid]  # few of hundreds
+        return sum(takes(req, req.kv.kv_committed_len + 1) for req in due)
 
     def alloc(self, reqs: list[Any]) -> list[int] | None:
         rows = ReqToTokenPool.alloc(self, reqs)
