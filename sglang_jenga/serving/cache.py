@@ -257,6 +257,7 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
         if self.states is not None and not self.disable:
             end = self.states.cacheable(req, end, finished=finished)
         if self.disable or end <= protected or end < self.tables.borders[kv.req_pool_idx]:
+            # It keeps the state that it began with, for others who begin there are waiting.
             return
         # First, since making room for a copy may change the trees, and what the row still holds.
         states = None if self.states is None else self.states.take(req, end, finished=finished)

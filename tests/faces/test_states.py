@@ -67,6 +67,20 @@ def test_a_long_prompt_leaves_one_and_so_does_a_place_where_short_ones_part():
 
 
 @pytest.mark.usefixtures("waited_for")
+def test_who_leaves_no_state_keeps_the_one_that_it_began_with_while_it_runs():
+    with Rig(COSTLY, LAZY) as rig:
+        for text in (2, 3):
+            rig.ask([1] * 48 + [text] * 8, 1)  # the second leaves a state where they part
+        rig.submit([1] * 48 + [4] * 8, 60)
+        rig.turn(4)
+        rig.pools.cache.eviction.everything()
+        assert rig.ask([1] * 48 + [5] * 8, 1).hit == 48
+        rig.run()
+        rig.pools.cache.eviction.everything()
+        assert rig.ask([1] * 48 + [6] * 8, 1).hit == 0
+
+
+@pytest.mark.usefixtures("waited_for")
 def test_a_short_prompt_with_a_long_answer_leaves_a_state_of_it():
     with Rig(COSTLY, LAZY) as rig:
         answer = rig.ask([0] * 48, 200).tokens
