@@ -258,6 +258,9 @@ class JengaRadixCache(CacheSizes, BasePrefixCache):
             end = self.states.cacheable(req, end, finished=finished)
         if self.disable or end <= protected or end < self.tables.borders[kv.req_pool_idx]:
             # It keeps the state that it began with, for others who begin there are waiting.
+            whole = up_to >= len(req.full_untruncated_fill_ids)
+            if self.windows is not None and whole and not finished:
+                self.windows.watch(req)  # its admission has locked, and it decodes from now on
             return
         # First, since making room for a copy may change the trees, and what the row still holds.
         states = None if self.states is None else self.states.take(req, end, finished=finished)

@@ -75,8 +75,9 @@ class Eviction:
 
     def _ahead(self, missing: int) -> int:
         """Large pages to evict besides: finding and cutting victims costs most of an eviction, and
-        the next steps will want as much again. Little of what is cached, so that nothing is hit
-        less, but some even where running requests leave little to be cached."""
+        the next steps will want as much again. A 64th of what could go, so that nothing is hit
+        less; of the little that running requests leave to be cached an eighth, but of the pool no
+        more than a 512th."""
         reclaimable = self._core.large.num_reclaimable
         little = min(self._core.plan.num_large // 512, reclaimable // 8)
         return min(MOST_AHEAD * missing, max(little, reclaimable // 64))

@@ -6,9 +6,9 @@ it has locked, and its own. As it decodes, its window leaves both behind.
     of the prefix   unlocked, and evictable then
     its own         given back
 
-Both when memory is short (`slide`), and where a fair amount has gathered: until then it costs
-nothing to leave them, and when the request ends the trees get its own, so that a later branch may
-hit behind the window.
+Neither before memory is short (`slide`), nor of a request that has little to give; and what is
+locked also where admission counts it (`growth`). Until then it costs nothing to leave them, and
+when the request ends the trees get its own, so that a later branch may hit behind the window.
 
 What is dead says the group's kind; SGLang's record of the request keeps how far it has given up.
 """
@@ -49,9 +49,17 @@ class _Group(NamedTuple):
 
 
 def _next_position(req: Any) -> int:
-    """Of the token to be computed next. A prompt in flight is as long as its chunks so far, while
-    SGLang calls it as long as it will be."""
+    """Of the token to be computed next, or a later one of a chunk about to be. A prompt in flight
+    is as long as its chunks so far, while SGLang calls it as long as it will be."""
     return min(req.seqlen - 1, req.kv.kv_allocated_len)
+
+
+def _reads_from(req: Any) -> int:
+    """Position of the first token that a forward to come may compute. Where requests decode in a
+    chunk their slots are taken last: the chunk has its memory by then, and has not run."""
+    if req.decode_batch_idx < 1:
+        return min(_next_position(req), req.prefix_len)
+    return _next_position(req)
 
 
 def _locked_from(req: Any, group: _Group) -> int | None:
@@ -132,7 +140,7 @@ class Windows:
         while self._due and self._due[0][0] <= self._decode_steps:
             _, _, req, lock, group = heappop(self._due)
             if req.lock is lock:  # else the request has left, or gone on with another lock
-                self._advance_lock(req, group, _next_position(req))
+                self._advance_lock(req, group, _reads_from(req))
                 if req.lock is lock:
                     self._watch(req, group)
 
@@ -183,7 +191,7 @@ class Windows:
             self._slid = True
             self._unlock_due()
         interval = 1 if exactly else self._interval
-        unlock = exactly or not self._keep  # else those that are due have been
+        unlock = exactly or not self._keep  # else those that are watched have been
         behind: dict[int, list[_Span | None]] = {group.group_id: [] for group in self._groups}
         groups = [
             (group, group.kind.dead, group.cursor, behind[group.group_id].append)

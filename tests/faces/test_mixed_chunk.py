@@ -9,6 +9,7 @@ import pytest
 
 from sglang_jenga.testing.context import Settings
 from tests.faces.cells import MODELS
+from tests.faces.pools import Shape
 from tests.faces.rig import Rig
 from tests.faces.symbols import answer
 
@@ -59,5 +60,32 @@ def test_requests_that_ride_along_with_a_chunk_are_answered(case: Mixed):
             prompt = answer([i % 3], rng.randrange(1, min(60, rig.pools.longest // 2)))
             rig.submit(prompt, rng.randrange(1, 12))
             rig.turn(rng.randrange(5))
+        rig.run()
+        rig.check_nothing_lost()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    ("interval", "requests"),
+    [
+        (1, [(0, 4, 21, 8), (1, 62, 5, 0), (2, 57, 1, 0)]),
+        (4, [(0, 41, 35, 2), (1, 53, 6, 0), (2, 45, 18, 6)]),
+    ],
+)
+def test_a_chunk_still_reads_what_is_locked_when_requests_in_it_take_states(
+    interval: int, requests: list[tuple[int, int, int, int]], overlap: bool
+):
+    """Their slots are allocated when the chunk has its memory already, and has not run."""
+    settings = Settings(
+        chunk=16,
+        strategy="extra_buffer_lazy",
+        mixed_chunk=True,
+        slide_interval=interval,
+        overlap=overlap,
+    )
+    with Rig(Shape(full=12, window_k=6, window=24, state_k=1, num_large=27), settings) as rig:
+        for text, prompt, new, turns in requests:
+            rig.submit(answer([text], prompt), new)
+            rig.turn(turns)
         rig.run()
         rig.check_nothing_lost()

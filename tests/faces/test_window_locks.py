@@ -65,7 +65,7 @@ def test_prompts_that_never_decode_are_not_remembered():
         assert rig.pools.cache.windows.num_due < 100
 
 
-def test_a_prefix_stays_locked_until_memory_is_short():
+def test_a_prefix_stays_locked_until_somebody_asks_for_memory():
     prompt = answer([0], 40)
     with Rig(FULL_AND_WINDOW._replace(window=8, num_large=400), Settings()) as rig:
         allocator, windows = rig.pools.allocator, rig.pools.cache.windows
@@ -79,6 +79,22 @@ def test_a_prefix_stays_locked_until_memory_is_short():
         assert cached[window] == locked
         windows.slide(allocator.pressure.decoding, exactly=False)
         assert cached[window] == locked + 8 - 1  # the next token would have seen as many
+        rig.run()
+        rig.check_nothing_lost()
+
+
+@pytest.mark.parametrize("new", [0, 2, 30])
+def test_a_prompt_that_leaves_nothing_to_be_cached_does_not_keep_what_it_hit(new: int):
+    pool = FULL_AND_WINDOW._replace(window=32, num_large=200)
+    with Rig(pool, Settings(page_size=16)) as rig:
+        rig.ask(answer([0], 64), 1)
+        rig.submit(answer([0], 64) + [1] * new, 150)
+        rig.turn(100)
+        (req,) = rig.scheduler.running_batch.reqs
+        window = rig.pools.allocator.groups.mapped[0]
+        assert req.lock.ranges[window]
+        rig.pools.cache.windows.slide([req], exactly=False)
+        assert not req.lock.ranges[window]
         rig.run()
         rig.check_nothing_lost()
 
