@@ -38,6 +38,9 @@ class LoneRequest:
             need = list(rest)
             for group_id in (groups.row, *groups.mapped):
                 need[group_id] = max(pages - missing, need[group_id])
+            if chunk == extend and new > 1:  # it decodes while the last chunk is still read
+                for group_id in groups.mapped:
+                    need[group_id] = max(-(-(chunk + 1) // page_size), need[group_id])
             return self._core.fits_after_evicting(need)
 
         chunk = extend if limit is None else min(extend, limit)
