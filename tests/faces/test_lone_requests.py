@@ -11,6 +11,8 @@ from sglang_jenga.testing.context import Settings
 from tests.faces.examples import examples
 from tests.faces.lone import REQUESTS, Lone, Server, serve, servers
 from tests.faces.pools import Shape
+from tests.faces.rig import Rig
+from tests.faces.symbols import answer
 
 FIRST = Lone(0, short=0, max_new=1)
 
@@ -196,3 +198,15 @@ def test_a_lone_request_is_answered_or_would_not_have_fit(way: Way):
         serve_all(server, requests)
 
     holds()
+
+
+@pytest.mark.parametrize("mixed_chunk", [False, True])
+@pytest.mark.parametrize("prompt", [49, 55, 61, 65, 69])
+def test_its_first_decode_step_fits_while_its_last_chunk_is_still_read(
+    prompt: int, mixed_chunk: bool
+):
+    pool = Shape(full=12, window_k=2, window=24, state_k=1, num_large=24)
+    settings = Settings(chunk=8, strategy="extra_buffer_lazy", mixed_chunk=mixed_chunk)
+    with Rig(pool, settings._replace(track_interval=8, state_chunk=8)) as rig:
+        ended = rig.ask(answer([1], prompt), 2)
+        assert (ended.reason, ended.retractions) == ("length", 0)
