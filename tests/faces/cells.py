@@ -99,6 +99,10 @@ def cells() -> list[Cell]:
             found.append(Cell(name, shapes[1], Settings(radix=False, overlap=overlap)))
     for model in ("dense", "windows"):
         found.append(Cell(f"{model} without overlap", MODELS[model][1], Settings(overlap=False)))
+    # As served: requests decode in chunks, and windows leave little behind.
+    for model, strategy in (("windows", "no_buffer"), ("three-way", "extra_buffer_lazy")):
+        settings = Settings(mixed_chunk=True, slide_interval=1, strategy=strategy)
+        found.append(Cell(f"{model} with mixed chunks", MODELS[model][1], settings))
     return found
 
 
