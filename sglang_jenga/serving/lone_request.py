@@ -33,14 +33,13 @@ class LoneRequest:
             rest[groups.state] = 0  # it has its states
 
         def fits(chunk: int) -> bool:
-            pages = -(-chunk // page_size)
-            # Every token group has to hold the chunk, the last one while the window is read too.
+            # Every token group has to hold the chunk, the last one while the window is read too. A
+            # request that decodes then takes its first token while the last chunk is still read.
+            decodes = chunk == extend and new > 1
             need = list(rest)
-            for group_id in (groups.row, *groups.mapped):
-                need[group_id] = max(pages - missing, need[group_id])
-            if chunk == extend and new > 1:  # it decodes while the last chunk is still read
-                for group_id in groups.mapped:
-                    need[group_id] = max(-(-(chunk + 1) // page_size), need[group_id])
+            need[groups.row] = max(-(-chunk // page_size) - missing, rest[groups.row])
+            for group_id in groups.mapped:
+                need[group_id] = max(-(-(chunk + decodes) // page_size), rest[group_id])
             return self._core.fits_after_evicting(need)
 
         chunk = extend if limit is None else min(extend, limit)

@@ -15,7 +15,7 @@ What is dead says the group's kind; SGLang's record of the request keeps how far
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
@@ -123,7 +123,9 @@ class Windows:
         """The token at ``pre_len`` and later ones cannot see all of a request's pages."""
         for group in self._groups:
             if not self._keep:
-                self._free_behind(group, [self._leave_behind(req, group, pre_len, interval)])
+                self._allocator.free_behind(
+                    group.group_id, self._leave_behind(req, group, pre_len, interval)
+                )
             self._advance_lock(req, group, pre_len)
 
     def step(self) -> bool:
@@ -192,26 +194,23 @@ class Windows:
             self._unlock_due()
         interval = 1 if exactly else self._interval
         unlock = exactly or not self._keep  # else those that are watched have been
-        behind: dict[int, list[_Span | None]] = {group.group_id: [] for group in self._groups}
-        groups = [
-            (group, group.kind.dead, group.cursor, behind[group.group_id].append)
-            for group in self._groups
-        ]
+        groups = [(group, group.kind.dead, group.cursor) for group in self._groups]
+        behind: dict[int, list[_Span]] = {group.group_id: [] for group in self._groups}
         for req in reqs:
             # As in SGLang: a request's last prefill may still be running at its first decode.
             kv = req.kv
             if not kv.holds_kv or req.decode_batch_idx < 1:
                 continue
             pre_len = req.seqlen - 1
-            for group, dead_of, cursor, free in groups:
+            for group, dead_of, cursor in groups:
                 # Most have nothing to give; asked of all of them, that must cost nothing.
                 dead = dead_of(pre_len)
                 if dead is not None and dead[1] - interval >= kv.get_evicted_seqlen(cursor):
-                    free(self._leave_behind(req, group, pre_len, interval))
+                    behind[group.group_id] += self._leave_behind(req, group, pre_len, interval)
                 if unlock:
                     self._advance_lock(req, group, pre_len, exactly=exactly)
-        for group in self._groups:
-            self._free_behind(group, behind[group.group_id])
+        for group_id, spans in behind.items():
+            self._allocator.free_behind(group_id, spans)
 
     def slide_prompt(self, req: Any, *, exactly: bool) -> None:
         """Give back what the window has left behind of a prompt that comes in chunks, where the
@@ -222,28 +221,27 @@ class Windows:
             return
         for group in self._groups:
             if exactly or not self._shared or req.skip_radix_cache_insert:
-                self._free_behind(group, [self._leave_behind(req, group, req.prefix_len, 1)])
+                self._allocator.free_behind(
+                    group.group_id, self._leave_behind(req, group, req.prefix_len, 1)
+                )
             if exactly:
                 self._advance_lock(req, group, req.prefix_len, exactly=True)
 
-    def _leave_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> _Span | None:
+    def _leave_behind(self, req: Any, group: _Group, pre_len: int, interval: int) -> list[_Span]:
         """A request leaves its own pages that are dead at ``pre_len``, if at least ``interval``
         tokens are. Its sinks stay, its own or the trees'. Returns what has to be freed now."""
         kv, size = req.kv, self._page_size
         if not kv.holds_kv:
-            return None
+            return []
         dead = group.kind.dead(pre_len)
         if dead is None or dead[1] < kv.get_evicted_seqlen(group.cursor) + interval:
-            return None
+            return []
         if self._shared:
             dead = group.kind.kept_behind(pre_len, size)
         begin = self._served.given_up(kv, group.group_id)[1]
         end = begin if dead is None else dead[1] - dead[1] % size
         self._served.give_up(kv, group.group_id, max(begin, end))
-        return (kv.req_pool_idx, begin, end) if end > begin else None
-
-    def _free_behind(self, group: _Group, spans: Sequence[_Span | None]) -> None:
-        self._allocator.free_behind(group.group_id, [span for span in spans if span is not None])
+        return [(kv.req_pool_idx, begin, end)] if end > begin else []
 
     # ---- still to come ----------------------------------------------------------------------
 

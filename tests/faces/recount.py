@@ -14,10 +14,11 @@ For every group g, with the trees' nodes and the rows of requests that hold KV:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_jenga.layers.base import Address
@@ -136,7 +137,7 @@ def _locks(pools: Pools, reqs: list[Any]) -> None:
         for group_id, ranges in enumerate(req.lock.ranges):
             per_prefix = trees.policies[group_id].per_prefix
             if not per_prefix:
-                ranges = _adjoining(ranges)
+                ranges = coalesce_ranges(ranges)  # a node may lie in two that meet
             node = req.lock.node
             while node.parent is not None:
                 for begin, end in ranges:
@@ -153,16 +154,6 @@ def _locks(pools: Pools, reqs: list[Any]) -> None:
                 f"[{node.begin}, {node.end}) of group {group_id} has {locks} locks, "
                 f"{wanted} requests need it"
             )
-
-
-def _adjoining(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges in rising order, those that meet as one: a node may lie in both."""
-    whole: list[tuple[int, int]] = []
-    for begin, end in ranges:
-        if whole and whole[-1][1] == begin:
-            begin = whole.pop()[0]
-        whole.append((begin, end))
-    return whole
 
 
 # ---- rows and the slot map --------------------------------------------------------------------

@@ -157,6 +157,10 @@ class Rig:
         """The next decode step retracts a request, as SGLang's own test switch has it do."""
         self._inbox.append(self.scheduler.retract_next_step)
 
+    def slide(self, *, exactly: bool = False) -> None:
+        """What windows have left behind is given up, as when memory is short."""
+        self.pools.cache.windows.slide(self.pools.allocator.pressure.decoding, exactly=exactly)
+
     # ---- time passes ----------------------------------------------------------------------------
 
     def turn(self, count: int = 1) -> None:

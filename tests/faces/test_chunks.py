@@ -46,7 +46,7 @@ def test_a_chunk_is_given_back_as_a_whole_when_memory_is_short():
         rid = rig.submit(PROMPT, 2 * CHUNK)
         rig.turn(CHUNK)
 
-        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=True)
+        rig.slide(exactly=True)
 
         (req,) = rig.scheduler.running_batch.reqs
         # Of the tokens before the next one, those of its own chunk are left.
@@ -60,6 +60,6 @@ def test_a_chunk_that_is_given_back_too_early_is_seen(monkeypatch):
         rig.submit(PROMPT, 2 * CHUNK)
         rig.turn(CHUNK)
         monkeypatch.setattr(Chunked, "dead", lambda self, length: (0, length - 1))
-        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=True)
+        rig.slide(exactly=True)
         with pytest.raises(WrongRead):
             rig.turn(CHUNK)

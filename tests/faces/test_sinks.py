@@ -17,7 +17,7 @@ both_pages = pytest.mark.parametrize("page_size", [1, 4])
 
 
 def slide(rig: Rig) -> None:
-    rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=True)
+    rig.slide(exactly=True)
 
 
 def own_window_pages(rig: Rig) -> int:
@@ -127,6 +127,6 @@ def test_locks_on_the_first_tokens_are_not_looked_at_again():
         rig.turn(40)
         windows = rig.pools.cache.windows
         assert windows.num_due
-        windows.slide(rig.pools.allocator.pressure.decoding, exactly=False)
+        rig.slide()
         assert not windows.num_due
         rig.run()

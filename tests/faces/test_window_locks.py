@@ -16,7 +16,7 @@ FULL_AND_WINDOW = Shape(full=3, window_k=2, num_large=60, num_rows=4, context=40
 def turns_with_few_due(rig: Rig, turns: int) -> None:
     for _ in range(turns):
         rig.turn()
-        rig.pools.cache.windows.slide(rig.pools.allocator.pressure.decoding, exactly=False)
+        rig.slide()
         assert rig.pools.cache.windows.num_due < 100  # it must not double in every turn
 
 
@@ -68,7 +68,7 @@ def test_prompts_that_never_decode_are_not_remembered():
 def test_a_prefix_stays_locked_until_somebody_asks_for_memory():
     prompt = answer([0], 40)
     with Rig(FULL_AND_WINDOW._replace(window=8, num_large=400), Settings()) as rig:
-        allocator, windows = rig.pools.allocator, rig.pools.cache.windows
+        allocator = rig.pools.allocator
         cached = allocator.core.num_cached
         window = allocator.groups.mapped[0]
         rig.ask(prompt, 1)
@@ -77,7 +77,7 @@ def test_a_prefix_stays_locked_until_somebody_asks_for_memory():
         locked = cached[window]
         rig.turn(40)
         assert cached[window] == locked
-        windows.slide(allocator.pressure.decoding, exactly=False)
+        rig.slide()
         assert cached[window] == locked + 8 - 1  # the next token would have seen as many
         rig.run()
         rig.check_nothing_lost()
@@ -93,7 +93,7 @@ def test_a_prompt_that_leaves_nothing_to_be_cached_does_not_keep_what_it_hit(new
         (req,) = rig.scheduler.running_batch.reqs
         window = rig.pools.allocator.groups.mapped[0]
         assert req.lock.ranges[window]
-        rig.pools.cache.windows.slide([req], exactly=False)
+        rig.slide()
         assert not req.lock.ranges[window]
         rig.run()
         rig.check_nothing_lost()
@@ -102,12 +102,12 @@ def test_a_prompt_that_leaves_nothing_to_be_cached_does_not_keep_what_it_hit(new
 def test_what_windows_leave_behind_can_be_had_in_every_round_and_once_in_each():
     with Rig(FULL_AND_WINDOW._replace(window=8, num_large=400), Settings()) as rig:
         rig.submit(answer([0], 5), 200)
-        allocator, windows = rig.pools.allocator, rig.pools.cache.windows
+        allocator = rig.pools.allocator
         window = allocator.groups.mapped[0]
 
         def given_back() -> int:
             used = allocator.core.num_used[window]
-            windows.slide(allocator.pressure.decoding, exactly=False)
+            rig.slide()
             return used - allocator.core.num_used[window]
 
         rig.turn(40)
